@@ -1,0 +1,64 @@
+# Everything a new machine needs: Python 3.11, a C++ compiler (for hnswlib) and make.
+# Targets set up what they need; run them twice and the second time is quick.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONSAFEPATH := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+
+RUN := runs/demo
+BUNDLE := $(RUN)/bundle
+
+.PHONY: help setup demo test test-all check format proto bench-load clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed ## Create .venv from pinned versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "== Setting up $(VENV) from pinned versions (about 90 seconds)"
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install Python 3.11 or set PYTHON=..."; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "no C++ compiler: hnswlib needs one (Debian: apt-get install g++)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@HNSWLIB_NO_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[export,dev]'
+	@touch $@
+
+demo: setup ## Simulate logs, train, export, serve, and ask 12 held-out queries
+	@bash examples/demo.sh
+
+test: setup ## Run the tests
+	@$(BIN)/python -m pytest -q -m "not slow and not triton"
+
+test-all: setup clients/node/node_modules/.installed ## Also run what is heavy: other clients, long comparisons
+	@$(BIN)/python -m pytest -q -m "not triton"
+
+clients/node/node_modules/.installed: clients/node/package-lock.json
+	@echo "== Installing the Node client's dependencies"
+	@cd clients/node && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+check: setup ## Lint, types, import rules, proto lint, generated-code drift
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint
+	@$(BIN)/python proto/generate.py --check
+
+format: setup ## Format and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/buf format -w
+
+proto: setup ## Generate proto/gen from proto/queryrec
+	@$(BIN)/python proto/generate.py
+
+bench-load: setup ## Load-test the demo's bundle; the last line is JSON
+	@test -f $(BUNDLE)/manifest.json || { echo "no bundle at $(BUNDLE): run make demo first"; exit 1; }
+	@bash benchmarks/load.sh $(BUNDLE)
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,145 @@
+/** The client against a real gRPC server whose answers are fixed. */
+
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { after, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import grpc from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { feedback, QueryRecClient, QueryRecError } from './client.js';
+
+const HERE = fileURLToPath(new URL('.', import.meta.url));
+// google.rpc.Status {5, "no such scenario", ErrorInfo {ERROR_REASON_SCENARIO_UNKNOWN, queryrec.v1,
+// {"field": "scenario"}}} as bytes, so that what is tested does not also make the test's input.
+const DETAILS = Buffer.concat([
+  Buffer.from('08051210', 'hex'),
+  Buffer.from('no such scenario'),
+  Buffer.from('1a6d0a28', 'hex'),
+  Buffer.from('type.googleapis.com/google.rpc.ErrorInfo'),
+  Buffer.from('12410a1d', 'hex'),
+  Buffer.from('ERROR_REASON_SCENARIO_UNKNOWN'),
+  Buffer.from('120b', 'hex'),
+  Buffer.from('queryrec.v1'),
+  Buffer.from('1a130a05', 'hex'),
+  Buffer.from('field'),
+  Buffer.from('120a', 'hex'),
+  Buffer.from('scenario!!'),
+]);
+
+let server;
+let client;
+let target;
+let received;
+
+before(async () => {
+  const definition = loadSync('queryrec/v1/query_recommender_service.proto', {
+    includeDirs: [`${HERE}../../proto`],
+    longs: Number,
+    enums: String,
+  });
+  server = new grpc.Server();
+  server.addService(definition['queryrec.v1.QueryRecommenderService'], {
+    Recommend({ request }, reply) {
+      if (request.query === 'never') return;
+      if (request.scenario !== 'suggestion') {
+        const metadata = new grpc.Metadata();
+        metadata.set('grpc-status-details-bin', DETAILS);
+        reply({ code: grpc.status.NOT_FOUND, details: 'no such scenario', metadata });
+        return;
+      }
+      reply(null, {
+        suggestions: [
+          {
+            text: `${request.query} case`,
+            clickProbability: 0.25,
+            sources: ['SUGGESTION_SOURCE_LOG', 'SUGGESTION_SOURCE_GENERATED'],
+            position: 1,
+          },
+        ],
+        attributionToken: 'token',
+        stageTimings: [{ stage: 'total', durationUs: 1500 }],
+      });
+    },
+    RecordFeedback({ request }, reply) {
+      received = request.events;
+      reply(null, { numAccepted: request.events.length });
+    },
+    ListScenarios(_, reply) {
+      reply(null, { scenarios: [{ name: 'suggestion', maxNumSuggestions: 16 }] });
+    },
+  });
+  const port = await promisify(server.bindAsync.bind(server))(
+    '127.0.0.1:0',
+    grpc.ServerCredentials.createInsecure(),
+  );
+  target = `127.0.0.1:${port}`;
+  client = new QueryRecClient(target, { timeoutMs: 10_000 });
+});
+
+after(() => {
+  client.close();
+  server.forceShutdown();
+});
+
+test('an answer has the fields of the contract', async () => {
+  const answer = await client.recommend({ scenario: 'suggestion', query: 'phone' });
+  assert.deepEqual(answer.suggestions.map((s) => [s.text, s.clickProbability, s.position]), [
+    ['phone case', 0.25, 1],
+  ]);
+  assert.equal(answer.stageTimings[0].durationUs, 1500);
+  assert.equal((await client.listScenarios())[0].maxNumSuggestions, 16);
+});
+
+test('a click carries token, position, time and an id of its own', async () => {
+  const answer = await client.recommend({ scenario: 'suggestion', query: 'phone' });
+  const time = new Date('2026-03-01T00:00:00.005Z');
+  const events = [feedback(answer, 'CLICK', 1, { time }), feedback(answer, 'IMPRESSION', 1)];
+  assert.equal((await client.recordFeedback(events)).numAccepted, 2);
+  assert.equal(received[0].kind, 'FEEDBACK_KIND_CLICK');
+  assert.equal(received[0].attributionToken, 'token');
+  assert.deepEqual(received[0].time, { seconds: 1_772_323_200, nanos: 5_000_000 });
+  assert.notEqual(received[0].eventId, received[1].eventId);
+});
+
+test('an error carries status, reason and metadata', async () => {
+  await assert.rejects(client.recommend({ scenario: 'no', query: 'phone' }), (error) => {
+    assert.ok(error instanceof QueryRecError);
+    assert.equal(error.status, 'NOT_FOUND');
+    assert.equal(error.reason, 'ERROR_REASON_SCENARIO_UNKNOWN');
+    assert.deepEqual({ ...error.metadata }, { field: 'scenario!!' });
+    assert.equal(error.retryable, false);
+    return true;
+  });
+});
+
+test('a passed deadline and a missing server have no reason', async () => {
+  const late = client.recommend({ scenario: 'suggestion', query: 'never' }, { timeoutMs: 50 });
+  await assert.rejects(late, { status: 'DEADLINE_EXCEEDED', reason: undefined });
+  const nowhere = new QueryRecClient('127.0.0.1:1', { timeoutMs: 10_000 });
+  await assert.rejects(nowhere.listScenarios(), { status: 'UNAVAILABLE', retryable: true });
+  nowhere.close();
+});
+
+test('an aborted call ends with the reason of its signal', async () => {
+  const aborter = new AbortController();
+  const options = { signal: aborter.signal };
+  const call = client.recommend({ scenario: 'suggestion', query: 'never' }, options);
+  aborter.abort();
+  await assert.rejects(call, { name: 'AbortError' });
+});
+
+test('ask prints suggestions, sends a click, and exits 1 with the reason on an error', async () => {
+  const run = promisify(execFile);
+  const ask = (...args) =>
+    run(process.execPath, ['ask.js', '--target', target, ...args], { cwd: HERE });
+  const { stdout } = await ask('--click', '1', 'phone');
+  assert.match(stdout, /^1\. phone case {2}\(25\.0 % click, log\+generated\)$/m);
+  assert.match(stdout, /^feedback: 2 events stored$/m);
+  await assert.rejects(ask('--scenario', 'no', 'phone'), (error) => {
+    assert.equal(error.code, 1);
+    assert.match(error.stderr, /NOT_FOUND ERROR_REASON_SCENARIO_UNKNOWN: no such scenario/);
+    return true;
+  });
+  await assert.rejects(ask('--max', 'many', 'phone'), { code: 2 });
+});

@@ -1,0 +1,399 @@
+"""A client of the queryrec service for asyncio programs.
+
+Knows nothing of how suggestions are made: it turns the contract's messages into plain values and
+failed calls into one exception. It never retries; ``QueryRecError.is_retryable`` says when that
+helps.
+
+    async with QueryRecClient("localhost:50051", timeout_s=0.1) as client:
+        answer = await client.recommend("suggestion", "wireless earbuds")
+        shown = [answer.event("impression", s.position) for s in answer.suggestions]
+        await client.record_feedback([*shown, answer.event("click", position=1)])
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, NamedTuple, Protocol, Self, TypeVar
+
+import grpc
+from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+
+from queryrec.v1 import (
+    error_reason_pb2,
+    feedback_pb2,
+    side_information_pb2,
+    stage_pb2,
+    suggestion_pb2,
+)
+from queryrec.v1 import query_recommender_service_pb2 as service_pb2
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+
+FeedbackKind = Literal["impression", "click", "dismiss"]
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_DOMAIN = "queryrec.v1"
+_RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
+
+
+class QueryRecError(Exception):
+    """A call that failed.
+
+    Attributes:
+        code: The gRPC status.
+        reason: Name of the ``ErrorReason``, such as "ERROR_REASON_QUERY_EMPTY"; None if the failure
+            did not come from the service itself (no connection, deadline passed).
+        message: What was wrong, for a developer.
+        metadata: What ``error_reason.proto`` lists with the reason, such as the field.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str | None,
+        message: str,
+        metadata: Mapping[str, str],
+    ) -> None:
+        super().__init__(f"{reason or code.name}: {message}")
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata)
+
+    @classmethod
+    def from_rpc_error(cls, error: aio.AioRpcError) -> Self:
+        """Returns the failure of a call made with the stubs, ErrorInfo taken apart."""
+        info = _error_info(error)
+        return cls(error.code(), info.reason or None, error.details() or "", info.metadata)
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same call may succeed later or on another replica."""
+        return self.code in _RETRYABLE
+
+
+class Suggestion(NamedTuple):
+    """One recommended query."""
+
+    text: str
+    click_probability: float  # if shown at this position
+    sources: tuple[str, ...]  # of "log" and "generated"
+    position: int  # 1 is the first
+
+
+class Omission(NamedTuple):
+    """A stage that did less than the scenario asks for."""
+
+    stage: str
+    kind: str  # "skipped" or "degraded"
+    reason: str  # such as "budget"
+
+
+class Scenario(NamedTuple):
+    """A panel that the service can fill."""
+
+    name: str
+    description: str
+    default_num_suggestions: int
+    max_num_suggestions: int
+    has_auxiliary_text: bool
+
+
+class Refusal(NamedTuple):
+    """A feedback event that was not stored."""
+
+    event_index: int
+    reason: str
+    message: str
+
+
+class Receipt(NamedTuple):
+    """What became of a batch of feedback; everything not refused is durable."""
+
+    num_accepted: int
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackEvent:
+    """One thing that a user did with one suggestion.
+
+    Send the same object again after an error: its ``event_id`` makes it count once.
+    """
+
+    attribution_token: str
+    kind: FeedbackKind
+    position: int
+    time_unix_ns: int = field(default_factory=time.time_ns)
+    event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    user_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The answer to one request.
+
+    Attributes:
+        request_id: Identifies the answer in logs.
+        suggestions: Best first; fewer than asked for, even none, is normal.
+        auxiliary_text: The line that introduces them, such as a clarifying question; may be empty.
+        attribution_token: Ties feedback to this answer.
+        stage_us: Microseconds by stage of the server, "total" among them.
+        omissions: What was left out; empty means full quality.
+        bundle_id: The models that answered.
+    """
+
+    request_id: str
+    suggestions: tuple[Suggestion, ...]
+    auxiliary_text: str
+    attribution_token: str
+    stage_us: Mapping[str, int]
+    omissions: tuple[Omission, ...]
+    bundle_id: str
+
+    def event(
+        self, kind: FeedbackKind, position: int, *, user_key: str | None = None
+    ) -> FeedbackEvent:
+        """Returns a feedback event for the suggestion at ``position``, stamped with the time."""
+        return FeedbackEvent(
+            attribution_token=self.attribution_token,
+            kind=kind,
+            position=position,
+            user_key=user_key,
+        )
+
+
+class QueryRecClient:
+    """One connection to the service; share it, it carries any number of calls at once.
+
+    Args:
+        target: Address, such as "localhost:50051" or "dns:///queryrec:50051".
+        timeout_s: Deadline of each call, in seconds: the time budget of an answer.
+        credentials: For TLS, from ``grpc.ssl_channel_credentials``; plain text without.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = 1.0,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s is {timeout_s}; it must be above 0")
+        if credentials is None:
+            self._channel = aio.insecure_channel(target)
+        else:
+            self._channel = aio.secure_channel(target, credentials)
+        self._stub = QueryRecommenderServiceStub(self._channel)
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def recommend(
+        self,
+        scenario: str,
+        query: str,
+        *,
+        session_id: str = "",
+        user_key: str = "",
+        locale: str = "",
+        session_queries: Sequence[str] = (),
+        answer: str = "",
+        side_information: Sequence[tuple[str, str]] = (),
+        exclude: Sequence[str] = (),
+        max_suggestions: int = 0,
+        latency_budget_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Recommendation:
+        """Returns suggestions for ``query``.
+
+        Args:
+            scenario: Name of the panel, as ``list_scenarios`` has it.
+            query: What the user searched for or has typed so far.
+            session_id: Opaque id of the search session.
+            user_key: Opaque, salted key of the user; only ever counted.
+            locale: BCP 47 tag, such as "pt-BR".
+            session_queries: The session's earlier queries, oldest first.
+            answer: The assistant's answer, for conversational search.
+            side_information: (kind, text) pairs, most important first.
+            exclude: Texts not to suggest.
+            max_suggestions: At most this many; 0 means the scenario's default.
+            latency_budget_s: Asks for an answer in less time than the deadline, in seconds.
+            timeout_s: Deadline of this call instead of the client's, in seconds.
+
+        Raises:
+            QueryRecError: The call failed.
+            ValueError: An argument does not fit the request's fields.
+        """
+        request = service_pb2.RecommendRequest(
+            scenario=scenario,
+            query=query,
+            session_id=session_id,
+            user_key=user_key,
+            locale=locale,
+            session_queries=session_queries,
+            answer=answer,
+            side_information=[
+                side_information_pb2.SideInformation(kind=kind, text=text)
+                for kind, text in side_information
+            ],
+            exclude=exclude,
+            max_suggestions=max_suggestions,
+        )
+        if latency_budget_s is not None:
+            request.latency_budget.CopyFrom(_duration(latency_budget_s))
+        response = await self._call(self._stub.Recommend, request, timeout_s)
+        return Recommendation(
+            request_id=response.request_id,
+            suggestions=tuple(
+                Suggestion(
+                    text=s.text,
+                    click_probability=s.click_probability,
+                    sources=tuple(
+                        _short(suggestion_pb2.SuggestionSource, source, "SUGGESTION_SOURCE_")
+                        for source in s.sources
+                    ),
+                    position=s.position,
+                )
+                for s in response.suggestions
+            ),
+            auxiliary_text=response.auxiliary_text,
+            attribution_token=response.attribution_token,
+            stage_us={timing.stage: timing.duration_us for timing in response.stage_timings},
+            omissions=tuple(
+                Omission(
+                    stage=omission.stage,
+                    kind=_short(stage_pb2.OmissionKind, omission.kind, "OMISSION_KIND_"),
+                    reason=_short(stage_pb2.OmissionReason, omission.reason, "OMISSION_REASON_"),
+                )
+                for omission in response.omissions
+            ),
+            bundle_id=response.bundle_id,
+        )
+
+    async def record_feedback(
+        self, events: Sequence[FeedbackEvent], *, timeout_s: float | None = None
+    ) -> Receipt:
+        """Stores at most 256 events; returns once all that were not refused are durable.
+
+        Raises:
+            QueryRecError: The call failed; send the same events again.
+            ValueError: An event does not fit the request's fields.
+        """
+        request = service_pb2.RecordFeedbackRequest(events=[_event_message(e) for e in events])
+        response = await self._call(self._stub.RecordFeedback, request, timeout_s)
+        return Receipt(
+            num_accepted=response.num_accepted,
+            refusals=tuple(
+                Refusal(
+                    event_index=refusal.event_index,
+                    reason=_name(error_reason_pb2.ErrorReason, refusal.reason),
+                    message=refusal.message,
+                )
+                for refusal in response.refusals
+            ),
+        )
+
+    async def list_scenarios(self, *, timeout_s: float | None = None) -> tuple[Scenario, ...]:
+        """Returns the panels that the service can fill, by name.
+
+        Raises:
+            QueryRecError: The call failed.
+        """
+        response = await self._call(
+            self._stub.ListScenarios, service_pb2.ListScenariosRequest(), timeout_s
+        )
+        return tuple(
+            Scenario(
+                name=s.name,
+                description=s.description,
+                default_num_suggestions=s.default_num_suggestions,
+                max_num_suggestions=s.max_num_suggestions,
+                has_auxiliary_text=s.has_auxiliary_text,
+            )
+            for s in response.scenarios
+        )
+
+    async def _call(
+        self,
+        method: aio.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        timeout_s: float | None,
+    ) -> _Response:
+        try:
+            return await method(
+                request, timeout=self._timeout_s if timeout_s is None else timeout_s
+            )
+        except aio.AioRpcError as error:
+            raise QueryRecError.from_rpc_error(error) from error
+
+
+class _Enum(Protocol):
+    """A generated enum: names by number."""
+
+    def Name(self, number: int, /) -> str: ...
+
+
+def _name(enum: _Enum, number: int) -> str:
+    """Returns the value's name; the number itself if it is newer than this client."""
+    try:
+        return enum.Name(number)
+    except ValueError:
+        return str(int(number))
+
+
+def _short(enum: _Enum, number: int, prefix: str) -> str:
+    return _name(enum, number).removeprefix(prefix).lower()
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
+    if whole < 0 and nanos:  # a Duration's parts share their sign
+        whole, nanos = whole + 1, nanos - 1_000_000_000
+    return duration_pb2.Duration(seconds=whole, nanos=nanos)
+
+
+def _event_message(event: FeedbackEvent) -> feedback_pb2.FeedbackEvent:
+    seconds, nanos = divmod(event.time_unix_ns, 1_000_000_000)
+    return feedback_pb2.FeedbackEvent(
+        event_id=event.event_id,
+        attribution_token=event.attribution_token,
+        kind=f"FEEDBACK_KIND_{event.kind.upper()}",
+        position=event.position,
+        time=timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos),
+        user_key=event.user_key,
+    )
+
+
+def _error_info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    """Returns the service's ErrorInfo in a failed call; an empty one if there is none."""
+    status = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            with contextlib.suppress(DecodeError):  # not from the service, then
+                status.ParseFromString(value)
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == _DOMAIN:
+            return info
+    return error_details_pb2.ErrorInfo()

@@ -1,0 +1,204 @@
+"""Settings of the engine. Knows nothing of how they are used.
+
+Each setting is taken from the first of: command-line flag, environment variable
+`QUERYREC_<SECTION>_<FIELD>` (for example `QUERYREC_SERVER_PORT`), the TOML file, its default.
+All mistakes are reported together. Texts from users appear in no setting.
+"""
+
+import base64
+import binascii
+import secrets
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, cast
+
+import msgspec
+from msgspec import Meta
+
+from engine.attribution import KeyRing
+
+ENV_PREFIX = "QUERYREC_"
+
+Milliseconds = Annotated[float, Meta(gt=0, le=60_000)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and how calls are taken."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; "[::]" for all."""
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 50_051
+    """0 picks a free port and prints it."""
+    default_budget_ms: Milliseconds = 100.0
+    """Time for an answer where the call has no deadline."""
+    reserve_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
+    """Kept back of every deadline for ranking, writing and sending the answer."""
+    grace_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
+    """On SIGTERM, calls in flight may take this long before they are cut."""
+    max_concurrent_calls: Count = 1000
+    """Further calls are refused with RESOURCE_EXHAUSTED before they are read."""
+
+
+class ModelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How models are run."""
+
+    num_threads: Annotated[int, Meta(ge=0, le=512)] = 0
+    """Threads of the pool that all models share. 0: as many as the process may use."""
+    shared_thread_pool: bool = True
+    """False gives each model threads of its own: slower, but needed where the process runs ONNX
+    Runtime sessions that are not the engine's."""
+    max_batch_size: Annotated[int, Meta(ge=1, le=256)] = 8
+    """Rows per model run. A row waits at most one batch and runs in one."""
+    max_waiting: Count = 256
+    """Rows waiting for a model; further requests are refused with RESOURCE_EXHAUSTED."""
+    cost_quantile: Annotated[float, Meta(ge=0.5, le=0.999)] = 0.9
+    """Share of model runs that should not take longer than planned."""
+
+
+class RankingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How candidates are found and ordered."""
+
+    max_log_candidates: Annotated[int, Meta(ge=1, le=32)] = 24
+    """Candidates taken from past searches."""
+    num_nearest: Annotated[int, Meta(ge=1, le=256)] = 16
+    """Past queries nearest to an unknown one whose co-occurrence lists are merged."""
+    diversity: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Share of its score that a suggestion loses if it says the same as one above it."""
+    exploration_rate: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of answers in which neighbours may be swapped, with known probability."""
+    blocklist: str = ""
+    """File of words and phrases, one a line, that no suggestion may contain. Empty: none."""
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Generations kept in memory."""
+
+    max_bytes: Annotated[int, Meta(ge=0)] = 64 << 20
+    """0 turns the cache off."""
+    ttl_s: Annotated[float, Meta(gt=0)] = 600.0
+    """A generation older than this is made anew."""
+
+
+class FeedbackConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Attribution tokens and the feedback log."""
+
+    directory: str = "feedback"
+    """Where events are written."""
+    keys_file: str = ""
+    """File with lines `<key id> <base64 secret>`; the first signs, all verify. Empty: a key is
+    made at start, so tokens do not outlive the process or reach other replicas: demos only."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings."""
+
+    server: ServerConfig = ServerConfig()
+    models: ModelsConfig = ModelsConfig()
+    ranking: RankingConfig = RankingConfig()
+    cache: CacheConfig = CacheConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+
+
+def load_config(
+    path: Path | None, environment: Mapping[str, str], flags: Mapping[str, object]
+) -> Config:
+    """Returns the effective configuration.
+
+    Args:
+        path: TOML file, or None.
+        environment: Such as `os.environ`; only names with the prefix are looked at.
+        flags: Values by "section.field"; None where the flag was not given.
+
+    Raises:
+        ValueError: naming every setting that is unknown or out of range.
+    """
+    problems: list[str] = []
+    given: dict[str, object] = {}  # "section.field" -> value, later sources overwrite
+    if path is not None:
+        given |= _from_file(path, problems)
+    fields = {
+        f"{section.name}.{field.name}": field.type
+        for section in msgspec.structs.fields(Config)
+        for field in msgspec.structs.fields(section.type)
+    }
+    by_variable = {ENV_PREFIX + name.upper().replace(".", "_"): name for name in fields}
+    # Other names with the prefix are let pass: Kubernetes sets QUERYREC_SERVICE_HOST and the like.
+    prefixes = tuple(f"{ENV_PREFIX}{s.upper()}_" for s in Config.__struct_fields__)
+    from_environment: set[str] = set()
+    for variable, value in environment.items():
+        if variable in by_variable:
+            given[by_variable[variable]] = value
+            from_environment.add(by_variable[variable])
+        elif variable.startswith(prefixes):
+            problems.append(f"environment variable {variable} is no setting")
+    for name, value in flags.items():
+        if value is not None:
+            given[name] = value
+            from_environment.discard(name)
+    sections: dict[str, dict[str, object]] = {}
+    for name, value in given.items():
+        if name not in fields:
+            problems.append(f"{name} is no setting")
+            continue
+        section, field = name.split(".")
+        try:
+            sections.setdefault(section, {})[field] = msgspec.convert(
+                value, fields[name], strict=name not in from_environment
+            )
+        except msgspec.ValidationError as error:
+            problems.append(f"{name} is {value!r}: {error}")
+    if problems:
+        raise ValueError("configuration:\n  " + "\n  ".join(sorted(problems)))
+    return msgspec.convert(sections, Config)
+
+
+def describe(config: Config) -> str:
+    """Returns the configuration as TOML."""
+    lines: list[str] = []
+    for section, content in msgspec.to_builtins(config).items():
+        lines.append(f"[{section}]")
+        lines += [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in content.items()]
+    return "\n".join(lines)
+
+
+def load_keys(keys_file: str) -> KeyRing:
+    """Returns the signing keys of a file; a fresh one if the name is empty.
+
+    Raises:
+        ValueError: the file cannot be read or a line is not `<key id> <base64 secret>`.
+    """
+    if not keys_file:
+        return KeyRing(active_key_id="ephemeral", secrets={"ephemeral": secrets.token_bytes(32)})
+    try:
+        lines = Path(keys_file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{keys_file}: signing keys cannot be read: {error}") from None
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            key_id, secret = line.split()
+            keys[key_id] = base64.b64decode(secret, validate=True)
+        except (ValueError, binascii.Error):
+            raise ValueError(f"{keys_file}:{number}: expected `<key id> <base64 secret>`") from None
+    if not keys:
+        raise ValueError(f"{keys_file}: holds no signing key")
+    return KeyRing(active_key_id=next(iter(keys)), secrets=keys)
+
+
+def _from_file(path: Path, problems: list[str]) -> dict[str, object]:
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    given: dict[str, object] = {}
+    for section, values in content.items():
+        if not isinstance(values, dict):
+            problems.append(f"{section} is no section")
+            continue
+        entries = cast("dict[str, object]", values)
+        given |= {f"{section}.{field}": value for field, value in entries.items()}
+    return given

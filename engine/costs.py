@@ -1,0 +1,95 @@
+"""The cost model: how long a stage will take, learned from how long it took.
+
+Model execution is predictable (Clockwork, OSDI 2020), so the planner can decide before starting
+instead of after missing. Knows nothing of what the stages do.
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+from typing import NamedTuple
+
+from engine.deadline import Clock
+from engine.stages import Stage
+
+_WINDOW = 64  # samples per kind of work: 6 of them above the 0.9 quantile
+_HALF_LIFE_S = 10.0
+
+
+class Work(NamedTuple):
+    """A kind of model run: batches of the same kind and size cost about the same."""
+
+    stage: Stage
+    variant: tuple[int, ...] = ()  # what sets the cost of one row, such as slots and new tokens
+
+
+class CostModel:
+    """Upper quantiles of run times, per kind of work and batch bucket (powers of two).
+
+    An estimate that no run refreshes shrinks towards the fastest run seen, by half every 10 s:
+    otherwise a stage that one bad minute priced out would never be tried again. Not thread-safe.
+    """
+
+    def __init__(self, clock: Clock, quantile: float = 0.9) -> None:
+        """Starts without any knowledge; `observe` the warm-up runs before predicting."""
+        self._clock = clock
+        self._quantile = quantile
+        self._windows: dict[tuple[Work, int], _Window] = {}
+
+    def observe(self, work: Work, batch_size: int, elapsed_s: float) -> None:
+        """Learns from one run of `batch_size` rows."""
+        key = (work, _bucket(batch_size))
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = _Window(self._quantile)
+        window.add(elapsed_s, self._clock.now_s())
+
+    def predict_s(self, work: Work, batch_size: int) -> float:
+        """Returns seconds that a run of `batch_size` rows is unlikely to exceed.
+
+        A bucket that never ran is scaled from the nearest one that did, in proportion to the rows
+        upwards and not at all downwards. 0 for work that never ran: the first run will tell.
+        """
+        bucket = _bucket(batch_size)
+        window = self._windows.get((work, bucket))
+        if window is not None:
+            return window.estimate_s(self._clock.now_s())
+        known = [b for w, b in self._windows if w == work]
+        if not known:
+            return 0.0
+        nearest = min(known, key=lambda b: (abs(b.bit_length() - bucket.bit_length()), b))
+        scale = max(1.0, bucket / nearest)
+        return scale * self._windows[work, nearest].estimate_s(self._clock.now_s())
+
+
+class _Window:
+    """The last run times of one kind of work, sorted."""
+
+    __slots__ = ("_floor_s", "_order", "_quantile", "_sorted", "_updated_s", "_upper_s")
+
+    def __init__(self, quantile: float) -> None:
+        self._quantile = quantile
+        self._order: deque[float] = deque()
+        self._sorted: list[float] = []
+        self._floor_s = float("inf")  # fastest run ever
+
+    def add(self, elapsed_s: float, now_s: float) -> None:
+        if len(self._order) == _WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._order.popleft())]
+        self._order.append(elapsed_s)
+        insort(self._sorted, elapsed_s)
+        self._floor_s = min(self._floor_s, elapsed_s)
+        # The smallest sample that at least this share of samples does not exceed.
+        rank = min(len(self._sorted) - 1, int(self._quantile * len(self._sorted)))
+        self._upper_s = self._sorted[rank]
+        self._updated_s = now_s
+
+    def estimate_s(self, now_s: float) -> float:
+        age_s = now_s - self._updated_s
+        if age_s < 1.0:  # the common case under load
+            return self._upper_s
+        return self._floor_s + (self._upper_s - self._floor_s) * 0.5 ** (age_s / _HALF_LIFE_S)
+
+
+def _bucket(batch_size: int) -> int:
+    """Returns the smallest power of two that holds the batch."""
+    return 1 << max(0, batch_size - 1).bit_length()

@@ -1,0 +1,73 @@
+"""What this process may use of the machine's CPUs. Knows nothing of models.
+
+ONNX Runtime sizes its threads by the machine and ignores cgroups and affinity
+(https://github.com/microsoft/onnxruntime/issues/10273), so the engine asks here instead.
+"""
+
+import os
+import re
+from pathlib import Path
+
+_ROOT = Path("/")
+
+
+def num_usable_cpus(root: Path = _ROOT) -> int:
+    """Returns how many threads can run at once: the least of affinity and cgroup quotas.
+
+    Quotas of cgroup v2 are read from the process's own group up to the root, those of v1 from the
+    CPU controller. A quota of 1.5 CPUs counts as 1: a second thread would be throttled.
+
+    Args:
+        root: Where /proc and /sys are; another directory in tests.
+    """
+    quotas = [*_v2_quotas(root), *_v1_quotas(root)]
+    return max(1, min([len(os.sched_getaffinity(0)), *(int(q) for q in quotas)]))
+
+
+def cpu_features(root: Path = _ROOT) -> frozenset[str]:
+    """Returns the CPU's feature flags as Linux names them, such as "avx512_vnni"; may be empty."""
+    try:
+        text = (root / "proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(found.group(1).split()) if found else frozenset()
+
+
+def missing_features(required: list[str], present: frozenset[str]) -> list[str]:
+    """Returns the requirements that are not met.
+
+    A requirement may list alternatives: "avx512_vnni|avx_vnni" is met by either.
+    """
+    return [r for r in required if not present.intersection(r.split("|"))]
+
+
+def _v2_quotas(root: Path) -> list[float]:
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    group = mount / own.lstrip("/")
+    quotas: list[float] = []
+    for directory in (group, *group.parents):
+        if not directory.is_relative_to(mount):
+            break
+        try:
+            quota, period = (directory / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if quota != "max":
+            quotas.append(int(quota) / int(period))
+    return quotas
+
+
+def _v1_quotas(root: Path) -> list[float]:
+    controller = root / "sys/fs/cgroup/cpu"
+    try:
+        quota = int((controller / "cpu.cfs_quota_us").read_text())
+        period = int((controller / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return []
+    return [quota / period] if quota > 0 else []

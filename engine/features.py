@@ -1,0 +1,73 @@
+"""Dense features of the click model, computed by the same code in training and serving.
+
+Knows nothing of the index: popularity and association come as arguments.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEATURE_NAMES = (
+    "log_popularity",  # log(1 + searches) / 10; 0 for texts the log does not know
+    "npmi",  # association with the query in sessions, 0 where unknown
+    "is_known",  # 1 if the log knows the text
+    "word_overlap",  # Jaccard similarity of the sets of words
+    "query_coverage",  # share of the query's words that the text repeats
+    "trigram_overlap",  # Jaccard similarity of the sets of character trigrams
+    "num_words",  # / 8
+    "num_new_words",  # / 8; words that the query does not have
+    "extends_query",  # 1 if the text starts with the query
+    "num_characters",  # / 64
+)
+
+
+def candidate_features(
+    query: str,
+    candidates: Sequence[str],
+    popularity: Sequence[float] | NDArray[np.float32],
+    npmi: Sequence[float] | NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Returns float32 (C, F) features of C candidates for one query; F = len(FEATURE_NAMES).
+
+    Args:
+        query: normalised query, or typed prefix.
+        candidates: normalised texts.
+        popularity: searches per candidate; 0 where the log does not know it.
+        npmi: association of query and candidate in [-1, 1]; 0 where unknown.
+    """
+    features = np.zeros((len(candidates), len(FEATURE_NAMES)), np.float32)
+    if not candidates:
+        return features
+    query_words = set(query.split())
+    query_trigrams = _trigrams(query)
+    counts = np.asarray(popularity, np.float32)
+    features[:, 0] = np.log1p(counts) / 10
+    features[:, 1] = np.asarray(npmi, np.float32)
+    features[:, 2] = counts > 0
+    rows: list[tuple[float, ...]] = []
+    for text in candidates:
+        word_list = text.split()
+        words = set(word_list)
+        shared = len(words & query_words)
+        trigrams = _trigrams(text)
+        num_shared_trigrams = len(trigrams & query_trigrams)
+        rows.append(
+            (
+                shared / max(1, len(words) + len(query_words) - shared),
+                shared / max(1, len(query_words)),
+                num_shared_trigrams
+                / max(1, len(trigrams) + len(query_trigrams) - num_shared_trigrams),
+                len(word_list) / 8,
+                (len(words) - shared) / 8,
+                float(text.startswith(query)),
+                len(text) / 64,
+            )
+        )
+    features[:, 3:] = rows
+    return features
+
+
+def _trigrams(text: str) -> set[str]:
+    padded = f" {text} "
+    return {padded[i : i + 3] for i in range(len(padded) - 2)}

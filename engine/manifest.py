@@ -1,0 +1,159 @@
+"""The manifest of a bundle: what is in the directory and how to use it.
+
+`export` writes it, `engine` reads and verifies it. One directory is one immutable release.
+Knows nothing of how models are run or indexes searched.
+"""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all manifest parts: immutable, and unknown keys are an error."""
+
+
+class ScenarioSpec(_Part, frozen=True, kw_only=True):
+    """One suggestion panel."""
+
+    name: str
+    description: str
+    completes_prefix: bool = False  # suggestions must start with the query
+    has_auxiliary_text: bool = False  # slot 0 writes a lead-in, e.g. the clarifying question
+    num_suggestions: int = 6  # default when a request asks for 0
+    num_slots: int = 8  # sequences generated per request (slots mode), auxiliary text included
+    max_new_tokens: int = 8  # per suggestion
+    max_auxiliary_tokens: int = 16
+    position_ctr: list[float]  # mean p(click | shown at position) / that of position 1, from logs
+
+
+class PromptSpec(_Part, frozen=True, kw_only=True):
+    """How a request becomes token ids; lengths are in tokens."""
+
+    max_tokens: int = 64
+    max_query_tokens: int = 24
+    max_item_tokens: int = 10
+    max_cooccurring: int = 5
+    side_information_kinds: list[str]
+    instruction: str = ""  # text put before everything else, for models that follow instructions
+
+
+class ModelSpec(_Part, frozen=True, kw_only=True):
+    """One ONNX file and the names, element types and shapes of its inputs and outputs."""
+
+    file: str
+    precision: str  # "fp32" or "int8"
+    inputs: dict[str, list[str | int]]
+    outputs: dict[str, list[str | int]]
+    tokenizer: str = "tokenizer.json"
+    required_cpu_features: list[str] = []  # e.g. "avx512_vnni"; else the fallback is used
+    fallback_file: str | None = None
+
+
+class GeneratorSpec(ModelSpec, frozen=True, kw_only=True):
+    """The generator: decoding mode and limits of its graph."""
+
+    mode: str  # "slots" or "list"
+    max_prompt_tokens: int
+    max_new_tokens: int  # upper limit over all slots that the graph's position table allows
+
+
+class ClickModelSpec(ModelSpec, frozen=True, kw_only=True):
+    """The click model: its features and the calibration of its logit."""
+
+    feature_names: list[str]
+    # scenario -> (slope, intercept): p(click | seen) = sigmoid(slope * logit + intercept)
+    calibration: dict[str, tuple[float, float]]
+    max_candidate_tokens: int = 16
+
+
+class IndexSpec(_Part, frozen=True, kw_only=True):
+    """The co-occurrence index."""
+
+    directory: str = "index"
+    num_queries: int
+    embedding_dim: int
+    metric: str = "ip"
+    m: int
+    ef_construction: int
+    ef_search: int
+    encoder_sha256: str  # of the encoder file whose embeddings are indexed
+    min_users: int  # k of k-anonymity
+    counted: str  # what k counts: "users" or "sessions"
+
+
+class Manifest(_Part, frozen=True, kw_only=True):
+    """Everything the engine must know about a bundle."""
+
+    schema_version: int = SCHEMA_VERSION
+    bundle_id: str
+    created_at: str  # RFC 3339
+    prompt: PromptSpec
+    scenarios: list[ScenarioSpec]
+    encoder: ModelSpec | None = None
+    generator: GeneratorSpec | None = None
+    click_model: ClickModelSpec | None = None
+    index: IndexSpec | None = None
+    parity: dict[str, dict[str, float]] = {}  # measured at export, per model
+    quality: dict[str, float] = {}
+    provenance: dict[str, str] = {}
+    files: dict[str, str]  # path relative to the bundle -> sha256
+
+
+class BundleError(ValueError):
+    """A bundle cannot be used; the message names the file and what is wrong with it."""
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the hex sha256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes manifest.json; every other file must be in place and listed in `files`."""
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    (directory / MANIFEST_FILE).write_bytes(encoded + b"\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads manifest.json without checking the files it lists.
+
+    Raises:
+        BundleError: there is no manifest, or it has a wrong schema version or content.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); is this a bundle?") from None
+    try:
+        version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{path}: schema_version is {version!r}, this engine reads {SCHEMA_VERSION}; "
+                "export the bundle again with the matching release"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{path}: {error}") from None
+
+
+def verify_files(directory: Path, manifest: Manifest) -> None:
+    """Checks every listed file against its sha256.
+
+    Raises:
+        BundleError: naming the first file that is missing or changed.
+    """
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise BundleError(f"{path}: lies outside the bundle")
+        if not path.is_file():
+            raise BundleError(f"{path}: listed in {MANIFEST_FILE} but missing")
+        if sha256_of(path) != expected:
+            raise BundleError(f"{path}: content differs from its sha256 in {MANIFEST_FILE}")

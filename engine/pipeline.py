@@ -1,0 +1,334 @@
+"""A request's way through the engine: plan, look up, generate, score, merge, rank.
+
+What does not fit the time that is left is left out, and the answer says so; a stage that fails
+is left out too. Knows nothing of gRPC.
+"""
+
+import asyncio
+import random
+
+import numpy as np
+
+from engine.answer import Answer, Question, Suggestion
+from engine.attribution import Source
+from engine.batcher import BatchFailed, Done, TooLate
+from engine.bundle import Bundle
+from engine.candidates import Candidate, WrittenTexts, key_of, merged, written_texts
+from engine.config import Config
+from engine.costs import Work
+from engine.deadline import Clock
+from engine.errors import DeadlineUnreachable
+from engine.features import candidate_features
+from engine.models import Floats, GenerateRow, ScoreRow, Sequences
+from engine.planner import ENCODE, SCORED_SIZES, Plan, Wanted, make_plan, score_work
+from engine.prompt import ANSWER, COOCCURRING, SESSION, Prompt, SideInformation
+from engine.ranking import click_probability, diverse_order, explored, seen_probabilities
+from engine.retrieval import NOTHING, Retrieval, Retrieved
+from engine.runtime import Runtime
+from engine.safety import Blocklist
+from engine.stages import Left, Omission, Probe, Stage, Why
+from engine.worker import Found, LookupRow, Worker
+
+_PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
+_MAX_MEMOISED_TEXTS = 100_000
+
+
+class Pipeline:
+    """Answers questions with one bundle. To be used from one event loop."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        runtime: Runtime,
+        config: Config,
+        clock: Clock,
+        *,
+        blocklist: Blocklist | None = None,
+        randomness: random.Random | None = None,
+    ) -> None:
+        """Puts the parts together; runs nothing yet."""
+        self.bundle = bundle
+        self._config = config
+        self._clock = clock
+        self._blocklist = blocklist or Blocklist()
+        self._random = randomness or random.Random()
+        self._retrieval = (
+            Retrieval(
+                bundle.index,
+                max_candidates=config.ranking.max_log_candidates,
+                max_cooccurring=bundle.manifest.prompt.max_cooccurring,
+                num_nearest=config.ranking.num_nearest,
+            )
+            if bundle.index
+            else None
+        )
+        generator = bundle.manifest.generator
+        self._is_list = generator is not None and generator.mode == "list"
+        self._token_ids: dict[str, list[int]] = {}
+        self.worker = Worker(bundle, self._retrieval, runtime, config, clock)
+
+    async def recommend(self, question: Question, probe: Probe) -> Answer:
+        """Returns an answer before the question's deadline.
+
+        Raises:
+            DeadlineUnreachable: the deadline has passed.
+            QueueFull: too many rows wait for a model.
+        """
+        if question.deadline.has_passed:
+            raise DeadlineUnreachable(question.deadline.left_s())
+        request = _Request(question, probe, self._config.server.reserve_ms / 1000)
+        retrieved = await self._retrieve(request)
+        with probe.during(Stage.TOKENISE):
+            side = _side_information(question)
+            cooccurring = [SideInformation(COOCCURRING, t) for t in retrieved.cooccurring[::-1]]
+            prompt = self.bundle.renderer.generation_prompt(
+                question.scenario.name, question.query, [*cooccurring, *side]
+            )
+        sequences = await self._generate(request, prompt)
+        with probe.during(Stage.MERGE):
+            texts = written_texts(
+                self.bundle.vocabulary,
+                sequences,
+                is_list=self._is_list,
+                has_auxiliary_text=question.scenario.has_auxiliary_text,
+                healed=prompt.healed,
+            )
+            candidates = self._candidates(question, texts, retrieved)
+            lead = texts.auxiliary
+            auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
+        p_seen_C, is_scored = await self._score(request, candidates, side)
+        with probe.during(Stage.RERANK):
+            suggestions = self._ranked(question, candidates, p_seen_C, is_scored)
+        return Answer(
+            suggestions=suggestions,
+            auxiliary_text=auxiliary,
+            omissions=request.in_stage_order(),
+        )
+
+    async def _retrieve(self, request: "_Request") -> Retrieved:
+        """Returns known queries that fit, through the encoder where the exact table lacks them."""
+        question, retrieval = request.question, self._retrieval
+        if retrieval is None:
+            request.omit(Stage.RETRIEVE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+            return NOTHING
+        query = question.query
+        if question.scenario.completes_prefix:
+            with request.probe.during(Stage.RETRIEVE):
+                if retrieval.is_fast(query):
+                    return retrieval.completions(query, question.session_queries)
+                return await asyncio.to_thread(
+                    retrieval.completions, query, question.session_queries
+                )
+        with request.probe.during(Stage.RETRIEVE):
+            exact = retrieval.exact(query)
+        if exact is not None:
+            return exact
+        if self.bundle.encoder is None:
+            request.omit(Stage.ENCODE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+        else:
+            plan = self._plan(request, encode=True, generate=True)
+            request.adopt(plan, Stage.ENCODE)
+            if plan.encode:
+                with request.probe.during(Stage.TOKENISE):
+                    row = LookupRow(query, self.bundle.encoder_ids(query))
+                done = await self._submit(request, ENCODE, row, later_s=0.0)
+                if done is not None:
+                    found: Found = done.result
+                    request.probe.add(Stage.ENCODE, found.encode_s)
+                    request.probe.add(Stage.RETRIEVE, found.search_s)
+                    return found.retrieved
+        with request.probe.during(Stage.RETRIEVE):
+            return retrieval.nearby(query, None)
+
+    async def _generate(self, request: "_Request", prompt: Prompt) -> Sequences | None:
+        rungs = self.bundle.rungs[request.question.scenario.name]
+        if not rungs:
+            request.omit(Stage.GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+            return None
+        plan = self._plan(request, encode=False, generate=True)
+        request.adopt(plan, Stage.GENERATE)
+        row = GenerateRow(prompt.ids, prompt.first_token_range, rungs[0])
+        for rung in rungs:  # best first; what is planned is worth more than a smaller cached one
+            cached = self.worker.cached(row._replace(rung=rung))
+            if cached is not None:
+                request.omit(Stage.GENERATE, Left.SKIPPED, Why.CACHED)
+                return cached
+            if rung == plan.rung:
+                break
+        if plan.rung is None:
+            return None
+        row = row._replace(rung=plan.rung)
+        later_s = (
+            self.worker.costs.predict_s(score_work(SCORED_SIZES[0]), 1) if plan.num_scored else 0.0
+        )
+        done = await self._submit(request, plan.rung.work, row, later_s=later_s)
+        if done is None:
+            return None
+        request.probe.add(Stage.GENERATE, done.run_s)
+        return done.result
+
+    async def _score(
+        self, request: "_Request", candidates: list[Candidate], side: list[SideInformation]
+    ) -> tuple[Floats, bool]:
+        """Returns p(click | seen) of the first candidates, and whether a model gave them."""
+        question, bundle = request.question, self.bundle
+        prior_C = np.full(len(candidates), _PRIOR_P_SEEN, np.float32)
+        spec = bundle.manifest.click_model
+        if bundle.click_model is None or spec is None:
+            request.omit(Stage.SCORE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+            return prior_C, False
+        if not candidates:
+            return prior_C, False
+        plan = self._plan(request, encode=False, generate=False)
+        request.adopt(plan, Stage.SCORE)
+        if plan.num_scored == 0:
+            return prior_C, False
+        scored = candidates[: plan.num_scored]
+        with request.probe.during(Stage.TOKENISE):
+            row = ScoreRow(
+                bundle.renderer.click_context(question.scenario.name, question.query, side),
+                self._ids_of([c.text for c in scored]),
+                candidate_features(
+                    question.query,
+                    [c.text for c in scored],
+                    [c.popularity for c in scored],
+                    [c.npmi for c in scored],
+                ),
+            )
+        done = await self._submit(request, score_work(len(scored)), row, later_s=0.0)
+        if done is None:
+            return prior_C, False
+        request.probe.add(Stage.SCORE, done.run_s)
+        calibration = spec.calibration.get(question.scenario.name, (1.0, 0.0))
+        return seen_probabilities(done.result, calibration), True
+
+    async def _submit(
+        self, request: "_Request", work: Work, row: object, *, later_s: float
+    ) -> Done | None:
+        """Returns the result of a row, or None with an omission if it fails or comes too late."""
+        finish_by_s = request.deadline.at_s - later_s
+        queued_s = self._clock.now_s()
+        try:
+            async with asyncio.timeout(max(0.0, finish_by_s - queued_s)):
+                done = await self.worker.submit(work, row, finish_by_s)
+        except (TooLate, TimeoutError):
+            request.probe.add(Stage.QUEUE, self._clock.now_s() - queued_s)
+            request.omit(work.stage, Left.SKIPPED, Why.OVERLOAD)
+            return None
+        except BatchFailed:
+            request.omit(work.stage, Left.SKIPPED, Why.FAILURE)
+            return None
+        request.probe.add(Stage.QUEUE, done.queue_s)
+        return done
+
+    def _plan(self, request: "_Request", *, encode: bool, generate: bool) -> Plan:
+        rungs = self.bundle.rungs[request.question.scenario.name] if generate else ()
+        wanted = Wanted(
+            encode=encode, rungs=rungs, score=self.bundle.manifest.click_model is not None
+        )
+        first = ENCODE if encode else rungs[0].work if rungs else score_work(SCORED_SIZES[0])
+        load = self.worker.load(first)
+        return make_plan(self.worker.costs, wanted, request.deadline.left_s(), load)
+
+    def _candidates(
+        self, question: Question, texts: WrittenTexts, retrieved: Retrieved
+    ) -> list[Candidate]:
+        log = [
+            Candidate(text, key_of(text), Source.LOG, popularity, npmi)
+            for text, popularity, npmi in zip(
+                retrieved.texts, retrieved.popularity, retrieved.npmi, strict=True
+            )
+        ]
+        excluded = question.excluded_keys | {key_of(question.query)}
+        candidates = merged(
+            texts.finished,
+            log,
+            excluded_keys=excluded,
+            is_blocked=self._blocklist.blocks,
+            limit=SCORED_SIZES[0],
+        )
+        if len(candidates) < question.num_suggestions and texts.cut:
+            candidates += merged(
+                texts.cut,
+                (),
+                excluded_keys=excluded | {c.key for c in candidates},
+                is_blocked=self._blocklist.blocks,
+                limit=question.num_suggestions - len(candidates),
+            )
+        new = [c for c in candidates if c.source is Source.GENERATED]
+        if self._retrieval is not None and new:
+            popularity, npmi = self._retrieval.known(question.query, [c.text for c in new])
+            for candidate, count, association in zip(new, popularity, npmi, strict=True):
+                candidate.popularity, candidate.npmi = count, association
+        return candidates
+
+    def _ranked(
+        self, question: Question, candidates: list[Candidate], p_seen_C: Floats, is_scored: bool
+    ) -> tuple[Suggestion, ...]:
+        if is_scored:
+            order = diverse_order(
+                p_seen_C,
+                [c.text for c in candidates[: len(p_seen_C)]],
+                question.query,
+                diversity=self._config.ranking.diversity,
+                k=question.num_suggestions,
+            )
+            # Candidates beyond those that were scored only fill up.
+            order += range(len(p_seen_C), len(candidates))
+        else:
+            order = list(range(len(candidates)))
+        order = order[: question.num_suggestions]
+        places, propensities = explored(
+            len(order), self._config.ranking.exploration_rate, self._random
+        )
+        suggestions: list[Suggestion] = []
+        for position, (place, propensity) in enumerate(zip(places, propensities, strict=True), 1):
+            chosen = order[place]
+            p_seen = float(p_seen_C[chosen]) if chosen < len(p_seen_C) else _PRIOR_P_SEEN
+            candidate = candidates[chosen]
+            p_click = click_probability(p_seen, question.scenario, position)
+            suggestions.append(Suggestion(candidate.text, p_click, candidate.source, propensity))
+        return tuple(suggestions)
+
+    def _ids_of(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of texts; those of texts seen lately are remembered."""
+        known = self._token_ids
+        new = [t for t in texts if t not in known]
+        if new:
+            if len(known) > _MAX_MEMOISED_TEXTS:
+                known.clear()
+            known.update(zip(new, self.bundle.vocabulary.encode_batch(new), strict=True))
+        return [known[t] for t in texts]
+
+
+class _Request:
+    """What one request carries from stage to stage."""
+
+    __slots__ = ("_omissions", "deadline", "probe", "question")
+
+    def __init__(self, question: Question, probe: Probe, reserve_s: float) -> None:
+        self.question = question
+        self.probe = probe
+        self.deadline = question.deadline.sooner(reserve_s)
+        self._omissions: dict[Stage, Omission] = {}
+
+    def omit(self, stage: Stage, kind: Left, reason: Why) -> None:
+        self._omissions[stage] = Omission(stage, kind, reason)
+
+    def adopt(self, plan: Plan, stage: Stage) -> None:
+        """Takes over what a plan leaves out of one stage."""
+        for omission in plan.omissions:
+            if omission.stage is stage:
+                self._omissions[stage] = omission
+
+    def in_stage_order(self) -> tuple[Omission, ...]:
+        return tuple(self._omissions[s] for s in Stage if s in self._omissions)
+
+
+def _side_information(question: Question) -> list[SideInformation]:
+    """Returns the context beside co-occurring queries, what matters most last."""
+    side = list(question.side_information[::-1])
+    if question.answer:
+        side.append(SideInformation(ANSWER, question.answer))
+    side += [SideInformation(SESSION, q) for q in question.session_queries]
+    return side

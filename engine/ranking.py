@@ -1,0 +1,90 @@
+"""Ranking: from click logits to an order, and from an order to click probabilities.
+
+Knows nothing of where candidates or logits come from.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.manifest import ScenarioSpec
+
+_SIMILAR = 0.5  # similarity above which two suggestions begin to say the same
+_QUERY_WORD_WEIGHT = 0.25  # words of the query say little about how two suggestions differ
+Floats = NDArray[np.float32]
+
+
+def seen_probabilities(logits_C: Floats, calibration: tuple[float, float]) -> Floats:
+    """Returns p(click | seen) of each candidate: sigmoid(slope * logit + intercept)."""
+    slope, intercept = calibration
+    return (1 / (1 + np.exp(-(slope * logits_C + intercept)))).astype(np.float32)
+
+
+def diverse_order(
+    scores_C: Floats, texts: Sequence[str], query: str, *, diversity: float, k: int
+) -> list[int]:
+    """Returns up to k places of candidates, picked one by one by score less repetition.
+
+    A candidate loses `diversity` of its score if it says the same as one already picked, less if
+    it is only similar, nothing below a similarity of one half (weighted Jaccard of words). Ties go
+    to the earlier candidate.
+    """
+    num_picks = min(k, len(texts))
+    if diversity == 0:
+        return np.argsort(-scores_C, kind="stable")[:num_picks].tolist()
+    similarity_CC = _similarities(texts, query)
+    repetition_CC = np.maximum(similarity_CC - _SIMILAR, 0) / (1 - _SIMILAR)
+    adjusted_C = scores_C.astype(np.float32, copy=True)
+    penalty_C = np.zeros_like(adjusted_C)
+    picks: list[int] = []
+    for _ in range(num_picks):
+        pick = int(adjusted_C.argmax())
+        picks.append(pick)
+        np.maximum(penalty_C, repetition_CC[pick], out=penalty_C)
+        adjusted_C = scores_C * (1 - diversity * penalty_C)
+        adjusted_C[picks] = -1
+    return picks
+
+
+def click_probability(p_seen: float, scenario: ScenarioSpec, position: int) -> float:
+    """Returns p(click | shown at `position`), from 1: the chance to be seen there times p_seen."""
+    ctr = scenario.position_ctr
+    relative = ctr[min(position, len(ctr)) - 1] if ctr else 1.0
+    return min(1.0, max(0.0, p_seen * relative))
+
+
+def explored(num: int, rate: float, randomness: random.Random) -> tuple[list[int], list[float]]:
+    """Returns an order of `num` suggestions and the probability that each is where it is.
+
+    With probability `rate`, neighbours are paired up from the first or the second place on, and
+    each pair is swapped or not by a fair coin (FairPairs: Radlinski and Joachims, AAAI 2006). So
+    an item moves to each neighbouring place with probability rate / 4.
+    """
+    order = list(range(num))
+    if rate > 0 and num > 1 and randomness.random() < rate:
+        for left in range(randomness.randrange(2), num - 1, 2):
+            if randomness.random() < 0.5:
+                order[left], order[left + 1] = order[left + 1], order[left]
+    move = rate / 4
+    propensities = [
+        move if original != place else 1 - move * ((place > 0) + (place < num - 1))
+        for place, original in enumerate(order)
+    ]
+    return order, propensities
+
+
+def _similarities(texts: Sequence[str], query: str) -> Floats:
+    """Returns float32 (C, C): weighted Jaccard similarity of the sets of words."""
+    columns: dict[str, int] = {}
+    rows = [[columns.setdefault(w, len(columns)) for w in set(t.split())] for t in texts]
+    incidence_CW = np.zeros((len(rows), len(columns)), np.float32)
+    for row, words in zip(incidence_CW, rows, strict=True):
+        row[words] = 1
+    weights_W = np.ones(len(columns), np.float32)
+    weights_W[[columns[w] for w in set(query.split()) if w in columns]] = _QUERY_WORD_WEIGHT
+    shared_CC = (incidence_CW * weights_W) @ incidence_CW.T
+    size_C = incidence_CW @ weights_W
+    union_CC = size_C[:, None] + size_C[None, :] - shared_CC
+    return (shared_CC / np.maximum(union_CC, 1e-6)).astype(np.float32)

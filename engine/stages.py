@@ -1,0 +1,79 @@
+"""The stages of a request, how long each took, and what was left out. Knows no stage's work.
+
+The values of the enums are those of `queryrec/v1/stage.proto`.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+from engine.deadline import Clock
+
+
+class Stage(StrEnum):
+    """A part of a request's way through the engine."""
+
+    TOTAL = "total"
+    QUEUE = "queue"
+    NORMALISE = "normalise"
+    RETRIEVE = "retrieve"
+    TOKENISE = "tokenise"
+    ENCODE = "encode"
+    GENERATE = "generate"
+    SCORE = "score"
+    MERGE = "merge"
+    RERANK = "rerank"
+
+
+class Left(IntEnum):
+    """Whether a stage ran at all."""
+
+    SKIPPED = 1
+    DEGRADED = 2
+
+
+class Why(IntEnum):
+    """Why a stage did less."""
+
+    BUDGET = 1
+    NOT_IN_BUNDLE = 2
+    OVERLOAD = 3
+    FAILURE = 4
+    CACHED = 5
+
+
+class Omission(NamedTuple):
+    """One stage that did less than the scenario asks for."""
+
+    stage: Stage
+    kind: Left
+    reason: Why
+
+
+class Probe:
+    """Collects the stage times of one request. Not thread-safe."""
+
+    def __init__(self, clock: Clock, started_s: float | None = None) -> None:
+        """Starts the total at `started_s`, or now."""
+        self._clock = clock
+        self._started_s = clock.now_s() if started_s is None else started_s
+        self._elapsed_s: dict[Stage, float] = {}
+
+    @contextmanager
+    def during(self, stage: Stage) -> Generator[None]:
+        """Adds the time spent inside the `with` block to a stage."""
+        started_s = self._clock.now_s()
+        try:
+            yield
+        finally:
+            self.add(stage, self._clock.now_s() - started_s)
+
+    def add(self, stage: Stage, elapsed_s: float) -> None:
+        """Adds time to a stage."""
+        self._elapsed_s[stage] = self._elapsed_s.get(stage, 0.0) + elapsed_s
+
+    def finish(self) -> tuple[tuple[Stage, float], ...]:
+        """Returns (stage, seconds): the total until now first, then stages as they began."""
+        total_s = self._clock.now_s() - self._started_s
+        return ((Stage.TOTAL, total_s), *self._elapsed_s.items())

@@ -1,0 +1,71 @@
+"""Warm-up: runs every kind of work at every batch size before the first request comes.
+
+First runs are slow, and the planner needs to know what everything costs. Knows nothing of gRPC.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from engine.bundle import Bundle
+from engine.costs import Work
+from engine.features import FEATURE_NAMES
+from engine.models import GenerateRow, ScoreRow
+from engine.planner import ENCODE, SCORED_SIZES, score_work
+from engine.vocabulary import FIRST_TEXT_ID
+from engine.worker import LookupRow, Worker
+
+_QUERY_TOKENS = 8
+_CANDIDATE_TOKENS = 6
+
+MakeRow = Callable[[], object]
+
+
+async def warm_up(
+    bundle: Bundle,
+    worker: Worker,
+    *,
+    max_batch_size: int,
+    report: Callable[[Work, int, float], None] | None = None,
+) -> None:
+    """Runs all models of a bundle on random ids.
+
+    Args:
+        bundle: What to warm.
+        worker: Runs it, and learns the costs.
+        max_batch_size: Batches of 1, 2, 4 and so on up to this many rows are run.
+        report: Called with each kind of work, batch size and seconds that it should take.
+    """
+    sizes = sorted({min(1 << i, max_batch_size) for i in range(max_batch_size.bit_length() + 1)})
+    for work, make_row in _kinds(bundle, random.Random(0)):
+        for size in sizes:
+            await worker.warm(work, [make_row() for _ in range(size)])
+            if report is not None:
+                report(work, size, worker.costs.predict_s(work, size))
+
+
+def _kinds(bundle: Bundle, rng: random.Random) -> Iterator[tuple[Work, MakeRow]]:
+    vocabulary_size = bundle.vocabulary.size
+
+    def ids(num: int) -> list[int]:
+        return [rng.randrange(FIRST_TEXT_ID, vocabulary_size) for _ in range(num)]
+
+    max_tokens = bundle.manifest.prompt.max_tokens
+    if bundle.encoder is not None and bundle.index is not None:
+        yield ENCODE, lambda: LookupRow("", ids(_QUERY_TOKENS))
+    seen: set[Work] = set()
+    for rung in (r for rungs in bundle.rungs.values() for r in rungs):
+        if rung.work not in seen:
+            seen.add(rung.work)
+            full_range = (FIRST_TEXT_ID, vocabulary_size)
+            yield rung.work, lambda rung=rung: GenerateRow(ids(max_tokens), full_range, rung)
+    if bundle.click_model is not None:
+        for size in SCORED_SIZES:
+            features = np.zeros((size, len(FEATURE_NAMES)), np.float32)
+            yield (
+                score_work(size),
+                lambda size=size, features=features: ScoreRow(
+                    ids(max_tokens), [ids(_CANDIDATE_TOKENS) for _ in range(size)], features
+                ),
+            )

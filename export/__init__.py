@@ -1,0 +1,1 @@
+"""From checkpoints to a bundle: verified, quantised ONNX graphs with a manifest."""

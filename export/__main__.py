@@ -1,0 +1,5 @@
+"""Runs `queryrec-export` as a module."""
+
+from export.cli import app
+
+app()

@@ -1,0 +1,341 @@
+"""Packs a training run into a bundle: builds the graphs, checks them, writes the manifest.
+
+Nothing appears at the target unless every check passed.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+from engine.features import FEATURE_NAMES
+from engine.manifest import (
+    ClickModelSpec,
+    GeneratorSpec,
+    IndexSpec,
+    Manifest,
+    ModelSpec,
+    sha256_of,
+    write_manifest,
+)
+from export import parity
+from export.calibration import activation_scales
+from export.checkpoint import MAX_CANDIDATE_TOKENS, DecoderCheckpoint, Run
+from export.click_model import build_click_model
+from export.encoder import build_encoder, quantise_encoder
+from export.generator import build_generator
+from export.requests import SampleRequest, candidate_ids, decoding, max_new_tokens, sample_requests
+
+Precision = Literal["int8", "fp32"]
+Mode = Literal["slots", "list"]
+# uint8 x int8 products saturate 16-bit sums on CPUs without these instructions.
+_INT8_CPU_FEATURES = ["avx512_vnni|avx_vnni"]
+_MIN_COSINE = 0.98
+_TOLERANCE = 1e-3
+_NUM_CALIBRATION = 96
+_DTYPES = {1: "float32", 7: "int64"}
+
+Report = Callable[[str], None]
+Figures = dict[str, dict[str, float]]
+
+
+def export_bundle(
+    run_directory: Path,
+    target: Path,
+    *,
+    mode: Mode = "slots",
+    precision: Precision = "int8",
+    num_parity_requests: int = 24,
+    report: Report = lambda _: None,
+) -> Manifest:
+    """Writes a bundle directory from a training run and returns its manifest.
+
+    Args:
+        run_directory: what `queryrec-train` wrote.
+        target: must not exist.
+        mode: how the generator decodes.
+        precision: of all graphs.
+        num_parity_requests: sample requests for the comparison with torch; more is slower.
+        report: called with a line of progress.
+
+    Raises:
+        ValueError: `target` exists, the run is incomplete, or an architecture is unsupported.
+        ParityError: a graph does not give what its reference gives.
+    """
+    if target.exists():
+        raise ValueError(f"{target}: exists already; a bundle is never written over another")
+    run = Run(run_directory)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    writer = _Writer(run, partial, precision, mode, num_parity_requests, report)
+    try:
+        manifest = writer.write()
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return manifest
+
+
+class _Writer:
+    """Builds one bundle; methods add a part each."""
+
+    def __init__(
+        self, run: Run, directory: Path, precision: Precision, mode: Mode, num_parity: int,
+        report: Report,
+    ) -> None:  # fmt: skip
+        self.run, self.directory, self.report = run, directory, report
+        self.precision: Precision = precision
+        self.mode: Mode = mode
+        self.num_parity = num_parity
+        self.parity: Figures = {}
+        self.quality: dict[str, float] = {}
+
+    def write(self) -> Manifest:
+        run = self.run
+        shutil.copyfile(run.directory / "tokenizer.json", self.directory / "tokenizer.json")
+        encoder = self._encoder() if run.has("encoder") else None
+        index = self._index(encoder) if encoder and run.has("index") else None
+        generator = self._generator() if run.has("generator") else None
+        click_model = self._click_model() if run.has("click_model") else None
+        files = {
+            str(p.relative_to(self.directory)): sha256_of(p)
+            for p in sorted(self.directory.rglob("*"))
+            if p.is_file()
+        }
+        config = run.directory / "config.toml"
+        manifest = Manifest(
+            bundle_id="",
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            prompt=run.prompt,
+            scenarios=run.scenarios,
+            encoder=encoder,
+            generator=generator,
+            click_model=click_model,
+            index=index,
+            parity=self.parity,
+            quality=self.quality,
+            provenance={
+                "training_config_sha256": sha256_of(config) if config.is_file() else "",
+                "torch": str(torch.__version__),
+                "onnxruntime": ort.__version__,
+            },
+            files=files,
+        )
+        content = json.dumps([files, msgspec.to_builtins(run.prompt)], sort_keys=True)
+        bundle_id = hashlib.sha256(content.encode()).hexdigest()[:16]
+        manifest = msgspec.structs.replace(manifest, bundle_id=bundle_id)
+        write_manifest(self.directory, manifest)
+        return manifest
+
+    def _encoder(self) -> ModelSpec:
+        self.report("encoder: optimum export, comparison with torch")
+        model = self.run.encoder()
+        graph = build_encoder(model)
+        texts = [r.query for r in sample_requests(self.run, _NUM_CALIBRATION, seed=1)]
+        samples: list[Mapping[str, Any]] = []
+        for ids in self.run.vocabulary.encode_batch(texts):
+            row = np.asarray([ids])
+            samples.append({"input_ids": row, "attention_mask": np.ones_like(row)})
+        session = parity.session_of(graph)
+        difference = 0.0
+        for sample in samples:
+            with torch.inference_mode():
+                hidden = model(**{k: torch.from_numpy(v) for k, v in sample.items()})
+            expected = torch.nn.functional.normalize(hidden.last_hidden_state.mean(1)).numpy()
+            got = np.asarray(session.run(["embedding"], dict(sample))[0])
+            difference = max(difference, float(np.abs(got - expected).max()))
+        if difference > _TOLERANCE:
+            raise parity.ParityError(f"encoder differs from torch by {difference:.1e}")
+        figures = {"max_difference": difference}
+        if self.precision == "int8":
+            quantised = quantise_encoder(graph, samples)
+            small = parity.session_of(quantised)
+            cosines = [
+                float(np.vdot(session.run(None, dict(s))[0], small.run(None, dict(s))[0]))
+                for s in samples
+            ]
+            figures["mean_cosine_int8"] = float(np.mean(cosines))
+            if figures["mean_cosine_int8"] < _MIN_COSINE:
+                raise parity.ParityError(
+                    f"int8 encoder's cosine with fp32 is {figures['mean_cosine_int8']:.3f}, "
+                    f"must be at least {_MIN_COSINE}: export with precision fp32"
+                )
+            graph = quantised
+        self.parity["encoder"] = figures
+        return self._save(graph, "encoder")
+
+    def _generator(self) -> GeneratorSpec:
+        checkpoint = self.run.generator()
+        longest = max_new_tokens(self.run, self.mode)
+        tables = checkpoint.cos_sin(self.run.prompt.max_tokens + longest + 1)
+        build = lambda scales, logprobs: build_generator(  # noqa: E731
+            checkpoint.state, checkpoint.shape, tables,
+            activation_scales=scales, with_logprobs=logprobs,
+        )  # fmt: skip
+        exact = parity.session_of(build(None, True))
+        self.report(f"generator: {self.num_parity} requests against the torch reference")
+        requests = sample_requests(self.run, self.num_parity, seed=2)
+        reference = parity.check_reference(exact, checkpoint, self.run, requests, self.mode)
+        self.parity["generator"] = reference
+        scales = None
+        if self.precision == "int8":
+            self.report("generator: int8 calibration and comparison with fp32")
+            scales = self._generator_scales(checkpoint, exact)
+            quantised = parity.session_of(build(scales, True))
+            several = sample_requests(self.run, 4 * self.num_parity, seed=3)
+            self.parity["generator_int8_batching"] = parity.check_batch_invariance(
+                quantised, self.run, several, self.mode
+            )
+            self.parity["generator_int8"] = parity.agreement(
+                exact, quantised, self.run, several, self.mode
+            )
+        spec = self._save(build(scales, False), "generator")
+        return GeneratorSpec(
+            **_fields(spec),
+            mode=self.mode,
+            max_prompt_tokens=self.run.prompt.max_tokens,
+            max_new_tokens=longest,
+        )
+
+    def _generator_scales(
+        self, checkpoint: DecoderCheckpoint, exact: ort.InferenceSession
+    ) -> dict[str, float]:
+        """Measures activations on prompts with what the fp32 graph writes for them."""
+        inputs: list[list[int]] = []
+        for request in sample_requests(self.run, _NUM_CALIBRATION, seed=4):
+            how = decoding(self.run, request.scenario, self.mode)
+            generated = parity.generate(exact, [(request, how)])[0]
+            inputs += [
+                [*request.prompt.ids, slot, *ids]
+                for slot, ids in zip(how.slots, generated.ids, strict=True)
+            ]
+
+        def run() -> None:
+            for ids in inputs[:: max(1, len(inputs) // 200)]:
+                checkpoint.model(torch.tensor([ids]))
+
+        return activation_scales(checkpoint.model, run)
+
+    def _click_model(self) -> ClickModelSpec:
+        self.report("click model: comparison with torch")
+        checkpoint, head = self.run.click_backbone(), self.run.click_head()
+        if head["hidden.weight"].shape[1] != checkpoint.shape.hidden + len(FEATURE_NAMES):
+            raise ValueError(
+                f"{self.run.directory}/click_model: was trained on "
+                f"{head['hidden.weight'].shape[1] - checkpoint.shape.hidden} features, this "
+                f"release computes {len(FEATURE_NAMES)}: train it again"
+            )
+        tables = checkpoint.cos_sin(self.run.prompt.max_tokens + MAX_CANDIDATE_TOKENS)
+        requests = sample_requests(self.run, self.num_parity, seed=5)
+        rng = np.random.default_rng(6)
+        features = rng.random((len(requests), 8, len(FEATURE_NAMES)), np.float32)
+        expected = _click_logits(checkpoint, head, self.run, requests, features)
+        graph = build_click_model(checkpoint.state, head, checkpoint.shape, tables)
+        got = _graph_logits(parity.session_of(graph), self.run, requests, features)
+        difference = float(np.abs(got - expected).max())
+        if difference > _TOLERANCE:
+            raise parity.ParityError(f"click model differs from torch by {difference:.1e}")
+        figures = {"max_difference": difference}
+        if self.precision == "int8":
+            scales = activation_scales(
+                checkpoint.model,
+                lambda: _click_logits(checkpoint, head, self.run, requests, features),
+            )
+            graph = build_click_model(
+                checkpoint.state, head, checkpoint.shape, tables, activation_scales=scales
+            )
+            session = parity.session_of(graph)
+            small = _graph_logits(session, self.run, requests, features)
+            figures["mean_int8_difference"] = float(np.abs(small - expected).mean())
+            alone = _graph_logits(session, self.run, requests[:1], features[:1])
+            figures["batch_difference"] = float(np.abs(small[:1] - alone).max())
+            if figures["batch_difference"] > parity.MAX_LOGPROB_DIFFERENCE:
+                raise parity.ParityError("int8 click model gives another answer in a batch")
+        self.parity["click_model"] = figures
+        self.quality |= {f"click_model_{k}": v for k, v in self.run.metrics("click_model").items()}
+        return ClickModelSpec(
+            **_fields(self._save(graph, "click_model")),
+            feature_names=list(FEATURE_NAMES),
+            calibration=self.run.calibration(),
+            max_candidate_tokens=MAX_CANDIDATE_TOKENS,
+        )
+
+    def _index(self, encoder: ModelSpec) -> IndexSpec:
+        self.report("index: copying")
+        shutil.copytree(
+            self.run.directory / "index",
+            self.directory / "index",
+            ignore=shutil.ignore_patterns("*.json"),
+        )
+        encoder_hash = sha256_of(self.directory / encoder.file)
+        return msgspec.structs.replace(self.run.index_spec(), encoder_sha256=encoder_hash)
+
+    def _save(self, graph: onnx.ModelProto, name: str) -> ModelSpec:
+        path = self.directory / f"{name}.onnx"
+        path.write_bytes(graph.SerializeToString())
+        return ModelSpec(
+            file=path.name,
+            precision=self.precision,
+            inputs={i.name: _signature(i) for i in graph.graph.input},
+            outputs={o.name: _signature(o) for o in graph.graph.output},
+            required_cpu_features=_INT8_CPU_FEATURES if self.precision == "int8" else [],
+        )
+
+
+def _fields(spec: ModelSpec) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in ModelSpec.__struct_fields__}
+
+
+def _signature(info: onnx.ValueInfoProto) -> list[str | int]:
+    """Returns the element type and the dimensions of a graph input or output."""
+    tensor = info.type.tensor_type
+    return [_DTYPES[tensor.elem_type], *(d.dim_param or d.dim_value for d in tensor.shape.dim)]
+
+
+@torch.inference_mode()
+def _click_logits(
+    checkpoint: DecoderCheckpoint,
+    head: Mapping[str, np.ndarray],
+    run: Run,
+    requests: list[SampleRequest],
+    features: np.ndarray,
+) -> np.ndarray:
+    """Returns the torch reference's float32 (B, C) logits: one full forward per candidate."""
+    w = {name: torch.from_numpy(array) for name, array in head.items()}
+    logits = np.zeros(features.shape[:2], np.float32)
+    for b, request in enumerate(requests):
+        for c, ids in enumerate(candidate_ids(run, request.candidates)):
+            row = torch.tensor([[*request.context_ids, *ids]])
+            last = checkpoint.model(row).last_hidden_state[0, -1]
+            joint = torch.cat([last, torch.from_numpy(features[b, c])])
+            h = torch.nn.functional.silu(w["hidden.weight"] @ joint + w["hidden.bias"])
+            logits[b, c] = float(w["out.weight"] @ h + w["out.bias"])
+    return logits
+
+
+def _graph_logits(
+    session: ort.InferenceSession, run: Run, requests: list[SampleRequest], features: np.ndarray
+) -> np.ndarray:
+    context_ids, context_mask = parity.pad([r.context_ids for r in requests])
+    rows = [ids for r in requests for ids in candidate_ids(run, r.candidates)]
+    ids, mask = parity.pad(rows)
+    shape = (len(requests), features.shape[1], -1)
+    feed = {
+        "context_ids": context_ids,
+        "context_mask": context_mask,
+        "candidate_ids": ids.reshape(shape),
+        "candidate_mask": mask.reshape(shape),
+        "features": features,
+    }
+    return np.asarray(session.run(["click_logit"], feed)[0])

@@ -1,0 +1,81 @@
+"""Activation scales for static int8, measured on sample inputs. Knows nothing of ONNX.
+
+A scale is shared by the linear layers that read the same input, under the key that
+`export.decoder` looks up: "layers.0.qkv", "layers.0.o", "layers.0.gate_up", "layers.0.down",
+"lm_head".
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+_KEYS = {"q_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up", "down_proj": "down"}
+_LEVELS = 127  # uint8 with zero point 128, used symmetrically
+_SAMPLES_PER_CALL = 1 << 14
+_CLIPS = np.geomspace(0.2, 1.0, 33)
+
+
+def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
+    """Returns the scale of each linear input while `run` calls `model` on sample inputs.
+
+    The clip is the one, among 33 fractions of the largest magnitude, that gives the least mean
+    squared quantisation error. Inputs of `run` must hold no padding.
+
+    Raises:
+        ValueError: `run` never reached some linear layer.
+    """
+    samples: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    largest: dict[str, float] = defaultdict(float)
+    generator = np.random.default_rng(0)
+
+    def recorder(key: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def record(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            x = args[0].detach().float().abs().flatten().numpy()
+            largest[key] = max(largest[key], float(x.max()))
+            if len(x) > _SAMPLES_PER_CALL:
+                x = x[generator.integers(0, len(x), _SAMPLES_PER_CALL)]
+            samples[key].append(x)
+
+        return record
+
+    hooks, keys = [], set[str]()
+    for name, module in model.named_modules():
+        key = _key_of(name)
+        if key and isinstance(module, nn.Linear):
+            keys.add(key)
+            hooks.append(module.register_forward_pre_hook(recorder(key)))
+    try:
+        with torch.inference_mode():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if missing := sorted(keys - samples.keys()):
+        raise ValueError(f"calibration never reached {', '.join(missing)}: give sample inputs")
+    return {k: best_scale(np.concatenate(samples[k]), largest[k]) for k in sorted(keys)}
+
+
+def best_scale(magnitudes: NDArray[np.float32], largest: float) -> float:
+    """Returns the symmetric scale of least squared error over sampled magnitudes."""
+    if largest == 0:
+        return 1.0
+    errors = []
+    for clip in _CLIPS * largest:
+        scale = clip / _LEVELS
+        levels = np.minimum(np.rint(magnitudes / scale), _LEVELS)
+        errors.append(float(np.mean((levels * scale - magnitudes) ** 2)))
+    return float(_CLIPS[int(np.argmin(errors))] * largest / _LEVELS)
+
+
+def _key_of(name: str) -> str | None:
+    if name == "lm_head":
+        return name
+    match = re.search(r"(?:^|\.)layers\.(\d+)\..*\b(\w+)$", name)
+    if match and match[2] in _KEYS:
+        return f"layers.{match[1]}.{_KEYS[match[2]]}"
+    return None

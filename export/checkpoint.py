@@ -1,0 +1,155 @@
+"""Reads what training wrote: a run directory with checkpoints. Knows nothing of ONNX."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+from engine.manifest import IndexSpec, PromptSpec, ScenarioSpec
+from engine.prompt import PromptRenderer
+from engine.vocabulary import Vocabulary
+from export.decoder import Array, DecoderShape
+from export.generator import rotary_tables
+
+MAX_CANDIDATE_TOKENS = 16
+
+
+class DecoderCheckpoint(NamedTuple):
+    """A causal transformer, ready to be built into a graph."""
+
+    model: Any  # the transformers model, float32, in eval mode
+    shape: DecoderShape
+    state: dict[str, Array]  # names without the leading "model."
+
+    def cos_sin(self, num_positions: int) -> tuple[Array, Array]:
+        """Returns the rotary tables for positions 0 to num_positions - 1."""
+        rotary = getattr(self.model, "model", self.model).rotary_emb
+        inverse = rotary.inv_freq.float().numpy()
+        return rotary_tables(inverse, num_positions, float(rotary.attention_scaling))
+
+
+class Run:
+    """A run directory of `queryrec-train`; parts are read when first used."""
+
+    def __init__(self, directory: Path) -> None:
+        """Opens a run directory.
+
+        Raises:
+            ValueError: a part that every bundle needs is missing.
+        """
+        self.directory = directory
+        for name in ("mined/scenarios.json", "mined/prompt.json", "tokenizer.json"):
+            if not (directory / name).is_file():
+                raise ValueError(
+                    f"{directory}: has no {name}; run `queryrec-train run` to the end first"
+                )
+
+    @cached_property
+    def scenarios(self) -> list[ScenarioSpec]:
+        """The panels that the models were trained for."""
+        content = (self.directory / "mined/scenarios.json").read_bytes()
+        return msgspec.json.decode(content, type=list[ScenarioSpec])
+
+    @cached_property
+    def prompt(self) -> PromptSpec:
+        """Prompt rendering."""
+        content = (self.directory / "mined/prompt.json").read_bytes()
+        return msgspec.json.decode(content, type=PromptSpec)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer of all models."""
+        return Vocabulary.load(self.directory / "tokenizer.json")
+
+    @cached_property
+    def renderer(self) -> PromptRenderer:
+        """Renders prompts as the engine will."""
+        return PromptRenderer(self.vocabulary, self.prompt, self.scenarios)
+
+    @cached_property
+    def queries(self) -> list[str]:
+        """The k-anonymous queries of the log."""
+        return pq.read_table(self.directory / "mined/queries.parquet")["text"].to_pylist()
+
+    def has(self, part: str) -> bool:
+        """Returns whether training wrote a part: encoder, generator, click_model or index."""
+        return (self.directory / part).is_dir()
+
+    def encoder(self) -> Any:
+        """Loads the encoder in float32."""
+        return _loaded(AutoModel, self.directory / "encoder", add_pooling_layer=False)
+
+    def generator(self) -> DecoderCheckpoint:
+        """Loads the generator in float32."""
+        model = _loaded(AutoModelForCausalLM, self.directory / "generator")
+        checkpoint = decoder_checkpoint(model)
+        if checkpoint.shape.vocabulary != self.vocabulary.size:
+            raise ValueError(
+                f"{self.directory}/generator: has {checkpoint.shape.vocabulary} token embeddings, "
+                f"the tokenizer {self.vocabulary.size}: they are not of one training run"
+            )
+        return checkpoint
+
+    def click_backbone(self) -> DecoderCheckpoint:
+        """Loads the click model's backbone in float32."""
+        return decoder_checkpoint(_loaded(AutoModel, self.directory / "click_model"))
+
+    def click_head(self) -> dict[str, Array]:
+        """Loads the click model's head: "hidden.weight" and so on."""
+        arrays = load_file(self.directory / "click_model/head.safetensors")
+        return {n.removeprefix("head."): a.astype(np.float32) for n, a in arrays.items()}
+
+    def calibration(self) -> dict[str, tuple[float, float]]:
+        """Loads the calibration of the click logit per scenario."""
+        content = (self.directory / "click_model/calibration.json").read_bytes()
+        return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
+
+    def index_spec(self) -> IndexSpec:
+        """Loads the description of the index."""
+        return msgspec.json.decode(
+            (self.directory / "index/index.json").read_bytes(), type=IndexSpec
+        )
+
+    def metrics(self, part: str) -> dict[str, float]:
+        """Returns the top-level numbers of a part's metrics.json; empty without one."""
+        path = self.directory / part / "metrics.json"
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        return {k: float(v) for k, v in content.items() if isinstance(v, int | float)}
+
+
+def _loaded(auto_class: Any, directory: Path, **options: Any) -> Any:
+    """Returns a transformers model in float32 and eval mode.
+
+    Raises:
+        ValueError: the checkpoint lacks weights, which transformers would fill at random.
+    """
+    model, info = auto_class.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, **options
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"{directory}: weights are missing: {', '.join(info['missing_keys'])}")
+    return model.eval()
+
+
+def decoder_checkpoint(model: Any) -> DecoderCheckpoint:
+    """Returns a causal transformers model with what its graph is built from.
+
+    Raises:
+        ValueError: the architecture is not supported.
+    """
+    model = model.eval()
+    shape = DecoderShape.of(model.config)
+    tied = bool(model.config.tie_word_embeddings)
+    state = {
+        name.removeprefix("model."): tensor.float().numpy()
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+    return DecoderCheckpoint(model, shape, state)

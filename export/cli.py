@@ -1,0 +1,57 @@
+"""The command `queryrec-export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from export.bundle import Mode, Precision, export_bundle
+from export.sample import write_sample_bundle
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
+_console = Console(stderr=True)
+
+
+@app.command()
+def bundle(
+    run: Annotated[Path, typer.Option(help="Run directory that queryrec-train wrote.")],
+    out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
+    mode: Annotated[Mode, typer.Option(help="How the generator decodes.")] = "slots",
+    precision: Annotated[Precision, typer.Option(help="Of all graphs.")] = "int8",
+    parity_requests: Annotated[
+        int, typer.Option(min=1, help="Requests compared with the torch reference.")
+    ] = 24,
+) -> None:
+    """Write a verified bundle from a training run."""
+    try:
+        manifest = export_bundle(
+            run, out, mode=mode, precision=precision, num_parity_requests=parity_requests,
+            report=lambda line: _console.print(f"[dim]{line}[/dim]"),
+        )  # fmt: skip
+    except ValueError as error:
+        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    table = Table("checked", "figure", "value", title=f"bundle {manifest.bundle_id} in {out}")
+    for name, figures in manifest.parity.items():
+        for figure, number in figures.items():
+            table.add_row(name, figure, f"{number:.4g}")
+    _console.print(table)
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
+    mode: Annotated[Mode, typer.Option(help="How the generator decodes.")] = "slots",
+    precision: Annotated[Precision, typer.Option(help="Of all graphs.")] = "int8",
+) -> None:
+    """Write a tiny bundle with random weights, to try the engine without training."""
+    try:
+        manifest = write_sample_bundle(out, mode=mode, precision=precision)
+    except ValueError as error:
+        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    _console.print(f"random-weight bundle {manifest.bundle_id} in {out}")

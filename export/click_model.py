@@ -1,0 +1,109 @@
+"""The click model as one graph: the context is read once, all candidates attend to it.
+
+    context_ids, context_mask       int64 (B, P), right padded
+    candidate_ids, candidate_mask   int64 (B, C, T), right padded
+    features                        float32 (B, C, F)
+    click_logit                     float32 (B, C)
+
+# B batch, C candidates, T tokens per candidate, F features
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from export.builder import Scope, Weights, make_model, value
+from export.decoder import Array, Decoder, DecoderShape, Stream, causal_mask
+
+
+def build_click_model(
+    state: Mapping[str, Array],
+    head: Mapping[str, Array],
+    shape: DecoderShape,
+    cos_sin: tuple[Array, Array],
+    *,
+    activation_scales: Mapping[str, float] | None = None,
+) -> onnx.ModelProto:
+    """Returns the click model's graph.
+
+    Args:
+        state: the backbone's arrays, see `Decoder`.
+        head: "hidden.weight" (E, D + F), "hidden.bias" (E), "out.weight" (1, E), "out.bias" (1);
+            logit = out(silu(hidden([last hidden state, features]))). Stays fp32: it is small.
+        shape: sizes of the backbone.
+        cos_sin: rotary tables.
+        activation_scales: see `Decoder`.
+    """
+    weights = Weights()
+    decoder = Decoder(weights, state, shape, cos_sin, activation_scales)
+    scope = Scope(weights)
+    context_kv = decoder.prefix(scope, "context_ids")
+    num_candidates, length = scope.dim("candidate_ids", 1), scope.dim("candidate_ids", 2)
+    frame = decoder.suffix_frame(scope, "context_mask", num_candidates, length)
+    context_lengths = scope.op("ReduceSum", "context_mask", scope.constant([1]), keepdims=1)
+    steps = scope.op(
+        "Range", scope.constant(0), scope.op("Squeeze", length), scope.constant(1)
+    )  # (T)
+    per_candidate = scope.op("Expand", steps, scope.op("Shape", "candidate_ids"))
+    positions = scope.op("Add", context_lengths, scope.reshape(per_candidate, 0, -1))  # (B, X)
+    positions = scope.reshape(positions, -1, 1)
+    groups = shape.num_heads // shape.num_kv_heads
+    mask = _suffix_mask(scope, length, groups)
+
+    last = scope.op("ReduceSum", "candidate_mask", scope.constant([2]), keepdims=0)
+    last = scope.op("Max", scope.op("Sub", last, scope.constant(1)), scope.constant(0))  # (B, C)
+    order = scope.op(
+        "Range", scope.constant(0), scope.op("Squeeze", num_candidates), scope.constant(1)
+    )
+    last = scope.op("Add", last, scope.op("Mul", order, length))
+    last = scope.op("Unsqueeze", last, scope.constant([2]))  # (B, C, 1), into X
+
+    ids = scope.reshape("candidate_ids", 0, -1)
+    stream = Stream(decoder.embed(scope, ids))
+    for layer in range(shape.num_layers):
+        is_last = layer == shape.num_layers - 1
+        stream, _ = decoder.suffix_layer(
+            scope, layer, stream, frame, positions, context_kv[layer],
+            suffix_mask=mask, keep=last if is_last else None,
+        )  # fmt: skip
+    hidden = decoder.final_norm(scope, stream)  # (B, C, D)
+    joint = scope.op("Concat", hidden, "features", axis=2)
+    h = scope.op("MatMul", joint, weights.add("head.hidden.weight", head["hidden.weight"].T))
+    h = scope.op("Add", h, weights.add("head.hidden.bias", head["hidden.bias"]))
+    h = scope.op("QuickGelu", h, alpha=1.0)  # alpha 1 is silu
+    logit = scope.op("MatMul", h, weights.add("head.out.weight", head["out.weight"].T))
+    logit = scope.op("Add", logit, weights.add("head.out.bias", head["out.bias"]))
+    scope.nodes.append(
+        onnx.helper.make_node("Squeeze", [logit, scope.constant([2])], ["click_logit"])
+    )
+    num_features = head["hidden.weight"].shape[1] - shape.hidden
+    inputs = [
+        value("context_ids", "int64", ["batch", "context"]),
+        value("context_mask", "int64", ["batch", "context"]),
+        value("candidate_ids", "int64", ["batch", "candidates", "tokens"]),
+        value("candidate_mask", "int64", ["batch", "candidates", "tokens"]),
+        value("features", "float32", ["batch", "candidates", num_features]),
+    ]
+    return make_model(
+        scope, "click_model", inputs, [value("click_logit", "float32", ["batch", "candidates"])]
+    )
+
+
+def _suffix_mask(scope: Scope, length: str, groups: int) -> str:
+    """Returns the causal mask (T * G, T) of candidates whose queries stand in T-major order."""
+    mask = causal_mask(scope, length)
+    if groups == 1:
+        return mask
+    repeated = scope.op("Unsqueeze", mask, scope.constant([1]))
+    repeated = scope.op("Tile", repeated, scope.constant([1, groups, 1]))
+    return scope.op("Reshape", repeated, scope.shape(-1, length))
+
+
+def head_state(state: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns the head's arrays of a click model's state dict, without their "head." prefix."""
+    return {
+        name.removeprefix("head."): np.asarray(array, np.float32)
+        for name, array in state.items()
+        if name.startswith("head.")
+    }

@@ -1,0 +1,189 @@
+"""Does a graph give what it should? Checks that fail an export, with the figures they measured.
+
+The oracle of fp32 graphs is torch, unbatched (`train.reference`); int8 graphs are compared with
+the fp32 graph, and with themselves at other batch sizes and paddings.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from engine.vocabulary import EOS_ID
+from export.checkpoint import DecoderCheckpoint, Run
+from export.requests import Decoding, SampleRequest, decoding
+from train.reference import Decoded, decode
+
+MAX_TIE_GAP = 1e-3  # two logits closer than this may swap by rounding
+MAX_LOGPROB_DIFFERENCE = 1e-4  # between a batch and its rows alone
+
+
+class ParityError(ValueError):
+    """A graph does not give what its reference gives; nothing is exported."""
+
+
+class Generated(NamedTuple):
+    """Sequences of one request."""
+
+    ids: list[list[int]]  # per slot, ending with <|eos|> unless cut by the limit
+    logprobs: NDArray[np.float32]  # (S)
+
+
+def session_of(model: onnx.ModelProto, num_threads: int = 1) -> ort.InferenceSession:
+    """Returns a CPU session for a graph in memory."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def pad(rows: Sequence[Sequence[int]], length: int = 0) -> tuple[NDArray[np.int64], ...]:
+    """Returns right-padded ids and mask, both int64 (rows, longest or `length`)."""
+    length = max(length, *(len(r) for r in rows))
+    ids = np.zeros((len(rows), length), np.int64)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def generate(
+    session: ort.InferenceSession,
+    requests: Sequence[tuple[SampleRequest, Decoding]],
+    min_length: int = 0,
+) -> list[Generated]:
+    """Runs requests with equal numbers of slots as one batch, padded to at least `min_length`."""
+    ids, mask = pad([r.prompt.ids for r, _ in requests], min_length)
+    limits = np.asarray([d.max_new_tokens for _, d in requests])
+    sequences, logprobs = session.run(
+        ["sequences", "logprobs"],
+        {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "slots": np.asarray([d.slots for _, d in requests]),
+            "max_new_tokens": limits,
+            "first_token_range": np.asarray([r.prompt.first_token_range for r, _ in requests]),
+        },
+    )
+    return [
+        Generated([_cut(s, m) for s, m in zip(rows, row_limits, strict=True)], lp)
+        for rows, row_limits, lp in zip(sequences.tolist(), limits.tolist(), logprobs, strict=True)
+    ]
+
+
+def check_reference(
+    session: ort.InferenceSession,
+    checkpoint: DecoderCheckpoint,
+    run: Run,
+    requests: Sequence[SampleRequest],
+    mode: str,
+) -> dict[str, float]:
+    """Compares the fp32 graph, in ragged batches, with the torch reference.
+
+    Raises:
+        ParityError: a sequence differs where the reference's best two logits are not a tie.
+    """
+    num_equal = num_tied = 0
+    difference = 0.0
+    for batch in _by_slots(run, requests, mode, 8):
+        for (request, how), got in zip(batch, generate(session, batch), strict=True):
+            for slot, limit, ids, logprob in zip(*how, got.ids, got.logprobs, strict=True):
+                args = (request.prompt.ids, slot, limit, request.prompt.first_token_range)
+                expected = decode(checkpoint.model, *args)
+                if ids == expected.ids:
+                    num_equal += 1
+                    difference = max(difference, abs(float(logprob) - expected.logprob))
+                elif _is_tie(expected, ids):
+                    num_tied += 1
+                else:
+                    raise ParityError(
+                        f"{mode} graph differs from the torch reference in scenario "
+                        f"{request.scenario}: {ids} instead of {expected.ids}"
+                    )
+    return {
+        "sequences": num_equal + num_tied,
+        "equal": num_equal,
+        "diverged_at_tie": num_tied,
+        "max_logprob_difference": difference,
+    }
+
+
+def check_batch_invariance(
+    session: ort.InferenceSession, run: Run, requests: Sequence[SampleRequest], mode: str
+) -> dict[str, float]:
+    """Compares ragged, over-padded batches of 16 with each row alone.
+
+    Raises:
+        ParityError: tokens differ, or log-probabilities by more than 1e-4.
+    """
+    num_sequences, difference = 0, 0.0
+    for batch in _by_slots(run, requests, mode, 16):
+        longest = max(len(r.prompt.ids) for r, _ in batch)
+        together = generate(session, batch, min_length=longest + 7)
+        for one, got in zip(batch, together, strict=True):
+            alone = generate(session, [one])[0]
+            num_sequences += len(got.ids)
+            difference = max(difference, float(np.abs(got.logprobs - alone.logprobs).max()))
+            if got.ids != alone.ids or difference > MAX_LOGPROB_DIFFERENCE:
+                raise ParityError(
+                    f"{mode} graph gives another answer in a batch than alone in scenario "
+                    f"{one[0].scenario}: {got.ids} {got.logprobs} and {alone.ids} {alone.logprobs}"
+                )
+    return {"sequences": num_sequences, "max_logprob_difference": difference}
+
+
+def agreement(
+    exact: ort.InferenceSession,
+    quantised: ort.InferenceSession,
+    run: Run,
+    requests: Sequence[SampleRequest],
+    mode: str,
+) -> dict[str, float]:
+    """Compares a quantised graph with the fp32 graph: equal sequences and log-probability gap."""
+    equal, first, gaps = list[bool](), list[bool](), list[float]()
+    for batch in _by_slots(run, requests, mode, 16):
+        pairs = zip(generate(exact, batch), generate(quantised, batch), strict=True)
+        for a, b in pairs:
+            for x, y, lx, ly in zip(a.ids, b.ids, a.logprobs, b.logprobs, strict=True):
+                equal.append(x == y)
+                first.append(x[0] == y[0])
+                if x == y:
+                    gaps.append(abs(float(lx - ly)) / len(x))
+    return {
+        "sequences": len(equal),
+        "equal_share": float(np.mean(equal)),
+        "first_token_equal_share": float(np.mean(first)),
+        "mean_token_logprob_gap": float(np.mean(gaps)) if gaps else float("nan"),
+    }
+
+
+def _by_slots(
+    run: Run, requests: Sequence[SampleRequest], mode: str, size: int
+) -> Iterable[list[tuple[SampleRequest, Decoding]]]:
+    """Yields batches of at most `size` requests with equal numbers of slots."""
+    groups: dict[int, list[tuple[SampleRequest, Decoding]]] = {}
+    for request in requests:
+        how = decoding(run, request.scenario, mode)
+        groups.setdefault(len(how.slots), []).append((request, how))
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _is_tie(expected: Decoded, ids: list[int]) -> bool:
+    """Returns whether the first difference is where the reference's best two nearly tie."""
+    for step, gap in enumerate(expected.gaps):
+        if step >= len(ids) or ids[step] != expected.ids[step]:
+            return gap < MAX_TIE_GAP
+    return False
+
+
+def _cut(ids: list[int], limit: int) -> list[int]:
+    """Returns ids up to and including <|eos|>, at most `limit`."""
+    ids = ids[:limit]
+    return ids[: ids.index(EOS_ID) + 1] if EOS_ID in ids else ids

@@ -1,0 +1,157 @@
+"""A bundle with random weights: for tests, and to try the engine without training.
+
+Its answers mean nothing; its files, shapes and code paths are those of a trained bundle.
+"""
+
+import tempfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import save_file
+from transformers import BertModel, LlamaForCausalLM, LlamaModel
+
+from engine.features import FEATURE_NAMES
+from engine.index import Edges, write_index
+from engine.manifest import IndexSpec, Manifest, PromptSpec, ScenarioSpec
+from engine.prompt import ANSWER, COOCCURRING, SESSION
+from export.bundle import Mode, Precision, export_bundle
+from train.backbone import bert_config, llama_config, shapes_of
+from train.config import Size
+from train.tokenizer import train_tokenizer
+
+_HEADS = (
+    *("wireless", "gaming", "kitchen", "garden", "running", "winter", "baby", "vintage"),
+    *("leather", "outdoor", "portable", "stainless", "bluetooth", "waterproof", "christmas"),
+)
+_NOUNS = (
+    *("earbuds", "mouse", "shoes", "table", "lamp", "jacket", "camera", "chair", "phone case"),
+    *("backpack", "speaker", "blanket", "bottle", "keyboard", "headphones", "umbrella"),
+)
+_TAILS = ("", " for kids", " cheap", " black", " 2024")
+_ODD = ("ベルト メンズ", "sudadera niño", "c++ book", "50% off", "😀 sticker", "<|sep|> pillow")
+
+SCENARIOS = (
+    ScenarioSpec(
+        name="suggestion",
+        description="What to search next",
+        num_slots=8,
+        position_ctr=[1.0, 0.8, 0.65, 0.55, 0.5, 0.45, 0.4, 0.37],
+    ),
+    ScenarioSpec(
+        name="completion",
+        description="Finish what is being typed",
+        completes_prefix=True,
+        num_slots=8,
+        position_ctr=[1.0, 0.7, 0.5, 0.4, 0.35, 0.3, 0.28, 0.26],
+    ),
+    ScenarioSpec(
+        name="clarification",
+        description="A question and its options",
+        has_auxiliary_text=True,
+        num_slots=7,
+        position_ctr=[1.0, 0.85, 0.75, 0.7, 0.65, 0.6],
+    ),
+)
+
+
+def write_sample_run(directory: Path, *, size: Size = "tiny", seed: int = 0) -> None:
+    """Writes a run directory as training would, with random weights and made-up queries."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    texts = {f"{h} {n}{t}" for h in _HEADS for n in _NOUNS for t in _TAILS} | set(_ODD)
+    queries = sorted(texts, key=lambda t: t.encode())
+    popularity = rng.zipf(1.5, len(queries)).clip(max=1000).astype(np.int64)
+    mined = directory / "mined"
+    mined.mkdir(parents=True)
+    table = pa.table({"text": queries, "num_searches": popularity, "num_users": popularity})
+    pq.write_table(table, mined / "queries.parquet")
+    (mined / "scenarios.json").write_bytes(msgspec.json.encode(SCENARIOS))
+    prompt = PromptSpec(side_information_kinds=[SESSION, ANSWER, COOCCURRING])
+    (mined / "prompt.json").write_bytes(msgspec.json.encode(prompt))
+
+    shapes = shapes_of(size)
+    vocabulary = train_tokenizer(
+        queries,
+        popularity.tolist(),
+        size=shapes.vocab_size,
+        scenarios=[s.name for s in SCENARIOS],
+        kinds=prompt.side_information_kinds,
+    )
+    vocabulary.save(directory / "tokenizer.json")
+    encoder = BertModel(bert_config(shapes.encoder, vocabulary.size, 64), add_pooling_layer=False)
+    encoder.save_pretrained(directory / "encoder")
+    generator = LlamaForCausalLM(llama_config(shapes.generator, vocabulary.size))
+    backbone = LlamaModel(llama_config(shapes.click_model, vocabulary.size))
+    with torch.no_grad():  # larger weights: answers that depend on their input
+        for parameter in [*generator.parameters(), *backbone.parameters()]:
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    generator.save_pretrained(directory / "generator")
+    backbone.save_pretrained(directory / "click_model")
+    width = backbone.config.hidden_size + len(FEATURE_NAMES)
+    head = {
+        "head.hidden.weight": rng.normal(0, width**-0.5, (64, width)),
+        "head.hidden.bias": np.zeros(64),
+        "head.out.weight": rng.normal(0, 0.3, (1, 64)),
+        "head.out.bias": np.full(1, -1.5),
+    }
+    arrays = {name: array.astype(np.float32) for name, array in head.items()}
+    save_file(arrays, directory / "click_model/head.safetensors")
+    calibration = {s.name: (1.0, 0.0) for s in SCENARIOS}
+    (directory / "click_model/calibration.json").write_bytes(msgspec.json.encode(calibration))
+    _write_sample_index(directory, queries, popularity, shapes.encoder.hidden_size, rng)
+
+
+def _write_sample_index(
+    directory: Path,
+    queries: list[str],
+    popularity: np.ndarray,
+    dim: int,
+    rng: np.random.Generator,
+) -> None:
+    embeddings = rng.normal(size=(len(queries), dim)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    degrees = rng.integers(0, 12, len(queries))
+    rows = [rng.choice(len(queries), d, replace=False) for d in degrees]
+    npmi = [np.sort(rng.random(d))[::-1] for d in degrees]
+    write_index(
+        directory / "index",
+        texts=queries,
+        popularity=popularity.astype(np.float32),
+        edges=Edges(
+            np.concatenate([[0], np.cumsum(degrees)]),
+            np.concatenate(rows).astype(np.int32),
+            np.concatenate(npmi).astype(np.float32),
+        ),
+        embeddings=embeddings,
+    )
+    spec = IndexSpec(
+        num_queries=len(queries),
+        embedding_dim=dim,
+        m=16,
+        ef_construction=100,
+        ef_search=64,
+        encoder_sha256="",
+        min_users=1,
+        counted="users",
+    )
+    (directory / "index/index.json").write_bytes(msgspec.json.encode(spec))
+
+
+def write_sample_bundle(
+    directory: Path,
+    *,
+    mode: Mode = "slots",
+    precision: Precision = "int8",
+    size: Size = "tiny",
+    seed: int = 0,
+) -> Manifest:
+    """Writes a bundle with random weights to a directory that does not exist yet."""
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        write_sample_run(run, size=size, seed=seed)
+        return export_bundle(run, directory, mode=mode, precision=precision, num_parity_requests=6)

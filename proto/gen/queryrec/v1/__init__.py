@@ -1,0 +1,1 @@
+"""Generated stubs of the queryrec.v1 contract; import the modules, not this package."""

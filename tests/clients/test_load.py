@@ -1,0 +1,182 @@
+"""The load generator against a real gRPC server that answers in known ways."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from grpc import aio
+
+from benchmarks.load import parse
+from engine import errors
+from queryrec.v1 import query_recommender_service_pb2 as service_pb2
+from queryrec.v1 import scenario_pb2, stage_pb2, suggestion_pb2
+from queryrec.v1.query_recommender_service_pb2_grpc import (
+    QueryRecommenderServiceServicer,
+    add_QueryRecommenderServiceServicer_to_server,
+)
+
+STAGE_US = {"total": 9000, "queue": 500, "encode": 1000, "generate": 5000}
+LOAD = Path(__file__).parents[2] / "benchmarks" / "load.py"
+
+
+class Servicer(QueryRecommenderServiceServicer):
+    def __init__(self) -> None:
+        self.requests: list[service_pb2.RecommendRequest] = []
+
+    async def ListScenarios(self, request, context):
+        return service_pb2.ListScenariosResponse(
+            scenarios=[scenario_pb2.Scenario(name=n) for n in ("completion", "suggestion")]
+        )
+
+    async def Recommend(self, request, context):
+        self.requests.append(request)
+        if request.query == "refused":
+            await errors.abort(context, errors.QueueFull("recommend"))
+        response = service_pb2.RecommendResponse(
+            suggestions=[suggestion_pb2.Suggestion(text="x", position=1)],
+            stage_timings=[
+                stage_pb2.StageTiming(stage=stage, duration_us=us)
+                for stage, us in {
+                    "total": 9000,
+                    "queue": 500,
+                    "encode": 1000,
+                    "generate": 5000,
+                }.items()
+            ],
+        )
+        if request.query == "degraded":
+            response.omissions.add(
+                stage="score",
+                kind=stage_pb2.OMISSION_KIND_SKIPPED,
+                reason=stage_pb2.OMISSION_REASON_BUDGET,
+            )
+        if request.query == "cached":
+            response.omissions.add(
+                stage="generate",
+                kind=stage_pb2.OMISSION_KIND_SKIPPED,
+                reason=stage_pb2.OMISSION_REASON_CACHED,
+            )
+        return response
+
+
+async def measure(tmp_path: Path, *arguments: str) -> tuple[dict, Servicer]:
+    queries = tmp_path / "queries.txt"
+    queries.write_text("refused\ndegraded\ncached\nplain\n\n")
+    server, servicer = aio.server(), Servicer()
+    add_QueryRecommenderServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        load = await asyncio.create_subprocess_exec(
+            sys.executable,
+            LOAD,
+            f"--target=127.0.0.1:{port}",
+            f"--queries={queries}",
+            *arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = await load.communicate()
+    finally:
+        await server.stop(grace=None)
+    assert load.returncode == 0, err.decode()
+    return json.loads(out.splitlines()[-1]), servicer
+
+
+async def test_open_loop_sends_the_rate_asked_for_and_counts_every_kind_of_answer(tmp_path):
+    figures, servicer = await measure(
+        tmp_path, "--rate=200", "--duration=1", "--budget-ms=1000", "--seed=3"
+    )
+
+    num = figures["num_requests"]
+    assert len(servicer.requests) == num
+    assert 140 <= num <= 260, "Poisson with mean 200"
+    refused = sum(r.query == "refused" for r in servicer.requests)
+    degraded = sum(r.query == "degraded" for r in servicer.requests)
+    assert abs(refused - num / 4) <= 1, "queries are sent in turn"
+    assert figures["errors"] == refused
+    assert figures["errors_by_reason"] == {"ERROR_REASON_QUEUE_FULL": refused}
+    assert figures["degraded"] == round(degraded / (num - refused), 4)
+    assert figures["in_budget"] <= round((num - refused) / num, 4)
+    assert figures["overhead_p50_ms"] == 3.0
+    assert figures["overhead_without_queue_p50_ms"] == 2.5
+    assert figures["stages"]["generate"] == {"num": num - refused, "p50_ms": 5.0, "p99_ms": 5.0}
+    assert set(figures["omissions"]) == {"generate skipped cached", "score skipped budget"}
+    assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"] <= figures["p999_ms"]
+    assert all(r.latency_budget.ToMilliseconds() == 1000 for r in servicer.requests)
+
+
+async def test_the_same_seed_sends_the_same_requests(tmp_path):
+    sent = []
+    for _ in range(2):
+        _, servicer = await measure(
+            tmp_path,
+            "--rate=50",
+            "--duration=0.5",
+            "--seed=5",
+            "--scenarios=completion,suggestion=2",
+        )
+        sent.append(sorted(r.SerializeToString(deterministic=True) for r in servicer.requests))
+
+    assert sent[0] == sent[1]
+    assert {r.scenario for r in servicer.requests} == {"completion", "suggestion"}
+    assert all(
+        any(q.startswith(r.query) for q in ("refused", "degraded", "cached", "plain"))
+        for r in servicer.requests
+    )
+
+
+async def test_idle_sends_one_request_at_a_time(tmp_path):
+    figures, servicer = await measure(tmp_path, "--idle", "--duration=0.3")
+
+    assert figures["mode"] == "idle"
+    assert figures["num_requests"] == len(servicer.requests) > 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rate=0"], "--rate is 0.0; it must be above 0"),
+        (["--rate=nan"], "--rate is nan"),
+        (["--rate=-5"], "--rate is -5.0"),
+        (["--rate=1e9"], "at most 100000 requests a second"),
+        (["--rate=100000", "--duration=3600"], "are 360000000 requests"),
+        (["--duration=0"], "--duration is 0.0"),
+        (["--duration=inf"], "--duration is inf"),
+        (["--budget-ms=-1"], "--budget-ms is -1.0"),
+        (["--deadline-ms=10"], "--deadline-ms is 10.0, below --budget-ms"),
+        (["--connections=0"], "--connections is 0"),
+        (["--scenarios=suggestion=-1"], "--scenarios has 'suggestion=-1'"),
+        (["--scenarios="], "--scenarios has ''"),
+        (["--queries=nowhere.txt"], "--queries cannot be read"),
+        (["--queries=/dev/null"], "--queries has no query"),
+    ],
+)
+def test_a_load_of_nonsense_is_refused_with_what_would_be_right(
+    tmp_path, capsys, arguments, message
+):
+    queries = tmp_path / "queries.txt"
+    queries.write_text("shoes\n")
+
+    with pytest.raises(SystemExit) as refusal:
+        parse([f"--queries={queries}", *arguments])
+
+    assert refusal.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_missing_engine_is_named_and_prints_no_figures(tmp_path):
+    queries = tmp_path / "queries.txt"
+    queries.write_text("shoes\n")
+
+    run = subprocess.run(
+        [sys.executable, LOAD, "--target=127.0.0.1:1", f"--queries={queries}"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("no engine answers at 127.0.0.1:1: UNAVAILABLE")

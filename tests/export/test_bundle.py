@@ -1,0 +1,112 @@
+"""A bundle is complete, verified, and never written over another."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
+
+from engine.manifest import read_manifest, verify_files
+from export import parity
+from export.bundle import export_bundle
+from export.checkpoint import Run
+from export.sample import write_sample_bundle, write_sample_run
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("bundle") / "run"
+    write_sample_run(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def bundle(run_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("target") / "bundle"
+    export_bundle(run_directory, target, num_parity_requests=6)
+    return target
+
+
+def test_manifest_describes_the_graphs(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    verify_files(bundle, manifest)
+    for spec in (manifest.encoder, manifest.generator, manifest.click_model):
+        assert spec is not None
+        assert spec.precision == "int8"
+        session = parity.session_of(onnx.load(bundle / spec.file))
+        inputs = {
+            i.name: ["int64" if "int64" in i.type else "float32", *i.shape]
+            for i in session.get_inputs()
+        }
+        assert inputs == spec.inputs
+        assert [o.name for o in session.get_outputs()] == list(spec.outputs)
+
+
+def test_every_tensor_is_stored_once(bundle: Path) -> None:
+    for path in bundle.glob("*.onnx"):
+        graph = onnx.load(path).graph
+        contents = [
+            numpy_helper.to_array(t).tobytes() for t in graph.initializer if len(t.raw_data) > 4096
+        ]
+        assert len(contents) == len(set(contents)), path.name
+
+
+def test_int8_bundle_is_at_most_a_third_of_fp32(
+    run_directory: Path, bundle: Path, tmp_path: Path
+) -> None:
+    export_bundle(run_directory, tmp_path / "fp32", precision="fp32", num_parity_requests=3)
+    small = (bundle / "generator.onnx").stat().st_size
+    assert small * 3 < (tmp_path / "fp32/generator.onnx").stat().st_size * 1.2
+
+
+def test_existing_target_is_left_alone(run_directory: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "precious").write_text("data")
+    with pytest.raises(ValueError, match="exists already"):
+        export_bundle(run_directory, target)
+    assert (target / "precious").read_text() == "data"
+
+
+def test_failed_export_leaves_nothing(run_directory: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "run"
+    shutil.copytree(run_directory, broken)
+    weights = load_file(broken / "generator/model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, broken / "generator/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.norm\.weight"):
+        export_bundle(broken, tmp_path / "bundle")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_unfinished_run_is_refused_by_the_missing_part(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mined/scenarios\.json"):
+        Run(tmp_path)
+
+
+def test_run_without_click_model_and_index_still_makes_a_bundle(
+    run_directory: Path, tmp_path: Path
+) -> None:
+    cold = tmp_path / "run"
+    shutil.copytree(run_directory, cold)
+    shutil.rmtree(cold / "click_model")
+    shutil.rmtree(cold / "index")
+    manifest = export_bundle(cold, tmp_path / "bundle", num_parity_requests=3)
+    assert manifest.click_model is None
+    assert manifest.index is None
+    assert manifest.generator is not None
+
+
+def test_same_run_gives_the_same_bundle_id(tmp_path: Path) -> None:
+    first = write_sample_bundle(tmp_path / "a", seed=5)
+    second = write_sample_bundle(tmp_path / "b", seed=5)
+    other = write_sample_bundle(tmp_path / "c", seed=6)
+    assert first.bundle_id == second.bundle_id != other.bundle_id
+
+
+def test_int8_embedding_keeps_the_direction(bundle: Path, run_directory: Path) -> None:
+    cosine = read_manifest(bundle).parity["encoder"]["mean_cosine_int8"]
+    assert 0.98 <= cosine <= 1 + 1e-6

@@ -1,0 +1,195 @@
+"""A hand-made mined run: topics of queries that share no word with one another but co-occur."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.manifest import PromptSpec
+from train.config import default_scenarios
+from train.mine import MineSummary
+from train.tokenizer import train_tokenizer
+
+NUM_TOPICS = 40
+QUERIES_PER_TOPIC = 6
+POSITIONS = 5
+ATTRACTION = (0.8, 0.4, 0.2, 0.1)  # by the second word of a text
+IMPRESSION_SCHEMA = pa.schema(
+    {
+        "request_id": pa.string(),
+        "time": pa.timestamp("s"),
+        "scenario": pa.string(),
+        "query": pa.string(),
+        "side_information": pa.list_(pa.struct({"kind": pa.string(), "text": pa.string()})),
+        "position": pa.int64(),
+        "text": pa.string(),
+        "source": pa.string(),
+        "clicked": pa.bool_(),
+        "propensity": pa.float64(),
+        "auxiliary_text": pa.string(),
+        "split": pa.string(),
+    }
+)
+EXAMINATION = np.array([1.0, 0.7, 0.5, 0.35, 0.25])
+
+
+def word(number: int) -> str:
+    """Returns a made-up word, different for each number."""
+    consonants, vowels = "bcdfghjklmnprstvz", "aeiou"
+    letters = ""
+    for _ in range(3):
+        number, c = divmod(number, len(consonants))
+        number, v = divmod(number, len(vowels))
+        letters += consonants[c] + vowels[v]
+    return letters
+
+
+def topic_queries() -> list[list[str]]:
+    """Returns the queries of each topic: two words each, the second one from a common pool."""
+    queries = []
+    for topic in range(NUM_TOPICS):
+        first = [word(1 + 7 * (topic * QUERIES_PER_TOPIC + i)) for i in range(QUERIES_PER_TOPIC)]
+        queries.append([f"{w} {word(90000 + (i % 4))}" for i, w in enumerate(first)])
+    return queries
+
+
+def write_mined(run: Path) -> None:
+    """Writes the mined tables and tokenizer.json of the hand-made world."""
+    mined = run / "mined"
+    mined.mkdir(parents=True)
+    topics = topic_queries()
+    texts = sorted((q for qs in topics for q in qs), key=lambda t: t.encode())
+    searches = {t: 5 + 3 * (i % 11) for i, t in enumerate(texts)}
+    pq.write_table(
+        pa.table(
+            {
+                "text": texts,
+                "num_searches": [searches[t] for t in texts],
+                "num_users": [5] * len(texts),
+            }
+        ),
+        mined / "queries.parquet",
+    )
+    # Neighbours on a ring are mined pairs; the queries two steps apart are held out.
+    pairs, contexts = [], []
+    for queries in topics:
+        for i, source in enumerate(queries):
+            for step in (1, 3, 5):
+                target = queries[(i + step) % QUERIES_PER_TOPIC]
+                pairs.append((source, target, 0.2 + 0.1 * step))
+            target = queries[(i + 2) % QUERIES_PER_TOPIC]
+            contexts.append((source, target, "valid"))
+    columns = list(zip(*pairs, strict=True))
+    pq.write_table(
+        pa.table(
+            {
+                "source": columns[0],
+                "target": columns[1],
+                "num_pairs": [9] * len(pairs),
+                "num_users": [5] * len(pairs),
+                "npmi": columns[2],
+            }
+        ),
+        mined / "pairs.parquet",
+    )
+    columns = list(zip(*contexts, strict=True))
+    pq.write_table(
+        pa.table(
+            {
+                "query": columns[0],
+                "target": columns[1],
+                "session_queries": [[] for _ in contexts],
+                "weight": [1.0] * len(contexts),
+                "split": columns[2],
+            }
+        ),
+        mined / "contexts.parquet",
+    )
+    scenarios = [s.spec([1.0, 0.5]) for s in default_scenarios()]
+    (mined / "scenarios.json").write_bytes(msgspec.json.encode(scenarios))
+    prompt = PromptSpec(side_information_kinds=["session", "answer", "cooccurring"])
+    (mined / "prompt.json").write_bytes(msgspec.json.encode(prompt))
+    summary = MineSummary(
+        min_users=5,
+        counted="users",
+        num_searches=sum(searches.values()),
+        num_sessions=100,
+        num_queries=len(texts),
+        num_pairs=len(pairs),
+        num_contexts=len(contexts),
+        num_impressions=0,
+        num_clicks=0,
+        position_ctr_from="default",
+        dropped={},
+    )
+    (mined / "summary.json").write_bytes(msgspec.json.encode(summary))
+    vocabulary = train_tokenizer(
+        texts,
+        [searches[t] for t in texts],
+        size=1024,
+        scenarios=[s.name for s in scenarios],
+        kinds=prompt.side_information_kinds,
+    )
+    vocabulary.save(run / "tokenizer.json")
+
+
+def write_impressions(
+    run: Path, *, num_requests: int, swap_rate: float, seed: int = 0, scenario: str = "suggestion"
+) -> None:
+    """Adds impressions whose truth is known: the second word of a text decides its attraction.
+
+    The policy sorts by attraction and noise, so that position and relevance go together; a share
+    of the requests has two random neighbours swapped, as the propensity says.
+    """
+    random = np.random.default_rng(seed)
+    queries = [q for qs in topic_queries() for q in qs]
+    attraction = {word(90000 + i): a for i, a in enumerate(ATTRACTION)}
+    columns: dict[str, list[object]] = {name: [] for name in IMPRESSION_SCHEMA.names}
+    for request in range(num_requests):
+        query, *shown = random.choice(queries, POSITIONS + 1, replace=False).tolist()
+        truth = {t: attraction[t.split()[1]] for t in shown}
+        shown.sort(key=lambda t: -truth[t] + 0.3 * random.standard_normal())
+        propensity = np.full(POSITIONS, 1 - swap_rate)
+        if random.random() < swap_rate:
+            at = int(random.integers(POSITIONS - 1))
+            shown[at], shown[at + 1] = shown[at + 1], shown[at]
+            propensity[at : at + 2] = swap_rate / (POSITIONS - 1)
+        for place, text in enumerate(shown):
+            row = {
+                "request_id": f"r{request:06}",
+                "time": request,
+                "scenario": scenario,
+                "query": query,
+                "side_information": [{"kind": "session", "text": queries[request % len(queries)]}],
+                "position": place + 1,
+                "text": text,
+                "source": "log",
+                "clicked": bool(random.random() < truth[text] * EXAMINATION[place]),
+                "propensity": float(propensity[place]),
+                "auxiliary_text": None,
+                "split": "valid" if request >= 0.8 * num_requests else "train",
+            }
+            for name, value in row.items():
+                columns[name].append(value)
+    table = pa.table(columns, schema=IMPRESSION_SCHEMA)
+    pq.write_table(table, run / "mined/impressions.parquet")
+
+
+@pytest.fixture(scope="session")
+def clicked_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory after mining, with impressions; tests must not change it."""
+    run = tmp_path_factory.mktemp("clicked")
+    write_mined(run)
+    write_impressions(run, num_requests=3000, swap_rate=0.2)
+    return run
+
+
+@pytest.fixture(scope="session")
+def mined_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory after mining; tests must not change it."""
+    run = tmp_path_factory.mktemp("run")
+    write_mined(run)
+    return run

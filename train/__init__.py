@@ -1,0 +1,1 @@
+"""From query logs to checkpoints: mining, encoder, generator, click model, index, evaluation."""

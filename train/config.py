@@ -1,0 +1,330 @@
+"""The training configuration: one TOML file, read once, all errors reported together.
+
+Priority: command-line flag > file > the defaults below. Knows nothing of how stages use it.
+"""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from engine.manifest import PromptSpec, ScenarioSpec
+from engine.prompt import ANSWER, COOCCURRING, SESSION
+from engine.vocabulary import MAX_SLOTS
+
+Size = Literal["tiny", "demo", "small", "base"]
+Mode = Literal["slots", "list", "both"]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: immutable, and unknown keys are an error."""
+
+
+class LogsConfig(_Section, frozen=True, kw_only=True):
+    """Where the log tables are: a parquet file, a directory of them, or a glob.
+
+    Both empty: the simulated tables of the run.
+    """
+
+    searches: str = ""
+    impressions: str = ""  # may stay empty where there is no impression log: then no click model
+
+
+class SimulateConfig(_Section, frozen=True, kw_only=True):
+    """Simulated logs, for trying things out and for experiments where the truth is known."""
+
+    queries: str = "examples/data/queries.tsv.gz"  # real queries the simulated users search
+    num_queries: int = 20_000  # of which that many are used
+    num_users: int = 20_000
+    num_sessions: int = 60_000
+    exploration_rate: float = 0.01  # share of requests with randomly swapped neighbours
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("num_queries", "num_users", "num_sessions"):
+            _at_least(name, getattr(self, name), 1)
+        _within("exploration_rate", self.exploration_rate, 0, 1)
+
+
+class MineConfig(_Section, frozen=True, kw_only=True):
+    """From log tables to anonymous training tables."""
+
+    min_users: int = 5  # k of k-anonymity: distinct users behind every text and every pair
+    session_gap_s: int = 1800  # a longer pause starts a new session
+    max_pair_steps: int = 5  # how far apart in a session two queries may be to form a pair
+    min_pairs: int = 2  # occurrences of a pair, beside min_users
+    max_session_queries: int = 5  # earlier queries kept as context
+    valid_share: float = 0.1  # the last share of the log's time is for validation only
+    unsafe_words: str = ""  # file with one word or phrase a line; queries with them are dropped
+    memory_limit_mb: int = 4096  # DuckDB spills to disk beyond it
+    num_threads: int = 0  # 0: all cores
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("min_users", "session_gap_s", "max_pair_steps", "min_pairs"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("max_session_queries", self.max_session_queries, 0)
+        _at_least("memory_limit_mb", self.memory_limit_mb, 64)
+        _at_least("num_threads", self.num_threads, 0)
+        _within("valid_share", self.valid_share, 0, 0.9)
+
+
+class PromptConfig(_Section, frozen=True, kw_only=True):
+    """Lengths of the prompt in tokens; see engine.manifest.PromptSpec."""
+
+    max_tokens: int = 64
+    max_query_tokens: int = 24
+    max_item_tokens: int = 10
+    max_cooccurring: int = 5
+    side_information_kinds: list[str] = msgspec.field(
+        default_factory=lambda: [SESSION, ANSWER, COOCCURRING]
+    )
+    instruction: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("max_query_tokens", "max_item_tokens"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("max_cooccurring", self.max_cooccurring, 0)
+        # scenario, <query>, <respond>
+        _at_least("max_tokens", self.max_tokens, self.max_query_tokens + 3)
+        if len(set(self.side_information_kinds)) != len(self.side_information_kinds):
+            raise ValueError("side_information_kinds names a kind twice")
+
+    def spec(self) -> PromptSpec:
+        """Returns the same as the bundle's type."""
+        return msgspec.convert(msgspec.to_builtins(self), PromptSpec)
+
+
+class ScenarioConfig(_Section, frozen=True, kw_only=True):
+    """One suggestion panel; see engine.manifest.ScenarioSpec."""
+
+    name: str
+    description: str
+    completes_prefix: bool = False
+    has_auxiliary_text: bool = False
+    num_suggestions: int = 6
+    num_slots: int = 8
+    max_new_tokens: int = 8
+    max_auxiliary_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not self.name or not self.name.replace("_", "").isalnum() or not self.name.isascii():
+            raise ValueError(
+                f"scenario name {self.name!r} must be ASCII letters, digits and underscores"
+            )
+        for name in ("num_suggestions", "max_new_tokens", "max_auxiliary_tokens"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("num_slots", self.num_slots, 1 + self.has_auxiliary_text)
+        most = MAX_SLOTS if self.has_auxiliary_text else MAX_SLOTS - 1
+        if self.num_slots > most:
+            raise ValueError(f"num_slots is {self.num_slots}, must be at most {most}")
+        if self.completes_prefix and self.has_auxiliary_text:
+            raise ValueError("a scenario cannot both complete prefixes and have auxiliary text")
+
+    def spec(self, position_ctr: list[float]) -> ScenarioSpec:
+        """Returns the same as the bundle's type."""
+        fields = {**msgspec.to_builtins(self), "position_ctr": position_ctr}
+        return msgspec.convert(fields, ScenarioSpec)
+
+
+class EncoderConfig(_Section, frozen=True, kw_only=True):
+    """Training of the query encoder."""
+
+    base_checkpoint: str = ""  # size base: hub id or directory; empty: MiniLM
+    num_epochs: float = 1
+    batch_size: int = 128  # in-batch negatives: larger is better
+    learning_rate: float = 1e-3
+    temperature: float = 0.05
+    max_tokens: int = 16
+    bf16: bool = False
+    max_train_s: float = 0  # stop cleanly after that long; 0: no limit
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
+        _at_least("batch_size", self.batch_size, 2)
+        _at_least("max_tokens", self.max_tokens, 4)
+        _within("temperature", self.temperature, 1e-4, 10)
+
+
+class GeneratorConfig(_Section, frozen=True, kw_only=True):
+    """Supervised fine-tuning of the generator."""
+
+    mode: Mode = "slots"
+    base_checkpoint: str = ""  # size base: hub id, directory or GGUF file; empty: SmolLM2
+    num_epochs: float = 1
+    batch_size: int = 32  # examples (prompt with all of its suggestions)
+    learning_rate: float = 2e-3
+    warmup_share: float = 0.03
+    weight_decay: float = 0.01
+    cold_share: float = 0.3  # examples without side information from the index
+    max_contexts_per_query: int = 64  # head queries do not crowd out the others
+    bf16: bool = False
+    max_train_s: float = 0  # stop cleanly after that long; 0: no limit
+    checkpoint_steps: int = 500
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
+        _within("warmup_share", self.warmup_share, 0, 1)
+        _within("weight_decay", self.weight_decay, 0, 1)
+        _within("cold_share", self.cold_share, 0, 1)
+        _at_least("max_contexts_per_query", self.max_contexts_per_query, 1)
+        _at_least("checkpoint_steps", self.checkpoint_steps, 1)
+
+
+class ClickModelConfig(_Section, frozen=True, kw_only=True):
+    """Training of the click model."""
+
+    num_epochs: float = 1
+    batch_size: int = 32  # requests, each with all shown candidates
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    max_candidate_tokens: int = 16
+    bf16: bool = False
+    max_train_s: float = 0  # stop cleanly after that long; 0: no limit
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
+        _within("weight_decay", self.weight_decay, 0, 1)
+        _at_least("max_candidate_tokens", self.max_candidate_tokens, 1)
+
+
+class IndexConfig(_Section, frozen=True, kw_only=True):
+    """The co-occurrence index: HNSW parameters and list lengths."""
+
+    m: int = 16
+    ef_construction: int = 100
+    ef_search: int = 64
+    max_edges: int = 32  # co-occurring queries kept per query
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("m", "ef_construction", "ef_search", "max_edges"):
+            _at_least(name, getattr(self, name), 1 if name != "m" else 2)
+
+
+def default_scenarios() -> list[ScenarioConfig]:
+    """Returns the three panels of the paper."""
+    return [
+        ScenarioConfig(name="suggestion", description="what to search next"),
+        ScenarioConfig(
+            name="completion",
+            description="how to finish the query being typed",
+            completes_prefix=True,
+        ),
+        ScenarioConfig(
+            name="clarification",
+            description="a question about an ambiguous query, and options that answer it",
+            has_auxiliary_text=True,
+            num_suggestions=5,
+        ),
+    ]
+
+
+class TrainConfig(_Section, frozen=True, kw_only=True):
+    """Everything `queryrec-train` can be told."""
+
+    size: Size = "small"
+    seed: int = 0
+    logs: LogsConfig = msgspec.field(default_factory=LogsConfig)
+    simulate: SimulateConfig = msgspec.field(default_factory=SimulateConfig)
+    mine: MineConfig = msgspec.field(default_factory=MineConfig)
+    prompt: PromptConfig = msgspec.field(default_factory=PromptConfig)
+    encoder: EncoderConfig = msgspec.field(default_factory=EncoderConfig)
+    generator: GeneratorConfig = msgspec.field(default_factory=GeneratorConfig)
+    click_model: ClickModelConfig = msgspec.field(default_factory=ClickModelConfig)
+    index: IndexConfig = msgspec.field(default_factory=IndexConfig)
+    scenarios: list[ScenarioConfig] = msgspec.field(default_factory=default_scenarios)
+
+    def __post_init__(self) -> None:
+        """Checks what spans sections."""
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}, must be between 0 and 2147483647")
+        if not self.scenarios:
+            raise ValueError("scenarios is empty, at least one is needed")
+        names = [s.name for s in self.scenarios]
+        if len(set(names)) != len(names):
+            raise ValueError(f"scenarios {names} name one twice")
+
+
+def read_config(path: Path | None, *, size: str | None = None) -> TrainConfig:
+    """Returns the configuration in `path` (or the defaults), with `size` in place of the file's.
+
+    Raises:
+        ValueError: the file cannot be read or is wrong; the message lists every wrong section.
+    """
+    content: dict[str, object] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not TOML: {error}") from None
+    if size is not None:
+        content["size"] = size
+    place = f"{path}: " if path is not None else ""
+    errors: list[str] = []
+    sound: dict[str, object] = {}
+    types = {f.name: f.type for f in msgspec.structs.fields(TrainConfig)}
+    for name, value in content.items():
+        if name not in types:
+            errors.append(f"unknown setting {name!r}; known are {', '.join(types)}")
+            continue
+        try:
+            msgspec.convert(value, types[name])
+            sound[name] = value
+        except msgspec.ValidationError as error:
+            errors.append(f"{name}: {error}")
+    config: TrainConfig | None = None
+    try:
+        config = msgspec.convert(sound, TrainConfig)
+    except msgspec.ValidationError as error:
+        errors.append(str(error))
+    if errors or config is None:
+        raise ValueError(place + "; ".join(errors))
+    return config
+
+
+def to_toml(config: TrainConfig) -> str:
+    """Returns the configuration as TOML that `read_config` reads back to an equal one."""
+    fields = msgspec.to_builtins(config)
+    plain = {k: v for k, v in fields.items() if not isinstance(v, dict) and k != "scenarios"}
+    blocks = [_assignments(plain)]
+    blocks += [f"[{k}]\n{_assignments(v)}" for k, v in fields.items() if isinstance(v, dict)]
+    blocks += [f"[[scenarios]]\n{_assignments(s)}" for s in fields["scenarios"]]
+    return "\n".join(blocks)
+
+
+def _assignments(values: dict[str, object]) -> str:
+    return "".join(f"{k} = {_literal(v)}\n" for k, v in values.items())
+
+
+def _literal(value: object) -> str:
+    # JSON's strings, numbers, booleans and arrays are TOML's, but for a raw DEL.
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+def _at_least(name: str, value: float, minimum: float) -> None:
+    if value < minimum:
+        raise ValueError(f"{name} is {value}, must be at least {minimum}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, must be between {low} and {high}")
+
+
+def _check_training(
+    num_epochs: float, batch_size: int, learning_rate: float, max_train_s: float
+) -> None:
+    _within("num_epochs", num_epochs, 1e-6, 1e6)
+    _at_least("batch_size", batch_size, 1)
+    _within("learning_rate", learning_rate, 1e-9, 1)
+    _at_least("max_train_s", max_train_s, 0)

@@ -1,0 +1,154 @@
+"""The log tables a team brings: opening them with Ibis, and refusing what cannot be used.
+
+    searches      session_id, time, query [, user_key]
+    impressions   request_id, time, session_id, scenario, query, side_information, position, text,
+                  source, shown, clicked [, user_key, propensity, bundle_id, auxiliary_text]
+
+Each is a parquet file, a directory of parquet files, or a glob. `side_information` is a list of
+(kind, text); `position` counts from 1. Knows nothing of what is mined from them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import ibis
+import ibis.expr.datatypes as dt
+from ibis.backends.duckdb import Backend
+from ibis.expr.types import Table
+
+Check = Callable[[dt.DataType], bool]
+
+
+class _Column(NamedTuple):
+    name: str
+    wanted: str
+    fits: Check
+    is_required: bool = True
+
+
+class LogTables(NamedTuple):
+    """Validated tables: exactly the documented columns, ids as strings, optional ones null."""
+
+    searches: Table
+    impressions: Table | None
+    counts_users: bool  # whether user_key is there to be counted; else sessions are
+
+
+def _is_id(kind: dt.DataType) -> bool:
+    return kind.is_string() or kind.is_integer()
+
+
+def _is_side_information(kind: dt.DataType) -> bool:
+    if not isinstance(kind, dt.Array) or not isinstance(kind.value_type, dt.Struct):
+        return False
+    fields = dict(kind.value_type.items())
+    return set(fields) == {"kind", "text"} and all(f.is_string() for f in fields.values())
+
+
+_ID = "string or integer"
+_SEARCHES = (
+    _Column("session_id", _ID, _is_id),
+    _Column("time", "timestamp", dt.DataType.is_timestamp),
+    _Column("query", "string", dt.DataType.is_string),
+    _Column("user_key", _ID, _is_id, is_required=False),
+)
+_IMPRESSIONS = (
+    _Column("request_id", _ID, _is_id),
+    _Column("time", "timestamp", dt.DataType.is_timestamp),
+    _Column("session_id", _ID, _is_id),
+    _Column("scenario", "string", dt.DataType.is_string),
+    _Column("query", "string", dt.DataType.is_string),
+    _Column("side_information", "list of struct(kind string, text string)", _is_side_information),
+    _Column("position", "integer", dt.DataType.is_integer),
+    _Column("text", "string", dt.DataType.is_string),
+    _Column("source", "string", dt.DataType.is_string),
+    _Column("shown", "boolean", dt.DataType.is_boolean),
+    _Column("clicked", "boolean", dt.DataType.is_boolean),
+    _Column("user_key", _ID, _is_id, is_required=False),
+    _Column("propensity", "number", dt.DataType.is_numeric, is_required=False),
+    _Column("auxiliary_text", "string", dt.DataType.is_string, is_required=False),
+)
+
+
+def connect(*, memory_limit_mb: int, num_threads: int, spill_directory: Path) -> Backend:
+    """Returns a DuckDB connection that spills to disk rather than outgrow its memory."""
+    settings: dict[str, object] = {
+        "memory_limit": f"{memory_limit_mb}MB",
+        "temp_directory": str(spill_directory),
+    }
+    if num_threads:
+        settings["threads"] = num_threads
+    return ibis.duckdb.connect(**settings)
+
+
+def open_tables(connection: Backend, *, searches: str, impressions: str) -> LogTables:
+    """Opens and checks the tables; `impressions` may be empty where there is no such log.
+
+    Raises:
+        ValueError: files that cannot be read, missing columns, wrong types, no rows, no clicks,
+            positions below 1; the message names them all.
+    """
+    errors: list[str] = []
+    searched = _open(connection, "searches", searches, _SEARCHES, errors)
+    shown = None
+    if impressions:
+        shown = _open(connection, "impressions", impressions, _IMPRESSIONS, errors)
+    if errors or searched is None:
+        raise ValueError("; ".join(errors))
+    tables = {"searches": searched, **({"impressions": shown} if shown is not None else {})}
+    for name, table in tables.items():
+        if _scalar(table.count()) == 0:
+            errors.append(f"table {name} has no rows")
+    if shown is not None and not errors:
+        if _scalar((shown.shown & shown.clicked).sum()) in (None, 0):
+            errors.append(
+                "table impressions has no clicks (rows with shown and clicked true): "
+                "leave logs.impressions empty to train without a click model"
+            )
+        num_low = _scalar((shown.position < 1).sum())
+        if num_low:
+            errors.append(f"table impressions has {num_low} rows with position < 1")
+    if errors:
+        raise ValueError("; ".join(errors))
+    counts_users = all(_scalar(t.user_key.notnull().any()) for t in tables.values())
+    return LogTables(searched, shown, bool(counts_users))
+
+
+def _open(
+    connection: Backend, name: str, place: str, columns: tuple[_Column, ...], errors: list[str]
+) -> Table | None:
+    path = Path(place)
+    pattern = str(path / "*.parquet") if path.is_dir() else place
+    if not path.exists() and not any(c in place for c in "*?["):
+        errors.append(f"table {name}: there is no {place}")
+        return None
+    try:
+        table = connection.read_parquet(pattern)
+        schema = table.schema()
+    except Exception as error:  # DuckDB's error types differ between its releases
+        reason = str(error).strip().splitlines()[0]
+        errors.append(f"table {name}: {place} cannot be read as parquet: {reason}")
+        return None
+    missing = [c.name for c in columns if c.is_required and c.name not in schema]
+    if missing:
+        errors.append(f"table {name} misses the columns {', '.join(missing)}")
+    wrong = [c for c in columns if c.name in schema and not c.fits(schema[c.name])]
+    for column in wrong:
+        errors.append(
+            f"table {name}: column {column.name} is {schema[column.name]}, must be {column.wanted}"
+        )
+    if missing or wrong:
+        return None
+    return table.select(**{c.name: _column(table, c, schema) for c in columns})
+
+
+def _column(table: Table, column: _Column, schema: ibis.Schema) -> ibis.Value:
+    kind = {_ID: "string", "number": "float64"}.get(column.wanted)
+    if column.name not in schema:
+        return ibis.null().cast(kind or "string")
+    return table[column.name].cast(kind) if kind else table[column.name]
+
+
+def _scalar(expression: ibis.Scalar) -> object:
+    return expression.to_pyarrow().as_py()

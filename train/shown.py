@@ -1,0 +1,216 @@
+"""The anonymous form of the impression log: what was shown, where, and whether it was clicked.
+
+A row stays if its query and its text are k-anonymous. A text that was never searched needs k
+distinct users who clicked it; side information that is not a query (answers), and auxiliary
+texts, need k distinct users who were shown it, or they are left out of the row. A typed prefix
+stays if it starts a k-anonymous query, whose users all typed through it.
+"""
+
+from bisect import bisect_left
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ibis.expr.types import Table
+
+from engine.prompt import COOCCURRING, SESSION
+from train.config import TrainConfig
+
+IMPRESSIONS = "impressions.parquet"
+_MAX_POSITIONS = 20
+_MIN_IMPRESSIONS = 30  # per position, for its click rate to be believed
+
+
+class Keep(Protocol):
+    """Runs an expression and returns its kept result as a table."""
+
+    def __call__(self, name: str, expression: Table) -> Table:
+        """Keeps the result under a name."""
+        ...
+
+
+class Shown(NamedTuple):
+    """What was mined from impressions."""
+
+    num_rows: int
+    num_clicks: int
+    position_ctr: dict[str, list[float]]  # per scenario, relative to position 1
+    dropped: dict[str, int]
+
+
+def default_position_ctr(num_positions: int) -> list[float]:
+    """Returns what is assumed where there is no impression log: a hyperbola, 1 at position 1."""
+    return [round(1 / (1 + 0.35 * i), 4) for i in range(num_positions)]
+
+
+def mine_shown(
+    config: TrainConfig,
+    impressions: Table,
+    *,
+    clean: Table,
+    public: Table,
+    cut: ibis.Scalar,
+    keep: Keep,
+    out: Path,
+) -> Shown:
+    """Writes impressions.parquet into `out`.
+
+    Args:
+        config: sections mine, prompt and scenarios are read.
+        impressions: validated table with `user`, what k counts.
+        clean: raw texts and what they became (anonymity.CLEAN_SCHEMA).
+        public: the k-anonymous queries.
+        cut: second since 1970 from which on rows are for validation.
+        keep: runs an expression.
+        out: directory.
+    """
+    k = config.mine.min_users
+    names = [s.name for s in config.scenarios]
+    completing = [s.name for s in config.scenarios if s.completes_prefix]
+    known = impressions.filter(impressions.shown & impressions.scenario.isin(names))
+    queries = clean.select(raw_query="raw", query_text="text", query_prefix="prefix")
+    texts = clean.select(raw_text="raw", clean_text="text")
+    auxiliary = clean.select(raw_auxiliary="raw", clean_auxiliary="text")
+    rows = known.left_join(queries, known.query == queries.raw_query)
+    rows = rows.left_join(texts, rows.text == texts.raw_text)
+    rows = rows.left_join(auxiliary, rows.auxiliary_text == auxiliary.raw_auxiliary)
+    completes = rows.scenario.isin(completing) if completing else ibis.literal(False)
+    rows = keep(
+        "shown",
+        rows.select(
+            "request_id",
+            "time",
+            "scenario",
+            "position",
+            "source",
+            "clicked",
+            "propensity",
+            "user",
+            "side_information",
+            completes=completes,
+            query=ibis.ifelse(completes, rows.query_prefix, rows.query_text),
+            text=rows.clean_text,
+            auxiliary_text=rows.clean_auxiliary,
+        ),
+    )
+    position_ctr = _position_ctr(rows)
+    anonymous = _anonymous_rows(rows, public, k, keep)
+    side = keep("side_information", _side_information(rows, clean, public, config))
+    joined = anonymous.left_join(side, anonymous.request_id == side.side_request)
+    no_items = ibis.literal([], type="array<struct<kind: string, text: string>>")
+    result = joined.select(
+        "request_id",
+        "time",
+        "scenario",
+        "query",
+        "position",
+        "text",
+        "source",
+        "clicked",
+        "propensity",
+        "auxiliary_text",
+        side_information=ibis.coalesce(joined.items, no_items),
+        split=ibis.ifelse(joined.time.epoch_seconds() >= cut, "valid", "train"),
+    )
+    result.order_by("time", "request_id", "position").to_parquet(out / IMPRESSIONS)
+    num_shown, num_left = _number(rows.count()), pq.read_metadata(out / IMPRESSIONS).num_rows
+    num_total = _number(impressions.count())
+    return Shown(
+        num_rows=num_left,
+        num_clicks=_number(anonymous.clicked.sum()),
+        position_ctr=position_ctr,
+        dropped={
+            "impression_not_shown_or_unknown_scenario": num_total - num_shown,
+            "impression_refused_text_or_below_k": num_shown - num_left,
+        },
+    )
+
+
+def _anonymous_rows(rows: Table, public: Table, k: int, keep: Keep) -> Table:
+    """Returns the rows whose query and text are k-anonymous; other auxiliary texts become null."""
+    clicked = rows.filter(rows.clicked)
+    clickers = clicked.group_by("text").agg(num_users=clicked.user.nunique())
+    clicked_texts = clickers.filter(clickers.num_users >= k).select("text")
+    texts = public.select("text").union(clicked_texts, distinct=True)
+    rows = rows.semi_join(texts, "text")
+    searched = rows.filter(~rows.completes).semi_join(public, [("query", "text")])
+    typed = rows.filter(rows.completes)
+    prefixes = _anonymous_prefixes(typed, public, keep)
+    typed = typed.semi_join(prefixes, [("query", "prefix")])
+    rows = keep("anonymous_rows", searched.union(typed))
+    readers = rows.group_by("auxiliary_text").agg(num_users=rows.user.nunique())
+    read = readers.filter(readers.num_users >= k).select(read_text="auxiliary_text")
+    joined = rows.drop("side_information").left_join(read, rows.auxiliary_text == read.read_text)
+    return joined.mutate(auxiliary_text=joined.read_text).drop("read_text")
+
+
+def _anonymous_prefixes(typed: Table, public: Table, keep: Keep) -> Table:
+    """Returns the typed prefixes that start a k-anonymous query (binary search in Python)."""
+    wanted = typed.select("query").distinct().to_pyarrow()["query"].to_pylist()
+    texts = [t.encode() for t in public.select("text").to_pyarrow()["text"].to_pylist()]
+    found = [p for p in wanted if p is not None and _starts_one(p.encode(), texts)]
+    return keep("prefixes", ibis.memtable(pa.table({"prefix": pa.array(found, pa.string())})))
+
+
+def _starts_one(prefix: bytes, sorted_texts: list[bytes]) -> bool:
+    position = bisect_left(sorted_texts, prefix)
+    return position < len(sorted_texts) and sorted_texts[position].startswith(prefix)
+
+
+def _side_information(rows: Table, clean: Table, public: Table, config: TrainConfig) -> Table:
+    """Returns per request its k-anonymous side information: side_request, items."""
+    requests = rows.select("request_id", "user", "position", "side_information")
+    requests = requests.distinct(on="request_id", keep="first")
+    items = requests.unnest("side_information", offset="place", keep_empty=False)
+    items = items.select(
+        "request_id",
+        "user",
+        "place",
+        kind=items.side_information["kind"],
+        raw=items.side_information["text"],
+    )
+    items = items.filter(items.kind.isin(config.prompt.side_information_kinds))
+    joined = items.inner_join(clean.filter(clean.text.notnull()), "raw")
+    items = joined.select("request_id", "user", "kind", "place", "text")
+    is_query = items.kind.isin([SESSION, COOCCURRING])
+    readers = items.group_by("kind", "text").agg(num_users=items.user.nunique())
+    readers = readers.filter(readers.num_users >= config.mine.min_users)
+    queries = items.filter(is_query).semi_join(public, "text")
+    others = items.filter(~is_query).semi_join(readers, ["kind", "text"])
+    kept = queries.union(others)
+    pair = ibis.struct({"kind": kept.kind, "text": kept.text})
+    kept = kept.mutate(item=pair)
+    return kept.group_by(side_request="request_id").agg(
+        items=kept.item.collect(order_by=kept.place)
+    )
+
+
+def _position_ctr(rows: Table) -> dict[str, list[float]]:
+    """Returns per scenario the click rate at each position relative to that of position 1.
+
+    Too few impressions at a position: its predecessor's. None at position 1: no entry.
+    """
+    counted = (
+        rows.group_by("scenario", "position")
+        .agg(num_shown=rows.count(), num_clicks=rows.clicked.sum())
+        .order_by("scenario", "position")
+        .to_pyarrow()
+        .to_pylist()
+    )
+    rates: dict[str, list[float]] = {}
+    for row in counted:
+        if row["position"] == 1 and row["num_clicks"] and row["num_shown"] >= _MIN_IMPRESSIONS:
+            rates[row["scenario"]] = [row["num_clicks"] / row["num_shown"]]
+        rate = rates.get(row["scenario"])
+        if rate is None or not 1 < row["position"] <= _MAX_POSITIONS:
+            continue
+        rate.extend(rate[-1:] * (row["position"] - 1 - len(rate)))
+        believed = row["num_shown"] >= _MIN_IMPRESSIONS
+        rate.append(row["num_clicks"] / row["num_shown"] if believed else rate[-1])
+    return {name: [round(r / rate[0], 4) for r in rate] for name, rate in rates.items()}
+
+
+def _number(expression: ibis.Scalar) -> int:
+    return int(expression.to_pyarrow().as_py() or 0)
