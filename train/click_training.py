@@ -155,6 +155,21 @@ def click_logits(
     return np.concatenate([logits_of[r] for r in chosen.tolist()])
 
 
+def check_logits(scenario: str, logits_N: Floats) -> None:
+    """Refuses a model that says the same for every candidate.
+
+    Raises:
+        ValueError: the logits are all (nearly) equal, or not numbers.
+    """
+    spread = float(np.ptp(logits_N))
+    if not spread >= _MIN_SPREAD:  # also where logits are nan
+        raise ValueError(
+            f"the click model gives every {scenario} candidate the logit {logits_N[0]:.4g} "
+            f"(spread {spread:.2g}): it learned nothing; lower click_model.learning_rate "
+            "or bring more impressions"
+        )
+
+
 class _Requests(Dataset[int]):
     """Numbers of requests in the order of training."""
 
@@ -293,13 +308,7 @@ def _calibrations(
     rows = requests.rows(chosen)
     result = {name: Platt(1.0, 0.0) for name in requests.scenarios}
     for name, mask in _scenario_rows(requests, rows).items():
-        spread = float(np.ptp(logits[mask]))
-        if not spread >= _MIN_SPREAD:  # also where logits are nan
-            raise ValueError(
-                f"the click model gives every {name} candidate the logit {logits[mask][0]:.4g} "
-                f"(spread {spread:.2g}): it learned nothing; lower click_model.learning_rate "
-                "or bring more impressions"
-            )
+        check_logits(name, logits[mask])
         own = rows[mask]
         seen_N = _seen(examinations.get(name), requests.position_N[own])
         result[name] = fit_platt(logits[mask], seen_N, requests.clicked_N[own])

@@ -35,15 +35,19 @@ class LogsConfig(_Section, frozen=True, kw_only=True):
 class SimulateConfig(_Section, frozen=True, kw_only=True):
     """Simulated logs, for trying things out and for experiments where the truth is known."""
 
-    queries: str = "examples/data/queries.tsv.gz"  # real queries the simulated users search
-    num_queries: int = 20_000  # of which that many are used
+    queries: str = "examples/data/queries.tsv.gz"  # real queries that simulated users search
+    heldout: str = "examples/data/heldout.txt.gz"  # real queries that occur nowhere in the log
+    num_queries: int = 24_000  # distinct queries that users know
+    num_searches: int = 200_000
     num_users: int = 20_000
-    num_sessions: int = 60_000
-    exploration_rate: float = 0.01  # share of requests with randomly swapped neighbours
+    num_requests: int = 60_000  # panels shown, over all scenarios
+    num_days: int = 30
+    exploration_rate: float = 0.08  # share of panels with randomly swapped neighbours
+    click_model: Literal["pbm", "cascade"] = "pbm"
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for name in ("num_queries", "num_users", "num_sessions"):
+        for name in ("num_queries", "num_searches", "num_users", "num_requests", "num_days"):
             _at_least(name, getattr(self, name), 1)
         _within("exploration_rate", self.exploration_rate, 0, 1)
 
@@ -248,6 +252,14 @@ class TrainConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(f"seed is {self.seed}, must be between 0 and 2147483647")
         if not self.scenarios:
             raise ValueError("scenarios is empty, at least one is needed")
+        for name, section in (("encoder", self.encoder), ("generator", self.generator)):
+            if section.base_checkpoint and self.size != "base":
+                raise ValueError(
+                    f"{name}.base_checkpoint is set but size is {self.size}: only size base "
+                    "starts from a checkpoint"
+                )
+        if bool(self.logs.impressions) and not self.logs.searches:
+            raise ValueError("logs.impressions is set but logs.searches is not")
         names = [s.name for s in self.scenarios]
         if len(set(names)) != len(names):
             raise ValueError(f"scenarios {names} name one twice")

@@ -59,7 +59,8 @@ class BigramModel:
             [[0.0], np.cumsum([self._continuation[w] for w in self._sorted])]
         )
         self._chars, self._char_contexts, self._typical = _char_model(unigrams)
-        self._range_cache: dict[tuple[str, str], float] = {}
+        self._mass_cache: dict[tuple[str, str], float] = {}
+        self._follower_ranges: dict[str, tuple[list[str], np.ndarray]] = {}
 
     def is_known(self, word: str) -> bool:
         """Returns whether the word occurred at all."""
@@ -84,23 +85,20 @@ class BigramModel:
     def completion_probability(self, word: str, before: str, typed: str) -> float:
         """Returns P(word | the word before, the word starts with `typed`)."""
         key = (before, typed)
-        mass = self._range_cache.get(key)
+        mass = self._mass_cache.get(key)
         if mass is None:
-            low = bisect_left(self._sorted, typed)
-            high = bisect_left(self._sorted, typed + "\U0010ffff")
-            backed_off = float(self._cumulative[high] - self._cumulative[low])
+            mass = _mass_between(self._sorted, self._cumulative, typed)
             counts = self._followers.get(before)
-            if counts is None:
-                mass = backed_off
-            else:
-                total = self._totals[before]
-                seen = sum(
-                    n - _DISCOUNT for w, n in counts.items() if w.startswith(typed) and w != _END
-                )
-                mass = seen / total + _DISCOUNT * len(counts) / total * backed_off
+            if counts is not None:
+                if before not in self._follower_ranges:
+                    words = sorted(w for w in counts if w != _END)
+                    seen = np.cumsum([0.0, *(counts[w] - _DISCOUNT for w in words)])
+                    self._follower_ranges[before] = words, seen
+                seen = _mass_between(*self._follower_ranges[before], typed)
+                mass = (seen + _DISCOUNT * len(counts) * mass) / self._totals[before]
             mass += 1e-5
-            if len(self._range_cache) < 1 << 20:
-                self._range_cache[key] = mass
+            if len(self._mass_cache) < 1 << 20:
+                self._mass_cache[key] = mass
         return min(1.0, self.probability(word, before) / mass)
 
     def spelling(self, word: str) -> float:
@@ -253,6 +251,13 @@ def _features(
         features[num_slots > 0, 8] = means[num_slots > 0]
         features[num_slots > 0, 9] = weakest[num_slots > 0]
     return features
+
+
+def _mass_between(words: list[str], cumulative: np.ndarray, typed: str) -> float:
+    """Returns the mass of the sorted words that start with `typed`."""
+    low = bisect_left(words, typed)
+    high = bisect_left(words, typed + "\U0010ffff")
+    return float(cumulative[high] - cumulative[low])
 
 
 def _char_model(unigrams: Counter[str]) -> tuple[dict[str, int], dict[str, int], float]:

@@ -1,0 +1,120 @@
+"""The command `queryrec-train`. Knows nothing of how stages work.
+
+Settings come from `--config FILE` (TOML); `--size` overrides the file's. Every stage is done once
+and skipped afterwards, unless its settings or its inputs changed, or `--force` is given. Errors
+in what the user brought end the command with one line and exit code 2.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from train.config import TrainConfig, read_config, to_toml
+from train.pipeline import stages_of
+from train.stages import StageRunner
+
+app = typer.Typer(
+    name="queryrec-train",
+    help="Trains the models of queryrec from query logs, or from simulated ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+_console = Console(highlight=False, soft_wrap=True)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file with the settings.")]
+Run = Annotated[Path, typer.Option("--run", help="Directory that gets everything training makes.")]
+Size = Annotated[str | None, typer.Option("--size", help="tiny, demo, small or base.")]
+Force = Annotated[bool, typer.Option("--force", help="Run again what is done already.")]
+_DEFAULT_RUN = Path("runs/default")
+
+
+def _command(stage: str, help_text: str) -> None:
+    """Adds the command that runs one stage."""
+
+    def command(
+        config: Config = None, run: Run = _DEFAULT_RUN, size: Size = None, force: Force = False
+    ) -> None:
+        _run_stages(lambda _: [stage], config=config, run=run, size=size, force=force)
+
+    app.command(name=stage, help=help_text)(command)
+
+
+_command("simulate", "Simulate search logs on real queries, with a known truth.")
+_command("mine", "Mine log tables into anonymous training tables.")
+_command("tokenizer", "Train the tokenizer, or take a base checkpoint's.")
+_command("encoder", "Train the query encoder.")
+_command("sft", "Fine-tune the generator on the universal prompt.")
+_command("click", "Train and calibrate the click model.")
+_command("index", "Build the co-occurrence index.")
+
+
+@app.command(name="run")
+def run_all(
+    config: Config = None, run: Run = _DEFAULT_RUN, size: Size = None, force: Force = False
+) -> None:
+    """Run all stages in order, skipping those that are done."""
+    _run_stages(lambda names: names, config=config, run=run, size=size, force=force)
+
+
+def _run_stages(
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    *,
+    config: Path | None,
+    run: Path,
+    size: str | None,
+    force: bool,
+) -> None:
+    with user_errors():
+        settings = read_config(config, size=size)
+        runner = StageRunner(run, stages_of(settings, run, _report))
+        chosen = choose(runner.names)
+        for name in chosen:
+            if name not in runner.names:
+                raise ValueError(
+                    f"stage {name} has nothing to do: logs.searches is set, so logs are not "
+                    "simulated"
+                )
+        _console.rule("effective configuration", style="dim")
+        _console.print(to_toml(settings), markup=False, style="dim", end="")
+        _console.rule(style="dim")
+        for number, name in enumerate(chosen, start=1):
+            _console.print(f"[bold]\\[{number}/{len(chosen)}] {name}[/bold]")
+            outcome = runner.run(name, force=force)
+            _write_config(run, settings)
+            state = "done already, skipped" if outcome.was_skipped else f"{outcome.took_s:.1f} s"
+            _console.print(f"  {state}: {outcome.summary}", markup=False)
+        _console.print(f"run directory: {run}", markup=False)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns the user's mistakes into one line and exit code 2; interruption into 130."""
+    try:
+        yield
+    except ValueError as error:
+        _errors.print(f"error: {' '.join(str(error).split())}", markup=False)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        _errors.print("interrupted; the same command goes on from here", markup=False)
+        raise typer.Exit(130) from None
+
+
+def _report(message: str) -> None:
+    _console.print(f"  {message}", markup=False)
+
+
+def _write_config(run: Path, settings: TrainConfig) -> None:
+    written = run / "config.toml.partial"
+    written.write_text(to_toml(settings), encoding="utf-8")
+    written.rename(run / "config.toml")
+
+
+if __name__ == "__main__":
+    app()

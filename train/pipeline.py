@@ -1,0 +1,258 @@
+"""The stages of training, from logs to checkpoints: what each reads, writes and depends on.
+
+Imports what a stage needs only when it runs, so the command line answers at once. Knows nothing
+of models.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from train.config import TrainConfig
+from train.stages import Stage
+
+SIMULATED = "simulated"
+Report = Callable[[str], None]
+DEFAULT_GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
+    """Returns the stages of a configuration, in order; simulated logs only where none are given.
+
+    Args:
+        config: the configuration.
+        run: run directory.
+        report: called with what a stage is doing.
+    """
+    config = _with_default_checkpoints(config)
+    own_logs = bool(config.logs.searches)
+    common = {"size": config.size, "seed": config.seed}
+
+    def simulate(out: Path) -> str:
+        from train.simulator import simulate as simulate_logs
+
+        settings = config.simulate
+        summary = simulate_logs(
+            out,
+            queries_path=_existing(settings.queries, "simulate.queries"),
+            heldout_path=_existing(settings.heldout, "simulate.heldout"),
+            num_searches=settings.num_searches,
+            num_users=settings.num_users,
+            num_requests=settings.num_requests,
+            num_logged_queries=settings.num_queries,
+            num_days=settings.num_days,
+            exploration_rate=settings.exploration_rate,
+            click_model=settings.click_model,
+            seed=config.seed,
+            overwrite=True,
+            progress=lambda stage, done, total: report(f"{stage} ({done}/{total})"),
+        )
+        return (
+            f"{summary.num_searches} simulated searches of {summary.num_queries} queries by "
+            f"{summary.num_users} users, {summary.num_impressions} impressions"
+        )
+
+    def mine(out: Path) -> str:
+        from train.mine import mine as mine_logs
+
+        searches, impressions = config.logs.searches, config.logs.impressions
+        if not own_logs:
+            simulated = run / SIMULATED
+            searches = str(simulated / "searches.parquet")
+            impressions = str(simulated / "impressions.parquet")
+        summary = mine_logs(
+            config, searches=searches, impressions=impressions, out=out, report=report
+        )
+        dropped = ", ".join(f"{n} {reason}" for reason, n in summary.dropped.items())
+        return (
+            f"{summary.num_queries} queries, {summary.num_pairs} pairs, "
+            f"{summary.num_contexts} contexts, {summary.num_impressions} impressions with "
+            f"{summary.num_clicks} clicks; at least {summary.min_users} {summary.counted} behind "
+            f"each; left out: {dropped or 'nothing'}"
+        )
+
+    def tokenizer(out: Path) -> str:
+        import pyarrow.parquet as pq
+
+        from train.backbone import shapes_of
+        from train.tokenizer import arrange, train_tokenizer
+
+        names = [s.name for s in config.scenarios]
+        kinds = config.prompt.side_information_kinds
+        if config.size == "base":
+            from train.checkpoint import read_tokenizer
+
+            source = read_tokenizer(config.generator.base_checkpoint)
+            layout = arrange(source.tokenizer, size=source.size, scenarios=names, kinds=kinds)
+            vocabulary = layout.vocabulary
+        else:
+            queries = pq.read_table(run / "mined/queries.parquet")
+            vocabulary = train_tokenizer(
+                queries["text"].to_pylist(),
+                queries["num_searches"].to_pylist(),
+                size=shapes_of(config.size).vocab_size,
+                scenarios=names,
+                kinds=kinds,
+            )
+        vocabulary.save(out)
+        return f"{vocabulary.size} ids"
+
+    def encoder(out: Path) -> str:
+        from train.backbone import shapes_of
+        from train.encoder import train_encoder
+
+        shape = shapes_of(config.size).encoder
+        recall = train_encoder(run, config.encoder, shape=shape, seed=config.seed, output=out)
+        return (
+            f"finds {recall.encoder:.3f} of {recall.num_pairs} held-out next queries among 20 "
+            f"(adjacency {recall.adjacency:.3f}, both {recall.both:.3f})"
+        )
+
+    def sft(out: Path) -> str:
+        from train.backbone import shapes_of
+        from train.generator import train_generator
+
+        model = None
+        if config.size == "base":
+            from engine.vocabulary import Vocabulary
+            from train.checkpoint import load_rearranged
+
+            vocabulary = Vocabulary.load(run / "tokenizer.json")
+            model = load_rearranged(config.generator.base_checkpoint, vocabulary)
+        shape = shapes_of(config.size).generator
+        metrics = train_generator(
+            run, config.generator, shape=shape, seed=config.seed, output=out, model=model
+        )
+        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in metrics.valid_loss.items())
+        stop = " (stopped by generator.max_train_s)" if metrics.stopped_by_time else ""
+        return (
+            f"{metrics.num_parameters / 1e6:.1f} M parameters, {metrics.num_examples} examples "
+            f"of {metrics.num_sources}{stop}, {metrics.tokens_per_s:.0f} tokens/s; held-out loss "
+            f"per token: {losses or 'no held-out examples'}"
+        )
+
+    def click(out: Path) -> str:
+        from train.backbone import shapes_of
+        from train.click_training import train_click_model
+
+        reports = train_click_model(
+            run,
+            config.click_model,
+            shape=shapes_of(config.size).click_model,
+            max_edges=config.index.max_edges,
+            seed=config.seed,
+            output=out,
+        )
+        if reports is None:
+            return "no impressions, no click model"
+        whole = reports["all"]
+        return (
+            f"held-out AUC {whole.model.auc:.3f} (position only {whole.position_only.auc:.3f}) "
+            f"over {whole.num_impressions} impressions"
+        )
+
+    def index(out: Path) -> str:
+        from train.index import build_index
+
+        spec = build_index(run, config.index, seed=config.seed, output=out)
+        return f"{spec.num_queries} queries, {spec.embedding_dim} dimensions"
+
+    mined_settings = {
+        "mine": config.mine,
+        "prompt": config.prompt,
+        "scenarios": config.scenarios,
+        "logs": [_identity(p) for p in (config.logs.searches, config.logs.impressions)],
+    }
+    simulated = Stage(
+        name="simulate",
+        output=SIMULATED,
+        needs=(),
+        settings={"simulate": config.simulate, "seed": config.seed},
+        make=simulate,
+    )
+    return [
+        *(() if own_logs else (simulated,)),
+        Stage(
+            name="mine",
+            output="mined",
+            needs=() if own_logs else ("simulate",),
+            settings=mined_settings,
+            make=mine,
+        ),
+        Stage(
+            name="tokenizer",
+            output="tokenizer.json",
+            needs=("mine",),
+            settings={"size": config.size, "base": config.generator.base_checkpoint},
+            make=tokenizer,
+            is_file=True,
+        ),
+        Stage(
+            name="encoder",
+            output="encoder",
+            needs=("mine", "tokenizer"),
+            settings={**common, "encoder": config.encoder},
+            make=encoder,
+        ),
+        Stage(
+            name="sft",
+            output="generator",
+            needs=("mine", "tokenizer"),
+            settings={**common, "generator": config.generator},
+            make=sft,
+        ),
+        Stage(
+            name="click",
+            output="click_model",
+            needs=("mine", "tokenizer"),
+            settings={
+                **common,
+                "click_model": config.click_model,
+                "max_edges": config.index.max_edges,
+            },
+            make=click,
+        ),
+        Stage(
+            name="index",
+            output="index",
+            needs=("mine", "encoder"),
+            settings={"index": config.index, "seed": config.seed},
+            make=index,
+        ),
+    ]
+
+
+def _with_default_checkpoints(config: TrainConfig) -> TrainConfig:
+    if config.size != "base":
+        return config
+    replace = msgspec.structs.replace
+    generator = config.generator.base_checkpoint or DEFAULT_GENERATOR
+    encoder = config.encoder.base_checkpoint or DEFAULT_ENCODER
+    return replace(
+        config,
+        generator=replace(config.generator, base_checkpoint=generator),
+        encoder=replace(config.encoder, base_checkpoint=encoder),
+    )
+
+
+def _existing(path: str, setting: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"{setting}: there is no file {path}")
+    return Path(path)
+
+
+def _identity(place: str) -> list[tuple[str, int, int]]:
+    """Returns name, size and time of change of the files at a place, which tell logs apart."""
+    path = Path(place)
+    if not place:
+        return []
+    if any(c in place for c in "*?["):
+        found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    else:
+        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    return [
+        (str(f), f.stat().st_size, f.stat().st_mtime_ns) if f.exists() else (str(f), 0, 0)
+        for f in found
+    ]

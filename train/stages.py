@@ -1,0 +1,202 @@
+"""Runs the stages of a training run: each once, whole or not at all, again when something changed.
+
+A stage writes into OUTPUT.partial, which is renamed when it is done, so an interrupted stage
+never looks finished; what it left is kept, so that it can go on. Beside the outputs, `.stages`
+holds a record per finished stage with a fingerprint of its settings and of the stages it builds
+on. Knows nothing of what stages do.
+"""
+
+import fcntl
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+_RECORDS = ".stages"
+_CHECKPOINTS = "checkpoints"  # inside a partial output: what only resuming needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of a run."""
+
+    name: str
+    output: str  # file or directory, relative to the run
+    needs: Sequence[str]  # stages whose outputs it reads
+    settings: object  # what it depends on beside those; anything that JSON can hold
+    # Makes the output at the path given and returns a line for people. A directory that it leaves
+    # empty says that there is nothing to make.
+    make: Callable[[Path], str]
+    is_file: bool = False
+
+
+class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished stage."""
+
+    fingerprint: str
+    finished_at_ns: int
+    took_s: float
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What running a stage came to."""
+
+    was_skipped: bool
+    took_s: float
+    summary: str
+
+
+class StageRunner:
+    """Runs stages in one run directory."""
+
+    def __init__(self, run: Path, stages: Sequence[Stage]) -> None:
+        """Takes the directory, which need not exist, and all stages in their order."""
+        self._run = run
+        self._stages = {s.name: s for s in stages}
+
+    @property
+    def names(self) -> list[str]:
+        """Returns the names of all stages in their order."""
+        return list(self._stages)
+
+    def is_done(self, name: str) -> bool:
+        """Returns whether a stage has finished with the present settings."""
+        record = self._record(name)
+        return record is not None and record.fingerprint == self._fingerprint(name)
+
+    def check(self, name: str) -> None:
+        """Checks that what a stage builds on is there.
+
+        Raises:
+            ValueError: naming the stage to run first.
+        """
+        for needed in self._stages[name].needs:
+            if not self.is_done(needed):
+                has_run = self._record(needed) is not None
+                why = "was run with other settings or inputs" if has_run else "has not run"
+                raise ValueError(
+                    f"stage {name} needs stage {needed}, which {why} in {self._run}: run "
+                    f"`queryrec-train {needed}` first, or `queryrec-train run` for all stages"
+                )
+
+    def run(self, name: str, *, force: bool = False) -> Outcome:
+        """Runs a stage unless it is done.
+
+        Args:
+            name: of the stage.
+            force: runs it again, from its beginning, even if it is done.
+
+        Raises:
+            ValueError: what it builds on is missing, its input is wrong, or another process works
+                on this run. Then nothing of the stage is left behind.
+        """
+        stage = self._stages[name]
+        self.check(name)
+        record = self._record(name)
+        if record is not None and self.is_done(name) and not force:
+            return Outcome(was_skipped=True, took_s=record.took_s, summary=record.summary)
+        existed = self._run.exists()
+        try:
+            with self._locked():
+                return self._made(stage, force)
+        except ValueError:
+            self._discard(self._partial(stage))
+            self._started(name).unlink(missing_ok=True)
+            if not existed:
+                _remove_empty(self._run)
+            raise
+
+    def _made(self, stage: Stage, force: bool) -> Outcome:
+        partial, started = self._partial(stage), self._started(stage.name)
+        fingerprint = self._fingerprint(stage.name)
+        if force or not started.exists() or started.read_text() != fingerprint:
+            self._discard(partial)
+        started.write_text(fingerprint)
+        if not stage.is_file:
+            partial.mkdir(parents=True, exist_ok=True)
+        begun_s = time.monotonic()
+        summary = stage.make(partial)
+        took_s = round(time.monotonic() - begun_s, 2)
+        record_path = self._record_path(stage.name)
+        record_path.unlink(missing_ok=True)  # from here until the end, the stage is not done
+        output = self._run / stage.output
+        self._discard(output)
+        if stage.is_file or any(partial.iterdir()):
+            self._discard(partial / _CHECKPOINTS)
+            partial.rename(output)
+        else:
+            partial.rmdir()
+        record = StageRecord(
+            fingerprint=fingerprint,
+            finished_at_ns=time.time_ns(),
+            took_s=took_s,
+            summary=summary,
+        )
+        written = record_path.with_suffix(".partial")
+        written.write_bytes(msgspec.json.encode(record))
+        written.rename(record_path)
+        started.unlink()
+        return Outcome(was_skipped=False, took_s=took_s, summary=summary)
+
+    def _fingerprint(self, name: str) -> str:
+        stage = self._stages[name]
+        upstream = []
+        for needed in stage.needs:
+            record = self._record(needed)
+            upstream.append((record.fingerprint, record.finished_at_ns) if record else None)
+        content = msgspec.json.encode([stage.settings, upstream], order="sorted")
+        return hashlib.sha256(content).hexdigest()
+
+    def _record(self, name: str) -> StageRecord | None:
+        try:
+            return msgspec.json.decode(self._record_path(name).read_bytes(), type=StageRecord)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def _record_path(self, name: str) -> Path:
+        return self._run / _RECORDS / f"{name}.json"
+
+    def _started(self, name: str) -> Path:
+        return self._run / _RECORDS / f"{name}.started"
+
+    def _partial(self, stage: Stage) -> Path:
+        return self._run / f"{stage.output}.partial"
+
+    def _discard(self, path: Path) -> None:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        records = self._run / _RECORDS
+        try:
+            records.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{self._run}: cannot be written ({error.strerror})") from None
+        path = records / "lock"
+        with path.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{self._run}: another queryrec-train works here; wait for it or use "
+                    "another --run"
+                ) from None
+            yield
+
+
+def _remove_empty(run: Path) -> None:
+    """Removes a run directory that holds nothing but the lock."""
+    (run / _RECORDS / "lock").unlink(missing_ok=True)
+    for directory in (run / _RECORDS, run):
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
