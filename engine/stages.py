@@ -1,11 +1,8 @@
-"""The stages of a request, how long each took, and what was left out. Knows no stage's work.
-
-The values of the enums are those of `queryrec/v1/stage.proto`.
-"""
+"""The stages of a request, how long each took, and what was left out. Knows no stage's work."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from enum import IntEnum, StrEnum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from engine.deadline import Clock
@@ -26,14 +23,14 @@ class Stage(StrEnum):
     RERANK = "rerank"
 
 
-class Left(IntEnum):
+class Left(Enum):
     """Whether a stage ran at all."""
 
     SKIPPED = 1
     DEGRADED = 2
 
 
-class Why(IntEnum):
+class Why(Enum):
     """Why a stage did less."""
 
     BUDGET = 1

@@ -51,6 +51,7 @@ def _kinds(bundle: Bundle, rng: random.Random) -> Iterator[tuple[Work, MakeRow]]
     def ids(num: int) -> list[int]:
         return [rng.randrange(FIRST_TEXT_ID, vocabulary_size) for _ in range(num)]
 
+    full_range = (FIRST_TEXT_ID, vocabulary_size)
     max_tokens = bundle.manifest.prompt.max_tokens
     if bundle.encoder is not None and bundle.index is not None:
         yield ENCODE, lambda: LookupRow("", ids(_QUERY_TOKENS))
@@ -58,7 +59,6 @@ def _kinds(bundle: Bundle, rng: random.Random) -> Iterator[tuple[Work, MakeRow]]
     for rung in (r for rungs in bundle.rungs.values() for r in rungs):
         if rung.work not in seen:
             seen.add(rung.work)
-            full_range = (FIRST_TEXT_ID, vocabulary_size)
             yield rung.work, lambda rung=rung: GenerateRow(ids(max_tokens), full_range, rung)
     if bundle.click_model is not None:
         for size in SCORED_SIZES:

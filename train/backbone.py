@@ -6,6 +6,7 @@ default for serving on CPU (16.8 M parameters), `base` starts from public checkp
 
 from dataclasses import dataclass
 
+import torch
 from transformers import BertConfig, LlamaConfig
 
 from engine.vocabulary import EOS_ID
@@ -112,3 +113,10 @@ def bert_config(shape: Shape, vocab_size: int, max_tokens: int) -> BertConfig:
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
     )
+
+
+def has_fast_bf16() -> bool:
+    """Returns whether this machine multiplies bfloat16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -145,18 +145,18 @@ def read_requests(run: Path, *, max_candidate_tokens: int, max_edges: int) -> Cl
 def intended_ranks(position_N: Ids, propensity_N: NDArray[np.float64], offsets: Ids) -> Ids:
     """Returns the position each row would have without exploration.
 
-    Exploration swaps neighbours and logs how likely each row was to stand where it stands. In
-    requests where exactly two adjacent rows were unlikely, those two were swapped; others are
-    taken as they are.
+    Exploration swaps disjoint pairs of neighbours and logs how likely each row was to stand
+    where it stands; rows that were moved were unlikely to. A run of 2n moved rows at consecutive
+    positions is n such pairs. Runs of odd length (part of a pair is not in the table) are taken
+    as they are.
     """
-    rank_N = position_N.copy()
     request_N = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     rows = np.flatnonzero(propensity_N < _EXPLORED)
-    num_explored_R = np.bincount(request_N[rows], minlength=len(offsets) - 1)
-    rows = rows[num_explored_R[request_N[rows]] == 2]
-    first, second = rows[::2], rows[1::2]
-    adjacent = position_N[second] - position_N[first] == 1
-    first, second = first[adjacent], second[adjacent]
+    goes_on = (np.diff(request_N[rows]) == 0) & (np.diff(position_N[rows]) == 1)
+    run = np.cumsum(np.concatenate([[0], ~goes_on]))[: len(rows)]
+    has_pairs = np.bincount(run)[run] % 2 == 0 if len(rows) else np.zeros(0, np.bool_)
+    first, second = rows[has_pairs][::2], rows[has_pairs][1::2]
+    rank_N = position_N.copy()
     rank_N[first], rank_N[second] = position_N[second], position_N[first]
     return rank_N
 

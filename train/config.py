@@ -144,7 +144,7 @@ class EncoderConfig(_Section, frozen=True, kw_only=True):
     learning_rate: float = 1e-3
     temperature: float = 0.05
     max_tokens: int = 16
-    bf16: bool = False
+    bf16: bool = False  # compute in bfloat16 where the hardware does that fast
     max_train_s: float = 0  # stop cleanly after that long; 0: no limit
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class GeneratorConfig(_Section, frozen=True, kw_only=True):
     weight_decay: float = 0.01
     cold_share: float = 0.3  # examples without side information from the index
     max_contexts_per_query: int = 64  # head queries do not crowd out the others
-    bf16: bool = False
+    bf16: bool = False  # compute in bfloat16 where the hardware does that fast
     max_train_s: float = 0  # stop cleanly after that long; 0: no limit
     checkpoint_steps: int = 500
 
@@ -189,7 +189,7 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     max_candidate_tokens: int = 16
-    bf16: bool = False
+    bf16: bool = False  # compute in bfloat16 where the hardware does that fast
     max_train_s: float = 0  # stop cleanly after that long; 0: no limit
 
     def __post_init__(self) -> None:

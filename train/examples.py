@@ -87,9 +87,7 @@ class ExampleMaker:
         found = [] if is_cold else self._retrieved(source, query, rng)
         cooccurring = [SideInformation(COOCCURRING, t) for t in reversed(found)]
         side_information = [*cooccurring, *source.further, *session]
-        return Example(
-            source.scenario, query, side_information, source.auxiliary_text, suggestions
-        )
+        return Example(source.scenario, query, side_information, source.auxiliary_text, suggestions)
 
     def _suggestions(self, source: Source, num_wanted: int) -> list[str]:
         spec, known = self._scenarios[source.scenario], self._associations
@@ -175,9 +173,7 @@ def _contexts(
     rows = pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
     columns = ("query", "session_queries", "target", "weight")
     followed: dict[tuple[str, tuple[str, ...]], list[tuple[float, str]]] = defaultdict(list)
-    for query, session, target, weight in zip(
-        *(rows[c].to_pylist() for c in columns), strict=True
-    ):
+    for query, session, target, weight in zip(*(rows[c].to_pylist() for c in columns), strict=True):
         followed[query, _last_distinct(session, query)].append((-weight, target))
     num_of: Counter[str] = Counter()
     kept: list[tuple[tuple[str, tuple[str, ...]], list[str]]] = []
@@ -217,9 +213,7 @@ def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Sou
         further = tuple(i for i in items if i.kind not in (SESSION, COOCCURRING))
         auxiliary = first["auxiliary_text"] if spec.has_auxiliary_text else None
         sources.append(
-            Source(
-                spec.name, query, session, further, wanted, auxiliary, spec.completes_prefix
-            )
+            Source(spec.name, query, session, further, wanted, auxiliary, spec.completes_prefix)
         )
     return sources
 

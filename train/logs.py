@@ -28,7 +28,10 @@ class _Column(NamedTuple):
 
 
 class LogTables(NamedTuple):
-    """Validated tables: exactly the documented columns, ids as strings, optional ones null."""
+    """Validated tables: exactly the documented columns, absent ones null.
+
+    Ids are strings, times UTC without a zone.
+    """
 
     searches: Table
     impressions: Table | None
@@ -76,6 +79,7 @@ def connect(*, memory_limit_mb: int, num_threads: int, spill_directory: Path) ->
     settings: dict[str, object] = {
         "memory_limit": f"{memory_limit_mb}MB",
         "temp_directory": str(spill_directory),
+        "autoinstall_known_extensions": False,  # nothing is fetched from the network
     }
     if num_threads:
         settings["threads"] = num_threads
@@ -144,7 +148,7 @@ def _open(
 
 
 def _column(table: Table, column: _Column, schema: ibis.Schema) -> ibis.Value:
-    kind = {_ID: "string", "number": "float64"}.get(column.wanted)
+    kind = {_ID: "string", "number": "float64", "timestamp": "timestamp(6)"}.get(column.wanted)
     if column.name not in schema:
         return ibis.null().cast(kind or "string")
     return table[column.name].cast(kind) if kind else table[column.name]

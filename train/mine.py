@@ -1,8 +1,8 @@
 """From log tables to the anonymous tables that everything else is trained on.
 
 Every text that leaves here was searched (or, if it was only shown, clicked) by at least k
-distinct users; every pair of texts that follow one another was searched so by at least k. Users
-are counted by `user_key`, or by session where the logs have none. Tables: see `MinedFiles`.
+distinct users; every pair of texts that models are trained to follow one another was searched so
+by at least k. Users are counted by `user_key`, or by session where the logs have none.
 
 The expressions are Ibis's and hold nothing of DuckDB's own; each step is written to parquet, so
 memory stays bounded. Knows nothing of tokens or models.
@@ -10,6 +10,7 @@ memory stays bounded. Knows nothing of tokens or models.
 
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -201,8 +202,7 @@ def _with_counted_user(table: Table, counts_users: bool) -> Table:
 def _sessions(searches: Table, gap_s: int) -> Table:
     """Adds `session`: a part of a session_id without a pause longer than `gap_s`."""
     order = ibis.window(group_by="session_id", order_by=["time", "text"])
-    seconds = searches.time.epoch_seconds()
-    pause = seconds - seconds.lag(1).over(order)
+    pause = searches.time.delta(searches.time.lag(1).over(order), unit="second")
     starts = searches.mutate(starts=ibis.ifelse(pause > gap_s, 1, 0).fill_null(0))
     running = ibis.cumulative_window(group_by="session_id", order_by=["time", "text"])
     numbered = starts.mutate(part=starts.starts.sum().over(running))
@@ -211,11 +211,12 @@ def _sessions(searches: Table, gap_s: int) -> Table:
 
 
 def _split_time(events: Table, valid_share: float) -> ibis.Scalar:
-    """Returns the second since 1970 from which on rows are for validation."""
-    seconds = events.time.epoch_seconds()
-    bounds = events.agg(first=seconds.min(), last=seconds.max()).to_pyarrow().to_pylist()[0]
-    first, last = bounds["first"], bounds["last"]
-    return ibis.literal(int(first + (1 - valid_share) * (last - first)) + 1)
+    """Returns the time from which on rows are for validation."""
+    bounds = events.agg(first=events.time.min(), last=events.time.max()).to_pyarrow().to_pylist()
+    first, last = bounds[0]["first"], bounds[0]["last"]
+    # The last moment itself is for training where there is no validation.
+    cut = first + (last - first) * (1 - valid_share) + timedelta(microseconds=1)
+    return ibis.literal(cut, type=events.time.type())
 
 
 def _steps(events: Table, public: Table, cut: ibis.Scalar) -> Table:
@@ -228,9 +229,7 @@ def _steps(events: Table, public: Table, cut: ibis.Scalar) -> Table:
     steps = repeated.filter(repeated.previous.isnull() | (repeated.previous != repeated.text))
     texts = public.select(public=public.text)
     joined = steps.left_join(texts, steps.text == texts.public)
-    return joined.select(
-        "session", "time", "user", "text", "public", is_valid=joined.time.epoch_seconds() >= cut
-    )
+    return joined.select("session", "time", "user", "text", "public", is_valid=joined.time >= cut)
 
 
 def _all_pairs(steps: Table, max_steps: int) -> Table:
@@ -278,11 +277,14 @@ def _associations(pairs: Table, anonymous: Table, settings: MineConfig) -> Table
 
 
 def _contexts(steps: Table, anonymous: Table, settings: MineConfig) -> Table:
-    """Returns what was searched next, with the session before it."""
+    """Returns what was searched next, with the session before it.
+
+    For training the pair must be k-anonymous, too. Validation rows, which nothing is trained on,
+    only need k-anonymous texts: were they limited to known pairs, whatever looks those up would
+    seem perfect.
+    """
     order = ibis.window(group_by="session", order_by=["time", "text"])
-    earlier = [
-        steps.public.lag(d).over(order) for d in range(settings.max_session_queries, 0, -1)
-    ]
+    earlier = [steps.public.lag(d).over(order) for d in range(settings.max_session_queries, 0, -1)]
     empty = ibis.literal([], type="array<string>")
     rows = steps.select(
         query="public",
@@ -291,7 +293,8 @@ def _contexts(steps: Table, anonymous: Table, settings: MineConfig) -> Table:
         split=ibis.ifelse(steps.is_valid, "valid", "train"),
     )
     rows = rows.filter(rows.query.notnull() & rows.target.notnull())
-    rows = rows.semi_join(anonymous, [("query", "source"), "target"])
+    known = rows.filter(rows.split == "train").semi_join(anonymous, [("query", "source"), "target"])
+    rows = known.union(rows.filter((rows.split == "valid") & (rows.query != rows.target)))
     rows = rows.mutate(session_queries=rows.session_queries.filter(lambda text: text.notnull()))
     return rows.group_by("query", "target", "session_queries", "split").agg(
         weight=rows.count().cast("float64")

@@ -6,14 +6,16 @@ of models.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from train.config import TrainConfig
+from train.config import ClickModelConfig, EncoderConfig, GeneratorConfig, TrainConfig
 from train.stages import Stage
 
 SIMULATED = "simulated"
 Report = Callable[[str], None]
+Section = TypeVar("Section", EncoderConfig, GeneratorConfig, ClickModelConfig)
 DEFAULT_GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -104,7 +106,9 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         from train.encoder import train_encoder
 
         shape = shapes_of(config.size).encoder
-        recall = train_encoder(run, config.encoder, shape=shape, seed=config.seed, output=out)
+        recall = train_encoder(
+            run, _where_fast(config.encoder), shape=shape, seed=config.seed, output=out
+        )
         return (
             f"finds {recall.encoder:.3f} of {recall.num_pairs} held-out next queries among 20 "
             f"(adjacency {recall.adjacency:.3f}, both {recall.both:.3f})"
@@ -123,7 +127,12 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             model = load_rearranged(config.generator.base_checkpoint, vocabulary)
         shape = shapes_of(config.size).generator
         metrics = train_generator(
-            run, config.generator, shape=shape, seed=config.seed, output=out, model=model
+            run,
+            _where_fast(config.generator),
+            shape=shape,
+            seed=config.seed,
+            output=out,
+            model=model,
         )
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in metrics.valid_loss.items())
         stop = " (stopped by generator.max_train_s)" if metrics.stopped_by_time else ""
@@ -139,7 +148,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
 
         reports = train_click_model(
             run,
-            config.click_model,
+            _where_fast(config.click_model),
             shape=shapes_of(config.size).click_model,
             max_edges=config.index.max_edges,
             seed=config.seed,
@@ -235,6 +244,13 @@ def _with_default_checkpoints(config: TrainConfig) -> TrainConfig:
         generator=replace(config.generator, base_checkpoint=generator),
         encoder=replace(config.encoder, base_checkpoint=encoder),
     )
+
+
+def _where_fast(section: Section) -> Section:
+    """Returns the section with bf16 off where the hardware has no fast bfloat16."""
+    from train.backbone import has_fast_bf16
+
+    return msgspec.structs.replace(section, bf16=section.bf16 and has_fast_bf16())
 
 
 def _existing(path: str, setting: str) -> Path:

@@ -174,5 +174,3 @@ def to_batch(packed: Sequence[Packed]) -> dict[str, Tensor]:
 def num_tokens(batch: dict[str, Tensor]) -> int:
     """Returns how many tokens of a batch are no padding."""
     return int((batch["attention_mask"][:, 0, :, 0] > -1).sum())
-
-

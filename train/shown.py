@@ -62,7 +62,7 @@ def mine_shown(
         impressions: validated table with `user`, what k counts.
         clean: raw texts and what they became (anonymity.CLEAN_SCHEMA).
         public: the k-anonymous queries.
-        cut: second since 1970 from which on rows are for validation.
+        cut: time from which on rows are for validation.
         keep: runs an expression.
         out: directory.
     """
@@ -96,7 +96,8 @@ def mine_shown(
         ),
     )
     position_ctr = _position_ctr(rows)
-    anonymous = _anonymous_rows(rows, public, k, keep)
+    with_text = keep("with_text", rows.semi_join(_anonymous_texts(rows, public, k), "text"))
+    anonymous = _anonymous_rows(with_text, public, k, keep)
     side = keep("side_information", _side_information(rows, clean, public, config))
     joined = anonymous.left_join(side, anonymous.request_id == side.side_request)
     no_items = ibis.literal([], type="array<struct<kind: string, text: string>>")
@@ -112,29 +113,35 @@ def mine_shown(
         "propensity",
         "auxiliary_text",
         side_information=ibis.coalesce(joined.items, no_items),
-        split=ibis.ifelse(joined.time.epoch_seconds() >= cut, "valid", "train"),
+        split=ibis.ifelse(joined.time >= cut, "valid", "train"),
     )
     result.order_by("time", "request_id", "position").to_parquet(out / IMPRESSIONS)
-    num_shown, num_left = _number(rows.count()), pq.read_metadata(out / IMPRESSIONS).num_rows
-    num_total = _number(impressions.count())
+    num_total, num_shown, num_with_text = (
+        _number(t.count()) for t in (impressions, rows, with_text)
+    )
+    num_left = pq.read_metadata(out / IMPRESSIONS).num_rows
     return Shown(
         num_rows=num_left,
         num_clicks=_number(anonymous.clicked.sum()),
         position_ctr=position_ctr,
         dropped={
             "impression_not_shown_or_unknown_scenario": num_total - num_shown,
-            "impression_refused_text_or_below_k": num_shown - num_left,
+            "impression_text_refused_or_below_k": num_shown - num_with_text,
+            "impression_query_refused_or_below_k": num_with_text - num_left,
         },
     )
 
 
-def _anonymous_rows(rows: Table, public: Table, k: int, keep: Keep) -> Table:
-    """Returns the rows whose query and text are k-anonymous; other auxiliary texts become null."""
+def _anonymous_texts(rows: Table, public: Table, k: int) -> Table:
+    """Returns the texts that may be shown: searched or clicked by k users."""
     clicked = rows.filter(rows.clicked)
     clickers = clicked.group_by("text").agg(num_users=clicked.user.nunique())
     clicked_texts = clickers.filter(clickers.num_users >= k).select("text")
-    texts = public.select("text").union(clicked_texts, distinct=True)
-    rows = rows.semi_join(texts, "text")
+    return public.select("text").union(clicked_texts, distinct=True)
+
+
+def _anonymous_rows(rows: Table, public: Table, k: int, keep: Keep) -> Table:
+    """Returns the rows whose query is k-anonymous; auxiliary texts that are not become null."""
     searched = rows.filter(~rows.completes).semi_join(public, [("query", "text")])
     typed = rows.filter(rows.completes)
     prefixes = _anonymous_prefixes(typed, public, keep)

@@ -128,8 +128,9 @@ class StageRunner:
         record_path.unlink(missing_ok=True)  # from here until the end, the stage is not done
         output = self._run / stage.output
         self._discard(output)
-        if stage.is_file or any(partial.iterdir()):
+        if not stage.is_file:
             self._discard(partial / _CHECKPOINTS)
+        if stage.is_file or any(partial.iterdir()):
             partial.rename(output)
         else:
             partial.rmdir()

@@ -13,7 +13,11 @@ TOPICS = {
     "laptop": ["gaming laptop", "laptop bag", "laptop stand", "cheap laptop", "laptop charger"],
     "running shoes": ["running shoes men", "running socks", "trail running shoes", "marathon plan"],
     "coffee": ["coffee grinder", "coffee beans", "espresso machine", "milk frother"],
-    "wireless earbuds": ["wireless earbuds case", "earbuds for running", "noise cancelling earbuds"],
+    "wireless earbuds": [
+        "wireless earbuds case",
+        "earbuds for running",
+        "noise cancelling earbuds",
+    ],
     "camping tent": ["camping tent 4 person", "sleeping bag", "camping stove", "tent pegs"],
 }
 SIDE_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
@@ -80,9 +84,7 @@ def simulated(directory: Path, *, num_sessions: int = 600, seed: int = 0) -> Log
         earlier: list[str] = []
         for query in [head, *rng.sample(TOPICS[head], 2)]:
             time += timedelta(seconds=rng.randrange(5, 200))
-            searches.append(
-                {"session_id": session, "time": time, "query": query, "user_key": user}
-            )
+            searches.append({"session_id": session, "time": time, "query": query, "user_key": user})
             for scenario in ("suggestion", "completion", "clarification"):
                 typed = query if scenario != "completion" else query[: rng.randrange(1, len(query))]
                 options = rng.sample(TOPICS[head], 3)
@@ -103,7 +105,9 @@ def simulated(directory: Path, *, num_sessions: int = 600, seed: int = 0) -> Log
                             "user_key": user,
                             "propensity": 1.0,
                             "auxiliary_text": (
-                                f"which {head} do you mean?" if scenario == "clarification" else None
+                                f"which {head} do you mean?"
+                                if scenario == "clarification"
+                                else None
                             ),
                         }
                     )

@@ -126,11 +126,25 @@ def test_requests_are_read_as_they_were_shown(clicked_run: Path) -> None:
 
 
 def test_swapped_neighbours_get_the_rank_they_were_meant_for() -> None:
-    position = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 2])
-    propensity = np.array([0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
-    ranks = intended_ranks(position, propensity, np.array([0, 3, 6, 9, 11]))
-    # Second request: a swap. Third and fourth: not what a swap of neighbours looks like.
-    assert ranks.tolist() == [0, 1, 2, 0, 2, 1, 0, 1, 2, 0, 2]
+    low, high = 0.02, 0.9
+    requests = [
+        # positions shown, their propensities, ranks meant
+        ([0, 1, 2], [high, high, high], [0, 1, 2]),
+        ([0, 1, 2], [high, low, low], [0, 2, 1]),
+        ([0, 1, 2, 3, 4], [low, low, low, low, high], [1, 0, 3, 2, 4]),
+        ([0, 1, 2, 3, 4], [low, low, high, low, low], [1, 0, 2, 4, 3]),
+        ([0, 1, 3], [low, low, low], [1, 0, 3]),  # position 2 is missing: 3 stays as it is
+        ([0, 1, 2], [low, low, low], [0, 1, 2]),  # one partner is missing, which is unknown
+        ([0, 2], [low, low], [0, 2]),
+        ([0, 1], [low, low], [1, 0]),
+    ]
+    position, propensity, rank = (
+        np.concatenate([np.array(r[i]) for r in requests]) for i in range(3)
+    )
+    offsets = np.cumsum([0, *(len(r[0]) for r in requests)])
+    assert intended_ranks(position, propensity, offsets).tolist() == rank.tolist()
+    stayed = np.ones(len(position))
+    assert intended_ranks(position, stayed, offsets).tolist() == position.tolist()
 
 
 def test_training_order_holds_every_request_once_an_epoch(clicked_run: Path) -> None:

@@ -5,7 +5,7 @@ A text is its set of content stems. For a query q and a candidate c, with weight
 - shared S, added A (in c only), dropped D (in q only), coverage `cov = idf(S) / idf(q)`
 - association of an added word a with a word s: `r(a, s) = max(ppmi / (ppmi + 1.5), cos+ / 2)`;
   with a set: half the best, half the idf-weighted mean; 0.25 if the words of the set are unknown,
-  0 if a is. `compat = min over a of sigmoid((r(a, S or q) - 0.36) / 0.06)`
+  0 if a is. `compat = min over a of sigmoid((r(a, S or q) - 0.41) / 0.06)`
 - desire, the part that only behaviour reveals: `sigmoid(mean over a of
   (1.5 * sqrt(D) * <R v_q, v_a> + 0.9 * h_a + 0.5 * z_a) - 0.8)`, where R is a seeded random
   rotation of the word space, h_a a seeded normal of the word and z_a its standardised log
@@ -196,7 +196,7 @@ class Intents:
         relation_PL = ((best + mean) / 2).reshape(num_rows, num_columns)
         relation_PL = np.where(usable_PL.any(axis=1)[:, None], relation_PL, 0.25)
         relation_PL = np.where(c_PL < known, relation_PL, 0.0)
-        gate_PL = np.where(added_PL, _sigmoid((relation_PL - 0.36) / 0.06), 1.0)
+        gate_PL = np.where(added_PL, _sigmoid((relation_PL - 0.41) / 0.06), 1.0)
         return np.where(has_added_P, gate_PL.min(axis=1), 0.0)
 
 

@@ -5,9 +5,9 @@ training. With intents from `intents`, well-formedness WF from `wellformed` and 
 `clicks`:
 
     attraction = A * WF(c) * (0.015 + 0.985 * match) * repeat * theme
-                 * exp(0.30 * e_q - 0.045) * exp(0.20 * e_c - 0.02),   at most 0.95
+                 * exp(0.30 * e_q - 0.045) * exp(0.20 * e_c - 0.02),   at most 0.7
 
-- A: 0.55 for a suggestion, 0.5 for a completion, 0.55 for a clarification option.
+- A: 0.45 for a suggestion, 0.42 for a completion, 0.45 for a clarification option.
 - e_q is a hidden standard normal of (scenario, query or prefix), e_c one of the candidate. No
   feature reveals e_q; e_c also drives simulated popularity, so logs reveal it for seen queries only.
 - repeat = 0.15 if an earlier query of the session has the candidate's content words, else 1.
@@ -54,8 +54,9 @@ Scenario = Literal["suggestion", "completion", "clarification"]
 SCENARIOS: tuple[Scenario, ...] = ("suggestion", "completion", "clarification")
 FORMULA_VERSION = 1  # part of the fingerprint: raise it with any change of a formula or constant
 
-_CEILING = {"suggestion": 0.55, "completion": 0.5, "clarification": 0.55}
+_CEILING = {"suggestion": 0.45, "completion": 0.42, "clarification": 0.45}
 _FLOOR = 0.015
+_CEILING_OF_ALL = 0.7
 _QUESTION_STARTS = frozenset(
     "are can could did do does for how in is on should to what when where which who whom whose why "
     "will would".split()
@@ -91,7 +92,7 @@ class Truth:
         *,
         session_queries: Sequence[str] = (),
     ) -> np.ndarray:
-        """Returns P(click | examined, alone), float64 (len(candidates),), in [0, 0.95].
+        """Returns P(click | examined, alone), float64 (len(candidates),), in [0, 0.7].
 
         Args:
             scenario: one of `SCENARIOS`.
@@ -136,7 +137,7 @@ class Truth:
         value = value * query_effect * candidate_effect
         if sessions is not None and any(sessions):
             value = value * self._session_factor(shown, sessions)
-        return np.clip(value, 0.0, 0.95)
+        return np.clip(value, 0.0, _CEILING_OF_ALL)
 
     def wellformedness(self, texts: Sequence[str]) -> np.ndarray:
         """Returns how much each text reads like a real query, float64 (len(texts),) in [0, 1]."""
@@ -255,7 +256,7 @@ class Truth:
             if questions is not None:
                 quality = [question_quality(q, a) for q, a in zip(questions, asked, strict=True)]
                 attraction_RN *= 1 + 0.25 * np.array(quality)[:, None]
-        return np.clip(attraction_RN, 0.0, 0.95)
+        return np.clip(attraction_RN, 0.0, _CEILING_OF_ALL)
 
     def _effects(self, texts: list[str], salt: str, scale: float) -> np.ndarray:
         normals = text.hidden_normals(texts, self.seed, salt)

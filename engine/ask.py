@@ -1,0 +1,63 @@
+"""`queryrec-engine ask`: a real client call, printed as a table. Knows nothing of the server."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from queryrec.client import QueryRecClient, QueryRecError, Recommendation
+
+
+async def ask(
+    target: str,
+    scenario: str,
+    query: str,
+    *,
+    session_queries: Sequence[str],
+    max_suggestions: int,
+    timeout_s: float,
+    clicks: Sequence[int],
+) -> bool:
+    """Asks, prints, reports clicks; returns whether all of it succeeded."""
+    console = Console()
+    try:
+        async with QueryRecClient(target, timeout_s=timeout_s) as client:
+            answer = await client.recommend(
+                scenario, query, session_queries=session_queries, max_suggestions=max_suggestions
+            )
+            print_answer(console, query, answer)
+            if clicks:
+                events = [answer.event("impression", s.position) for s in answer.suggestions]
+                events += [answer.event("click", position) for position in clicks]
+                receipt = await client.record_feedback(events)
+                console.print(f"feedback: {receipt.num_accepted} events stored")
+                for refusal in receipt.refusals:
+                    console.print(f"feedback refused: {refusal.message}", markup=False)
+                return not receipt.refusals
+    except QueryRecError as error:
+        Console(stderr=True).print(f"{error.code.name}: {error}", markup=False)
+        return False
+    return True
+
+
+def print_answer(console: Console, query: str, answer: Recommendation) -> None:
+    """Prints suggestions, stage times and what was left out."""
+    if answer.auxiliary_text:
+        console.print(answer.auxiliary_text, markup=False, style="bold")
+    table = Table(title=None, title_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column(f"suggestions for {query!r}".replace("[", r"\["))
+    table.add_column("source")
+    table.add_column("p(click)", justify="right")
+    for s in answer.suggestions:
+        table.add_row(
+            str(s.position),
+            s.text.replace("[", r"\["),
+            " + ".join(s.sources),
+            f"{s.click_probability:.3f}",
+        )
+    console.print(table)
+    stages = ", ".join(f"{name} {us / 1000:.1f}" for name, us in answer.stage_us.items())
+    console.print(f"ms: {stages}")
+    for omission in answer.omissions:
+        console.print(f"{omission.kind}: {omission.stage} ({omission.reason})")

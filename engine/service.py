@@ -1,0 +1,194 @@
+"""The gRPC face: takes calls, hands them to the engine, turns what it raises into statuses.
+
+Only translates: limits are checked in `engine.translation`, answers are made in `engine.pipeline`.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from engine import errors
+from engine.attribution import KeyRing
+from engine.deadline import Clock
+from engine.feedback import MAX_EVENTS_PER_CALL, Event, FeedbackLog, checked_event
+from engine.pipeline import Pipeline
+from engine.stages import Probe, Stage
+from engine.translation import question_of, response_of, scenarios_of
+from queryrec.v1 import query_recommender_service_pb2 as pb
+from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackRefusal
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceServicer
+
+SERVICE_NAME = "queryrec.v1.QueryRecommenderService"
+_MAX_EVENTS_ON_LOOP = 8  # tokens of more events are verified on another thread
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Method = Callable[[_Request, aio.ServicerContext[_Request, _Response]], Awaitable[_Response]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """Where feedback goes."""
+
+    keys: KeyRing
+    log: FeedbackLog
+
+
+class Service(QueryRecommenderServiceServicer):
+    """Answers calls with whatever pipeline is set at that moment."""
+
+    def __init__(self, feedback: Feedback, clock: Clock, *, default_budget_s: float) -> None:
+        """Refuses calls as not ready until `pipeline` is set."""
+        self.pipeline: Pipeline | None = None
+        self.is_draining = False
+        self._feedback = feedback
+        self._clock = clock
+        self._default_budget_s = default_budget_s
+
+    async def Recommend(
+        self,
+        request: pb.RecommendRequest,
+        context: aio.ServicerContext[pb.RecommendRequest, pb.RecommendResponse],
+    ) -> pb.RecommendResponse:
+        """See the contract."""
+        probe = Probe(self._clock)
+        request_id = uuid.uuid4().hex
+        try:
+            with _request_errors(request_id):
+                pipeline = self._ready()
+                with probe.during(Stage.NORMALISE):
+                    question = question_of(
+                        request,
+                        pipeline.bundle.scenarios,
+                        time_left_s=_time_left_s(context),
+                        default_budget_s=self._default_budget_s,
+                        clock=self._clock,
+                    )
+                answer = await pipeline.recommend(question, probe)
+                return response_of(
+                    answer,
+                    question,
+                    request_id=request_id,
+                    session_id=request.session_id,
+                    bundle_id=pipeline.bundle.manifest.bundle_id,
+                    keys=self._feedback.keys,
+                    probe=probe,
+                )
+        except errors.RequestError as error:
+            await errors.abort(context, error)
+
+    async def RecordFeedback(
+        self,
+        request: pb.RecordFeedbackRequest,
+        context: aio.ServicerContext[pb.RecordFeedbackRequest, pb.RecordFeedbackResponse],
+    ) -> pb.RecordFeedbackResponse:
+        """See the contract. Needs no bundle: any server with the keys takes feedback."""
+        try:
+            with _request_errors(uuid.uuid4().hex):
+                num_events = len(request.events)
+                if num_events > MAX_EVENTS_PER_CALL:
+                    raise errors.too_many_items(
+                        "events", num_items=num_events, max_items=MAX_EVENTS_PER_CALL
+                    )
+                events = list(request.events)
+                if num_events > _MAX_EVENTS_ON_LOOP:
+                    accepted, refusals = await asyncio.to_thread(self._checked, events)
+                else:
+                    accepted, refusals = self._checked(events)
+                await self._feedback.log.append(accepted)
+                return pb.RecordFeedbackResponse(num_accepted=len(accepted), refusals=refusals)
+        except errors.RequestError as error:
+            await errors.abort(context, error)
+
+    async def ListScenarios(
+        self,
+        request: pb.ListScenariosRequest,
+        context: aio.ServicerContext[pb.ListScenariosRequest, pb.ListScenariosResponse],
+    ) -> pb.ListScenariosResponse:
+        """See the contract."""
+        try:
+            with _request_errors(uuid.uuid4().hex):
+                return scenarios_of(self._ready().bundle.manifest)
+        except errors.RequestError as error:
+            await errors.abort(context, error)
+
+    def _ready(self) -> Pipeline:
+        if self.is_draining:
+            raise errors.NotReady("the server is shutting down")
+        if self.pipeline is None:
+            raise errors.NotReady("the server is loading its bundle")
+        return self.pipeline
+
+    def _checked(self, events: list[FeedbackEvent]) -> tuple[list[Event], list[FeedbackRefusal]]:
+        accepted: list[Event] = []
+        refusals: list[FeedbackRefusal] = []
+        for index, event in enumerate(events):
+            try:
+                accepted.append(checked_event(event, self._feedback.keys))
+            except errors.InvalidRequest as error:
+                refusals.append(
+                    FeedbackRefusal(event_index=index, reason=error.reason, message=error.message)
+                )
+        return accepted, refusals
+
+
+def add_service(service: Service, server: aio.Server) -> None:
+    """Registers the service.
+
+    Unlike the generated function, a message that cannot be parsed (a string that is not UTF-8, cut
+    bytes) becomes INVALID_ARGUMENT with a reason, instead of UNKNOWN with a Python exception.
+    """
+    methods = {
+        "Recommend": _handler(service.Recommend, pb.RecommendRequest.FromString),
+        "RecordFeedback": _handler(service.RecordFeedback, pb.RecordFeedbackRequest.FromString),
+        "ListScenarios": _handler(service.ListScenarios, pb.ListScenariosRequest.FromString),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods),))
+
+
+def _handler(
+    method: _Method[Any, Any], parse: Callable[[bytes], object]
+) -> "grpc.RpcMethodHandler[Any, Any]":  # not subscriptable at run time
+    def parsed(content: bytes) -> object:
+        try:
+            return parse(content)
+        except DecodeError:
+            return None
+
+    async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        if request is None:
+            rule = "a message of the contract, its strings in UTF-8"
+            await errors.abort(context, errors.text_invalid("request", rule))
+        return await method(request, context)
+
+    def serialised(response: Any) -> bytes:
+        return response.SerializeToString()
+
+    return grpc.unary_unary_rpc_method_handler(call, parsed, serialised)
+
+
+def _time_left_s(context: aio.ServicerContext[Any, Any]) -> float | None:
+    left: float | None = context.time_remaining()  # None without a deadline, whatever stubs say
+    return left
+
+
+@contextmanager
+def _request_errors(request_id: str) -> Generator[None]:
+    """Lets request errors through; logs others once and makes an `InternalFault` of them."""
+    try:
+        yield
+    except errors.RequestError:
+        raise
+    except Exception as error:
+        _log.exception("request %s failed", request_id)
+        raise errors.InternalFault(request_id) from error

@@ -1,0 +1,98 @@
+"""Fixtures that several packages' tests share. Nothing heavy is imported before it is needed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+_START_TIMEOUT_S = 50
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with random weights, in slots mode."""
+    from export.sample import write_sample_bundle
+
+    directory = tmp_path_factory.mktemp("bundle") / "tiny"
+    write_sample_bundle(directory, mode="slots")
+    return directory
+
+
+@dataclass(frozen=True)
+class LiveEngine:
+    """A running engine in a process of its own."""
+
+    target: str  # "127.0.0.1:PORT"
+    process: subprocess.Popen[str]
+    feedback_directory: Path
+    lines: list[str] = field(default_factory=list)  # of its standard output
+
+
+def start_engine(
+    bundle: Path, directory: Path, *, environment: dict[str, str] | None = None
+) -> LiveEngine:
+    """Starts an engine on a free port and returns once it serves."""
+    feedback = directory / "feedback"
+    with (directory / "stderr.txt").open("w") as stderr_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "engine", "serve", "--bundle", str(bundle), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=stderr_file,
+            text=True,
+            env={
+                **os.environ,
+                "QUERYREC_FEEDBACK_DIRECTORY": str(feedback),
+                "QUERYREC_MODELS_MAX_BATCH_SIZE": "4",
+                "PYTHONSAFEPATH": "1",
+                **(environment or {}),
+            },
+        )
+    assert process.stdout is not None
+    watchdog = threading.Timer(_START_TIMEOUT_S, process.kill)
+    watchdog.start()
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("queryrec-engine: serving"):
+                break
+        else:
+            process.wait()
+            process.stdout.close()
+            stderr = (directory / "stderr.txt").read_text()
+            pytest.fail(f"the engine did not start: {lines} {stderr}")
+    finally:
+        watchdog.cancel()
+    listening = "queryrec-engine: listening on "
+    target = next(x for x in lines if x.startswith(listening)).removeprefix(listening)
+    return LiveEngine(target, process, feedback, lines)
+
+
+def stop_engine(engine: LiveEngine) -> int:
+    """Sends SIGTERM and returns the exit status."""
+    if engine.process.poll() is None:
+        engine.process.send_signal(signal.SIGTERM)
+    try:
+        return engine.process.wait(20)
+    except subprocess.TimeoutExpired:
+        engine.process.kill()
+        raise
+    finally:
+        assert engine.process.stdout is not None
+        engine.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def live_engine(
+    tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveEngine]:
+    """An engine that serves the tiny bundle, started through its command line."""
+    engine = start_engine(tiny_bundle, tmp_path_factory.mktemp("engine"))
+    yield engine
+    stop_engine(engine)

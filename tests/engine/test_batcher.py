@@ -1,0 +1,248 @@
+"""The batcher, driven by hand: batches end when the test says so, time moves when it says so."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from engine.batcher import Batcher, BatchFailed, TooLate
+from engine.errors import QueueFull
+
+COST_S = 1.0
+SOON_S, LATER_S = 10.0, 100.0
+
+
+class ManualWorker:
+    """Records the batches it is given and holds each until it is released."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, list[object]]] = []
+        self._release: asyncio.Future[Sequence[object] | Exception] | None = None
+
+    async def run(self, kind: str, rows: Sequence[object]) -> Sequence[object]:
+        self.batches.append((kind, list(rows)))
+        self._release = asyncio.get_running_loop().create_future()
+        outcome = await self._release
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome or [f"{kind}:{row}" for row in rows]
+
+    async def finish(self, outcome: Sequence[object] | Exception = ()) -> None:
+        assert self._release is not None
+        self._release.set_result(outcome)
+        await settled()
+
+
+async def settled() -> None:
+    """Lets all callbacks run that can run."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def worker() -> ManualWorker:
+    return ManualWorker()
+
+
+@pytest.fixture
+def batcher(worker, clock) -> Batcher[str]:
+    return Batcher(
+        worker.run, lambda kind, size: COST_S * size, max_batch_size=3, max_waiting=5, clock=clock
+    )
+
+
+@pytest.fixture
+def submit(batcher, clock):
+    def start(row: object, *, kind: str = "k", within_s: float = LATER_S) -> asyncio.Task:
+        return asyncio.ensure_future(batcher.submit(kind, row, clock.now_s() + within_s))
+
+    return start
+
+
+async def test_an_idle_worker_gets_a_row_at_once(worker, submit):
+    task = submit("a")
+    await settled()
+    assert worker.batches == [("k", ["a"])]
+    await worker.finish()
+    assert (await task).result == "k:a"
+
+
+async def test_rows_submitted_together_share_the_first_batch(worker, submit):
+    tasks = [submit("a"), submit("b")]
+    await settled()
+    assert worker.batches == [("k", ["a", "b"])]
+    await worker.finish()
+    assert [(await t).result for t in tasks] == ["k:a", "k:b"]
+
+
+async def test_rows_that_arrive_while_a_batch_runs_leave_together_up_to_the_limit(worker, submit):
+    submit("first")
+    await settled()
+    tasks = [submit(i) for i in range(4)]
+    await settled()
+    assert len(worker.batches) == 1
+    await worker.finish()
+    assert worker.batches[1:] == [("k", [0, 1, 2])]
+    await worker.finish()
+    assert worker.batches[2:] == [("k", [3])]
+    await worker.finish()
+    assert all(t.done() for t in tasks)
+
+
+async def test_the_most_urgent_row_leaves_first_and_only_its_kind_joins(worker, submit):
+    submit("first")
+    await settled()
+    tasks = [
+        submit("patient", kind="x"),
+        submit("urgent", kind="y", within_s=SOON_S),
+        submit("joins", kind="y"),
+    ]
+    await settled()
+    await worker.finish()
+    assert worker.batches[1:] == [("y", ["urgent", "joins"])]
+    await worker.finish()
+    assert worker.batches[2:] == [("x", ["patient"])]
+    await worker.finish()
+    assert all(t.done() for t in tasks)
+
+
+async def test_an_expired_row_never_reaches_the_model(worker, submit, clock):
+    submit("first")
+    await settled()
+    expired, live = submit("expired", within_s=SOON_S), submit("live")
+    await settled()
+    clock.advance(SOON_S)
+    await worker.finish()
+    assert worker.batches[1:] == [("k", ["live"])]
+    with pytest.raises(TooLate):
+        await expired
+    await worker.finish()
+    assert (await live).result == "k:live"
+
+
+async def test_a_row_that_cannot_finish_in_time_never_reaches_the_model(worker, submit):
+    with pytest.raises(TooLate):
+        await submit("hopeless", within_s=COST_S / 2)
+    assert worker.batches == []
+
+
+async def test_a_withdrawn_row_never_reaches_the_model(worker, submit):
+    submit("first")
+    await settled()
+    withdrawn, live = submit("withdrawn"), submit("live")
+    await settled()
+    withdrawn.cancel()
+    await settled()
+    await worker.finish()
+    assert worker.batches[1:] == [("k", ["live"])]
+    await worker.finish()
+    assert live.done()
+
+
+async def test_withdrawing_a_running_row_does_not_disturb_its_batch(worker, submit):
+    withdrawn, live = submit("withdrawn"), submit("live")
+    await settled()
+    withdrawn.cancel()
+    await settled()
+    await worker.finish()
+    assert (await live).result == "k:live"
+
+
+async def test_a_full_queue_refuses_at_once_and_withdrawal_makes_room(worker, submit):
+    submit("first")
+    await settled()
+    waiting = [submit(i) for i in range(5)]
+    await settled()
+    with pytest.raises(QueueFull):
+        await submit("one too many")
+    waiting[0].cancel()
+    await settled()
+    late = submit("fits now")
+    await settled()
+    assert not late.done()
+    for _ in range(3):
+        await worker.finish()
+    assert (await late).result == "k:fits now"
+
+
+async def test_a_failing_batch_fails_only_its_own_rows(worker, submit):
+    doomed = submit("doomed")
+    await settled()
+    next_row = submit("next")
+    await settled()
+    await worker.finish(RuntimeError("model broke"))
+    with pytest.raises(BatchFailed) as failure:
+        await doomed
+    assert str(failure.value.__cause__) == "model broke"
+    await worker.finish()
+    assert (await next_row).result == "k:next"
+
+
+async def test_a_batch_with_too_few_results_fails(worker, submit):
+    tasks = [submit("a"), submit("b")]
+    await settled()
+    await worker.finish(["only one"])
+    for task in tasks:
+        with pytest.raises(BatchFailed):
+            await task
+
+
+async def test_a_batch_never_grows_past_what_its_most_urgent_row_can_afford(worker, submit):
+    submit("first")
+    await settled()
+    tasks = [submit("urgent", within_s=2.5), submit("joins"), submit("would delay")]
+    await settled()
+    await worker.finish()
+    assert worker.batches[1:] == [("k", ["urgent", "joins"])]  # three rows would take 3 s
+    await worker.finish()
+    await worker.finish()
+    assert all(t.done() for t in tasks)
+
+
+async def test_what_a_woken_caller_submits_next_goes_before_less_urgent_rows(
+    worker, batcher, clock
+):
+    async def two_stages() -> None:
+        finish_by_s = clock.now_s() + SOON_S
+        await batcher.submit("stage 1", "a", finish_by_s)
+        await batcher.submit("stage 2", "a", finish_by_s)
+
+    older = asyncio.ensure_future(two_stages())
+    await settled()
+    younger = asyncio.ensure_future(batcher.submit("stage 1", "b", clock.now_s() + LATER_S))
+    await settled()
+    await worker.finish()
+    assert worker.batches[1:] == [("stage 2", ["a"])]
+    await worker.finish()
+    await worker.finish()
+    await asyncio.gather(older, younger)
+
+
+async def test_the_result_says_how_long_the_row_waited_and_ran(worker, submit, clock):
+    submit("first")
+    await settled()
+    task = submit("second")
+    await settled()
+    clock.advance(2)
+    await worker.finish()
+    clock.advance(3)
+    await worker.finish()
+    done = await task
+    assert (done.queue_s, done.run_s, done.batch_size) == (2, 3, 1)
+
+
+async def test_the_predicted_wait_counts_the_running_batch_and_other_kinds(
+    worker, batcher, submit, clock
+):
+    assert batcher.wait_s("k") == 0
+    task = submit("first")
+    await settled()
+    clock.advance(0.25)
+    assert batcher.wait_s("k") == pytest.approx(0.75)
+    tasks = [task, submit("a"), submit("b", kind="other"), submit("c", kind="other")]
+    await settled()
+    assert batcher.wait_s("k") == pytest.approx(0.75 + 2)  # own kind shares the batch
+    assert batcher.joining("k") == 2
+    for _ in range(3):
+        await worker.finish()
+    assert all(t.done() for t in tasks)

@@ -1,0 +1,137 @@
+"""Plans: a pure function of costs, time left and load."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.costs import Work
+from engine.manifest import GeneratorSpec, ScenarioSpec
+from engine.planner import (
+    SCORED_SIZES,
+    Load,
+    Plan,
+    Rung,
+    Wanted,
+    generation_rungs,
+    make_plan,
+    score_work,
+)
+from engine.stages import Left, Omission, Stage, Why
+
+FULL, FEWER, SHORTER = Rung((1,) * 8, (8,) * 8), Rung((1,) * 4, (8,) * 4), Rung((1,) * 4, (6,) * 4)
+ALL = Wanted(encode=True, rungs=(FULL, FEWER, SHORTER), score=True)
+
+
+class FixedCosts:
+    """Milliseconds: encode 2; generate 20, 15, 12; score 5, 3, 1; doubled for batches."""
+
+    def predict_s(self, work: Work, batch_size: int) -> float:
+        table = {
+            Work(Stage.ENCODE): 2,
+            FULL.work: 20,
+            FEWER.work: 15,
+            SHORTER.work: 12,
+            score_work(32): 5,
+            score_work(16): 3,
+            score_work(8): 1,
+        }
+        return table[work] / 1000 * (2 if batch_size > 1 else 1)
+
+
+def plan(left_ms: float, load: Load = Load(), wanted: Wanted = ALL) -> Plan:  # noqa: B008
+    return make_plan(FixedCosts(), wanted, left_ms / 1000, load)
+
+
+@pytest.mark.parametrize(
+    ("left_ms", "rung", "num_scored", "encode"),
+    [
+        (100, FULL, 32, True),
+        (27.1, FULL, 32, True),
+        (26, FEWER, 32, True),
+        (20, SHORTER, 32, True),
+        (18, None, 32, True),
+        (6, None, 16, True),
+        (4, None, 8, True),
+        (2.5, None, 0, True),
+        (1, None, 0, False),
+        (0, None, 0, False),
+        (-5, None, 0, False),
+    ],
+)
+def test_the_ladder_gives_up_the_least_that_makes_the_rest_fit(left_ms, rung, num_scored, encode):
+    chosen = plan(left_ms)
+    assert (chosen.rung, chosen.num_scored, chosen.encode) == (rung, num_scored, encode)
+
+
+def test_a_full_plan_leaves_nothing_out():
+    assert plan(100).omissions == ()
+
+
+def test_what_does_not_fit_is_listed_with_budget_as_the_reason_on_an_idle_engine():
+    assert plan(4).omissions == (
+        Omission(Stage.GENERATE, Left.SKIPPED, Why.BUDGET),
+        Omission(Stage.SCORE, Left.DEGRADED, Why.BUDGET),
+    )
+    assert plan(26).omissions == (Omission(Stage.GENERATE, Left.DEGRADED, Why.BUDGET),)
+
+
+def test_what_would_fit_an_idle_engine_is_left_out_for_overload():
+    assert plan(30, Load(wait_s=0.020)).omissions[0].reason is Why.OVERLOAD
+    assert plan(30, Load(batch_size=4)).omissions[0].reason is Why.OVERLOAD
+
+
+def test_absent_models_are_no_omissions():
+    chosen = plan(100, wanted=Wanted(encode=False))
+    assert chosen == Plan(False, None, 0, ())
+
+
+@given(st.floats(0, 60), st.floats(0, 60), st.floats(0, 0.05))
+def test_more_time_never_gets_a_lesser_plan(one_ms, other_ms, wait_s):
+    less, more = sorted((one_ms, other_ms))
+    order = [FULL, FEWER, SHORTER, None]
+    lesser, better = plan(less, Load(wait_s)), plan(more, Load(wait_s))
+    assert order.index(better.rung) <= order.index(lesser.rung)
+    assert better.num_scored >= lesser.num_scored or better.rung is not lesser.rung
+
+
+@pytest.mark.parametrize(("num", "size"), [(1, 8), (8, 8), (9, 16), (17, 32), (32, 32)])
+def test_candidates_are_padded_to_the_next_size(num, size):
+    assert score_work(num).variant == (size,)
+    assert size in SCORED_SIZES
+
+
+def spec(mode: str, max_new_tokens: int = 100) -> GeneratorSpec:
+    return GeneratorSpec(
+        file="g.onnx",
+        precision="fp32",
+        inputs={},
+        outputs={},
+        mode=mode,
+        max_prompt_tokens=64,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def scenario(**fields) -> ScenarioSpec:
+    return ScenarioSpec(name="s", description="", position_ctr=[1.0], **fields)
+
+
+def test_slots_lose_half_then_a_quarter_of_their_tokens():
+    rungs = generation_rungs(scenario(), spec("slots"), list(range(20, 28)), 3)
+    assert rungs[0] == Rung(tuple(range(20, 28)), (8,) * 8)
+    assert rungs[1] == Rung((20, 21, 22, 23), (8,) * 4)
+    assert rungs[2] == Rung((20, 21, 22, 23), (6,) * 4)
+
+
+def test_the_auxiliary_text_keeps_its_slot_and_length():
+    rungs = generation_rungs(
+        scenario(has_auxiliary_text=True, num_slots=7), spec("slots"), list(range(20, 27)), 3
+    )
+    assert rungs[0] == Rung(tuple(range(20, 27)), (16, *(8,) * 6))
+    assert rungs[1] == Rung((20, 21, 22, 23), (16, 8, 8, 8))
+
+
+def test_a_list_is_one_sequence_no_longer_than_the_graph_allows():
+    rungs = generation_rungs(scenario(), spec("list", 50), list(range(8)), 3)
+    assert rungs[0] == Rung((3,), (50,))
+    assert rungs[1] == Rung((3,), (36,))

@@ -1,0 +1,17 @@
+from enum import IntEnum
+
+class HealthCheckRequest:
+    def __init__(self, *, service: str = "") -> None: ...
+
+class HealthCheckResponse:
+    class ServingStatus(IntEnum):
+        UNKNOWN = 0
+        SERVING = 1
+        NOT_SERVING = 2
+        SERVICE_UNKNOWN = 3
+
+    UNKNOWN = ServingStatus.UNKNOWN
+    SERVING = ServingStatus.SERVING
+    NOT_SERVING = ServingStatus.NOT_SERVING
+    SERVICE_UNKNOWN = ServingStatus.SERVICE_UNKNOWN
+    status: ServingStatus
