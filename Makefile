@@ -58,7 +58,7 @@ proto: setup ## Generate proto/gen from proto/queryrec
 
 bench-load: setup ## Load-test the demo's bundle; the last line is JSON
 	@test -f $(BUNDLE)/manifest.json || { echo "no bundle at $(BUNDLE): run make demo first"; exit 1; }
-	@bash benchmarks/load.sh $(BUNDLE)
+	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py --target $$TARGET --queries examples/data/heldout.txt.gz --rate 20 --duration 30'
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis

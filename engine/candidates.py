@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from engine.attribution import Source
 from engine.completion import HealedPrefix, completed
-from engine.models import Sequences
+from engine.models import Floats, Sequences
 from engine.text import MAX_QUERY_BYTES, has_control_characters, match_key, normalise
 from engine.vocabulary import SEP_ID, Vocabulary
 
@@ -27,6 +27,8 @@ class Candidate:
     source: Source
     popularity: float = 0.0  # searches in the log
     npmi: float = 0.0  # association with the query
+    ids: list[int] | None = None  # set by `engine.scoring`
+    features_F: Floats | None = None  # set by `engine.scoring`
 
 
 class WrittenTexts(NamedTuple):

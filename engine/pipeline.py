@@ -18,19 +18,20 @@ from engine.config import Config
 from engine.costs import Work
 from engine.deadline import Clock
 from engine.errors import DeadlineUnreachable
-from engine.features import candidate_features
-from engine.models import Floats, GenerateRow, ScoreRow, Sequences
+from engine.models import Floats, GenerateRow, Sequences
 from engine.planner import ENCODE, SCORED_SIZES, Plan, Wanted, make_plan, score_work
 from engine.prompt import ANSWER, COOCCURRING, SESSION, Prompt, SideInformation
 from engine.ranking import click_probability, diverse_order, explored, seen_probabilities
 from engine.retrieval import NOTHING, Retrieval, Retrieved
 from engine.runtime import Runtime
 from engine.safety import Blocklist
+from engine.scoring import CandidateInputs
 from engine.stages import Left, Omission, Probe, Stage, Why
 from engine.worker import Found, LookupRow, Worker
 
 _PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
-_MAX_MEMOISED_TEXTS = 100_000
+# Turns of the event loop until a row just submitted is running, if the worker is free.
+_TURNS_TO_START = 3
 
 
 class Pipeline:
@@ -64,7 +65,7 @@ class Pipeline:
         )
         generator = bundle.manifest.generator
         self._is_list = generator is not None and generator.mode == "list"
-        self._token_ids: dict[str, list[int]] = {}
+        self._inputs = CandidateInputs(bundle.vocabulary)
         self.worker = Worker(bundle, self._retrieval, runtime, config, clock)
 
     async def recommend(self, question: Question, probe: Probe) -> Answer:
@@ -84,7 +85,16 @@ class Pipeline:
             prompt = self.bundle.renderer.generation_prompt(
                 question.scenario.name, question.query, [*cooccurring, *side]
             )
-        sequences = await self._generate(request, prompt)
+        log = _log_candidates(retrieved)
+        generation = asyncio.ensure_future(self._generate(request, prompt))
+        try:
+            # What scoring will need is made while the generator runs, not after it.
+            for _ in range(_TURNS_TO_START):
+                await asyncio.sleep(0)
+            context_ids = self._prepared(question, side, log, probe)
+            sequences = await generation
+        finally:
+            generation.cancel()
         with probe.during(Stage.MERGE):
             texts = written_texts(
                 self.bundle.vocabulary,
@@ -93,10 +103,10 @@ class Pipeline:
                 has_auxiliary_text=question.scenario.has_auxiliary_text,
                 healed=prompt.healed,
             )
-            candidates = self._candidates(question, texts, retrieved)
+            candidates = self._candidates(question, texts, log)
             lead = texts.auxiliary
             auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
-        p_seen_C, is_scored = await self._score(request, candidates, side)
+        p_seen_C, is_scored = await self._score(request, candidates, context_ids)
         with probe.during(Stage.RERANK):
             suggestions = self._ranked(question, candidates, p_seen_C, is_scored)
         return Answer(
@@ -167,8 +177,22 @@ class Pipeline:
         request.probe.add(Stage.GENERATE, done.run_s)
         return done.result
 
+    def _prepared(
+        self,
+        question: Question,
+        side: list[SideInformation],
+        log: list[Candidate],
+        probe: Probe,
+    ) -> list[int]:
+        """Returns the click model's context, and readies the log's candidates for it."""
+        if self.bundle.click_model is None:
+            return []
+        with probe.during(Stage.TOKENISE):
+            self._inputs.attach(question.query, log)
+            return self.bundle.renderer.click_context(question.scenario.name, question.query, side)
+
     async def _score(
-        self, request: "_Request", candidates: list[Candidate], side: list[SideInformation]
+        self, request: "_Request", candidates: list[Candidate], context_ids: list[int]
     ) -> tuple[Floats, bool]:
         """Returns p(click | seen) of the first candidates, and whether a model gave them."""
         question, bundle = request.question, self.bundle
@@ -185,16 +209,7 @@ class Pipeline:
             return prior_C, False
         scored = candidates[: plan.num_scored]
         with request.probe.during(Stage.TOKENISE):
-            row = ScoreRow(
-                bundle.renderer.click_context(question.scenario.name, question.query, side),
-                self._ids_of([c.text for c in scored]),
-                candidate_features(
-                    question.query,
-                    [c.text for c in scored],
-                    [c.popularity for c in scored],
-                    [c.npmi for c in scored],
-                ),
-            )
+            row = self._inputs.row(question.query, context_ids, scored)
         done = await self._submit(request, score_work(len(scored)), row, later_s=0.0)
         if done is None:
             return prior_C, False
@@ -208,12 +223,14 @@ class Pipeline:
         """Returns the result of a row, or None with an omission if it fails or comes too late."""
         finish_by_s = request.deadline.at_s - later_s
         queued_s = self._clock.now_s()
+        # A stage that is late although nothing was ahead of it was too long for the budget.
+        why = Why.OVERLOAD if self.worker.load(work).wait_s > 0 else Why.BUDGET
         try:
             async with asyncio.timeout(max(0.0, finish_by_s - queued_s)):
                 done = await self.worker.submit(work, row, finish_by_s)
         except (TooLate, TimeoutError):
             request.probe.add(Stage.QUEUE, self._clock.now_s() - queued_s)
-            request.omit(work.stage, Left.SKIPPED, Why.OVERLOAD)
+            request.omit(work.stage, Left.SKIPPED, why)
             return None
         except BatchFailed:
             request.omit(work.stage, Left.SKIPPED, Why.FAILURE)
@@ -231,14 +248,8 @@ class Pipeline:
         return make_plan(self.worker.costs, wanted, request.deadline.left_s(), load)
 
     def _candidates(
-        self, question: Question, texts: WrittenTexts, retrieved: Retrieved
+        self, question: Question, texts: WrittenTexts, log: list[Candidate]
     ) -> list[Candidate]:
-        log = [
-            Candidate(text, key_of(text), Source.LOG, popularity, npmi)
-            for text, popularity, npmi in zip(
-                retrieved.texts, retrieved.popularity, retrieved.npmi, strict=True
-            )
-        ]
         excluded = question.excluded_keys | {key_of(question.query)}
         candidates = merged(
             texts.finished,
@@ -281,24 +292,15 @@ class Pipeline:
         places, propensities = explored(
             len(order), self._config.ranking.exploration_rate, self._random
         )
+        p_other = float(p_seen_C.min(initial=_PRIOR_P_SEEN))  # of candidates that were not scored
         suggestions: list[Suggestion] = []
         for position, (place, propensity) in enumerate(zip(places, propensities, strict=True), 1):
             chosen = order[place]
-            p_seen = float(p_seen_C[chosen]) if chosen < len(p_seen_C) else _PRIOR_P_SEEN
+            p_seen = float(p_seen_C[chosen]) if chosen < len(p_seen_C) else p_other
             candidate = candidates[chosen]
             p_click = click_probability(p_seen, question.scenario, position)
             suggestions.append(Suggestion(candidate.text, p_click, candidate.source, propensity))
         return tuple(suggestions)
-
-    def _ids_of(self, texts: list[str]) -> list[list[int]]:
-        """Returns the ids of texts; those of texts seen lately are remembered."""
-        known = self._token_ids
-        new = [t for t in texts if t not in known]
-        if new:
-            if len(known) > _MAX_MEMOISED_TEXTS:
-                known.clear()
-            known.update(zip(new, self.bundle.vocabulary.encode_batch(new), strict=True))
-        return [known[t] for t in texts]
 
 
 class _Request:
@@ -323,6 +325,15 @@ class _Request:
 
     def in_stage_order(self) -> tuple[Omission, ...]:
         return tuple(self._omissions[s] for s in Stage if s in self._omissions)
+
+
+def _log_candidates(retrieved: Retrieved) -> list[Candidate]:
+    return [
+        Candidate(text, key_of(text), Source.LOG, popularity, npmi)
+        for text, popularity, npmi in zip(
+            retrieved.texts, retrieved.popularity, retrieved.npmi, strict=True
+        )
+    ]
 
 
 def _side_information(question: Question) -> list[SideInformation]:

@@ -144,7 +144,7 @@ class _Writer:
         graph = build_encoder(model)
         texts = [r.query for r in sample_requests(self.run, _NUM_CALIBRATION, seed=1)]
         samples: list[Mapping[str, Any]] = []
-        for ids in self.run.vocabulary.encode_batch(texts):
+        for ids in self.run.encoder_ids(texts):
             row = np.asarray([ids])
             samples.append({"input_ids": row, "attention_mask": np.ones_like(row)})
         session = parity.session_of(graph)
@@ -173,7 +173,10 @@ class _Writer:
                 )
             graph = quantised
         self.parity["encoder"] = figures
-        return self._save(graph, "encoder")
+        tokenizer = self.run.encoder_tokenizer
+        if not (self.directory / tokenizer).exists():
+            shutil.copyfile(self.run.directory / tokenizer, self.directory / tokenizer)
+        return msgspec.structs.replace(self._save(graph, "encoder"), tokenizer=tokenizer)
 
     def _generator(self) -> GeneratorSpec:
         checkpoint = self.run.generator()

@@ -17,6 +17,7 @@ from engine.prompt import PromptRenderer
 from engine.vocabulary import Vocabulary
 from export.decoder import Array, DecoderShape
 from export.generator import rotary_tables
+from train.encoder import TOKENIZER_FILE, Encoder
 
 MAX_CANDIDATE_TOKENS = 16
 
@@ -83,8 +84,18 @@ class Run:
         return (self.directory / part).is_dir()
 
     def encoder(self) -> Any:
-        """Loads the encoder in float32."""
+        """Loads the encoder's transformer in float32."""
         return _loaded(AutoModel, self.directory / "encoder", add_pooling_layer=False)
+
+    def encoder_ids(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids that the encoder reads for texts; its tokenizer may be its own."""
+        return Encoder.load(self.directory).token_ids(texts)
+
+    @property
+    def encoder_tokenizer(self) -> str:
+        """File name of the encoder's tokenizer."""
+        own = self.directory / TOKENIZER_FILE
+        return TOKENIZER_FILE if own.is_file() else "tokenizer.json"
 
     def generator(self) -> DecoderCheckpoint:
         """Loads the generator in float32."""

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class LiveEngine:
     lines: list[str] = field(default_factory=list)  # of its standard output
 
 
-def start_engine(
+def _start_engine(
     bundle: Path, directory: Path, *, environment: dict[str, str] | None = None
 ) -> LiveEngine:
     """Starts an engine on a free port and returns once it serves."""
@@ -74,10 +74,10 @@ def start_engine(
     return LiveEngine(target, process, feedback, lines)
 
 
-def stop_engine(engine: LiveEngine) -> int:
-    """Sends SIGTERM and returns the exit status."""
+def _stop_engine(engine: LiveEngine, number: str = "SIGTERM") -> int:
+    """Sends a signal and returns the exit status."""
     if engine.process.poll() is None:
-        engine.process.send_signal(signal.SIGTERM)
+        engine.process.send_signal(signal.Signals[number])
     try:
         return engine.process.wait(20)
     except subprocess.TimeoutExpired:
@@ -89,10 +89,22 @@ def stop_engine(engine: LiveEngine) -> int:
 
 
 @pytest.fixture(scope="session")
+def start_engine() -> Callable[..., LiveEngine]:
+    """Starts further engines: `start_engine(bundle, directory)`; the caller stops them."""
+    return _start_engine
+
+
+@pytest.fixture(scope="session")
+def stop_engine() -> Callable[..., int]:
+    """Stops an engine: `stop_engine(engine)`."""
+    return _stop_engine
+
+
+@pytest.fixture(scope="session")
 def live_engine(
     tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveEngine]:
     """An engine that serves the tiny bundle, started through its command line."""
-    engine = start_engine(tiny_bundle, tmp_path_factory.mktemp("engine"))
+    engine = _start_engine(tiny_bundle, tmp_path_factory.mktemp("engine"))
     yield engine
-    stop_engine(engine)
+    _stop_engine(engine)

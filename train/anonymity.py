@@ -14,7 +14,8 @@ import pyarrow as pa
 from engine.text import MAX_QUERY_BYTES, has_control_characters, normalise
 
 _EMAIL = re.compile(r"\S+@\S+\.\w")
-# 10 digits and more with the separators people type, e.g. +1 (212) 555-0143, 030 12 34 56 78.
+# 9 digits and more with the separators people type, e.g. +1 (212) 555-0143, 030 12 34 56 78. Some
+# harmless lists of numbers go, too.
 _PHONE = re.compile(r"(?<!\d)\+?\d(?:[ ().\-/]{0,2}\d){8,}(?!\d)")
 _NATIONAL_ID = re.compile(r"(?<!\d)\d{3}[ -]\d{2}[ -]\d{4}(?!\d)")
 _LONG_NUMBER = re.compile(r"\d{8,}")  # accounts, orders, cards

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-_RANK_EFFECT_SD = 0.5  # prior, in logits, of what a policy's rank tells beyond the click model
+# Priors, in logits, of what each further rank of a policy tells beyond the click model: a trend
+# common to all ranks and what is particular to one.
+_TREND_SD, _RANK_SD = 0.5, 0.1
 _SLOPE_SD, _INTERCEPT_SD = 1.0, 3.0  # weak priors around slope 1, intercept 0: no data, no change
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
@@ -73,8 +75,8 @@ def fit_examination(
     A logging policy puts first what it believes in, for reasons that the click model may not
     see; then clicks fall with position even if everybody looks at everything. The rank that the
     policy meant and the position that was shown differ where exploration swapped neighbours:
-    an effect of the rank on the logit (prior N(0, 0.5^2)) takes up what those rows show to be no
-    effect of position. Without swapped rows the two cannot be told apart and all is position's.
+    an effect of the rank on the logit takes up what those rows show to be no effect of position.
+    Without swapped rows the two cannot be told apart and all is put down to position.
 
     Args:
         logits_N: of p(click | seen), as trained; level and slope are fitted anew.
@@ -89,24 +91,27 @@ def fit_examination(
     # Starts at 1 / sqrt(position); any start does, the likelihood is smooth.
     start_P = torch.arange(2, num_positions + 1, dtype=torch.float64) ** -0.5
     examination = torch.special.logit(start_P).requires_grad_()
-    effect = torch.zeros(num_positions - 1, dtype=torch.float64, requires_grad=has_swaps)
+    # Effect of a rank over the one before: a common trend, which all swaps tell of, and its own.
+    trend = torch.zeros(1, dtype=torch.float64, requires_grad=has_swaps)
+    own = torch.zeros(num_positions - 1, dtype=torch.float64, requires_grad=has_swaps)
     platt = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
 
     def curve() -> Tensor:
         return torch.cat([torch.ones(1, dtype=torch.float64), examination.sigmoid()])
 
+    def effects() -> Tensor:
+        return torch.cat([torch.zeros(1, dtype=torch.float64), (trend + own).cumsum(0)])
+
     def objective() -> Tensor:
-        effect_P = torch.cat([torch.zeros(1, dtype=torch.float64), effect])
-        level = platt[0] * logits + platt[1] + effect_P[rank]
+        level = platt[0] * logits + platt[1] + effects()[rank]
         # Weak prior: a position that was hardly ever shown stays near its start.
         prior = 0.5 * ((examination - torch.special.logit(start_P)) / 3).square().sum()
-        prior = prior + 0.5 * (effect / _RANK_EFFECT_SD).square().sum() + _platt_prior(platt)
+        prior = prior + 0.5 * (trend / _TREND_SD).square().sum()
+        prior = prior + 0.5 * (own / _RANK_SD).square().sum() + _platt_prior(platt)
         return pal_loss(level, curve()[position], clicked).sum() + prior
 
-    parameters = [examination, platt] + ([effect] if has_swaps else [])
-    _minimise(objective, parameters)
-    effect_P = np.concatenate([[0.0], effect.detach().numpy()])
-    return Examination(curve().detach().numpy(), effect_P)
+    _minimise(objective, [examination, platt, *([trend, own] if has_swaps else [])])
+    return Examination(curve().detach().numpy(), effects().detach().numpy())
 
 
 def fit_platt(logits_N: Floats, seen_N: Floats, clicked_N: Flags) -> Platt:

@@ -60,11 +60,29 @@ class BatchTokenizer(Protocol):
 class HuggingFaceTokenizer:
     """The tokenizer of a checkpoint that was not trained here, with its special tokens."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads a tokenizer.json file."""
-        self._tokenizer = Tokenizer.from_file(str(path))
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Takes the tokenizer over; it no longer pads or truncates."""
+        self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+
+    @classmethod
+    def of_checkpoint(cls, name: str) -> "HuggingFaceTokenizer":
+        """Reads the tokenizer of a checkpoint: local directory or hub id.
+
+        Raises:
+            ValueError: it has none that can be saved as tokenizer.json.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        if not tokenizer.is_fast:
+            raise ValueError(f"{name}: has no tokenizer.json, which the engine needs")
+        return cls(tokenizer.backend_tokenizer)
+
+    def save(self, path: Path) -> None:
+        """Writes a tokenizer.json file."""
+        self._tokenizer.save(str(path))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, special tokens included."""
@@ -78,7 +96,7 @@ class Encoder(nn.Module):
         """Wraps a BERT-like backbone; longer queries than its position table are cut."""
         super().__init__()
         self.backbone = backbone
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._max_tokens: int = backbone.config.max_position_embeddings
 
     @classmethod
@@ -87,7 +105,9 @@ class Encoder(nn.Module):
         backbone = AutoModel.from_pretrained(run / "encoder", add_pooling_layer=False)
         own = run / TOKENIZER_FILE
         tokenizer: BatchTokenizer = (
-            HuggingFaceTokenizer(own) if own.exists() else Vocabulary.load(run / "tokenizer.json")
+            HuggingFaceTokenizer(Tokenizer.from_file(str(own)))
+            if own.exists()
+            else Vocabulary.load(run / "tokenizer.json")
         )
         return cls(backbone, tokenizer).eval()
 
@@ -110,7 +130,7 @@ class Encoder(nn.Module):
 
         A text without any token (the empty text) becomes the padding token.
         """
-        return [ids[: self._max_tokens] or [0] for ids in self._tokenizer.encode_batch(texts)]
+        return [ids[: self._max_tokens] or [0] for ids in self.tokenizer.encode_batch(texts)]
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], batch_size: int = 512) -> NDArray[np.float32]:
@@ -185,6 +205,9 @@ def train_encoder(
 
     encoder.eval()
     encoder.backbone.save_pretrained(output)
+    (run / TOKENIZER_FILE).unlink(missing_ok=True)
+    if isinstance(encoder.tokenizer, HuggingFaceTokenizer):
+        encoder.tokenizer.save(run / TOKENIZER_FILE)
     recall = _measure(encoder, run, queries, (sources, targets, npmi))
     metrics = {f"recall_at_{_RECALL_AT}": recall._asdict(), "num_queries": len(queries)}
     (output / "metrics.json").write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
@@ -262,25 +285,13 @@ def _measure(
 
 
 def _new_encoder(run: Path, config: EncoderConfig, shape: Shape) -> Encoder:
-    own = run / TOKENIZER_FILE
     if config.base_checkpoint:
         backbone = AutoModel.from_pretrained(config.base_checkpoint, add_pooling_layer=False)
-        _save_base_tokenizer(config.base_checkpoint, own)
-        return Encoder(backbone, HuggingFaceTokenizer(own))
-    own.unlink(missing_ok=True)
+        return Encoder(backbone, HuggingFaceTokenizer.of_checkpoint(config.base_checkpoint))
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     bert = bert_config(shape, vocabulary.size, config.max_tokens)
     bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = _DROPOUT
     return Encoder(BertModel(bert, add_pooling_layer=False), vocabulary)
-
-
-def _save_base_tokenizer(base: str, path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True)
-    if not tokenizer.is_fast:
-        raise ValueError(f"{base}: has no tokenizer.json; the engine cannot read its tokenizer")
-    tokenizer.backend_tokenizer.save(str(path))
 
 
 class _Pairs(Dataset[tuple[int, int, float]]):

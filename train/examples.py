@@ -153,7 +153,7 @@ def read_clicks(mined: Path, split: str, specs: Sequence[ScenarioSpec]) -> list[
         return []
     seen = {s.name: s.position_ctr for s in specs if not s.completes_prefix}
     clicks: Counter[tuple[str, str]] = Counter()
-    views: Counter[tuple[str, str]] = Counter()
+    views: defaultdict[tuple[str, str], float] = defaultdict(float)
     columns = ["scenario", "query", "text", "position", "clicked"]
     for batch in pq.ParquetFile(path).iter_batches(columns=[*columns, "split"]):
         for row in batch.to_pylist():

@@ -123,7 +123,7 @@ def train_generator(
         model = LlamaForCausalLM(llama_config(shape, prompts.renderer.vocabulary.size))
     if not torch.cuda.is_available():
         # On CPU the fused attention's backward pass in bfloat16 is slow: 6,500 tokens/s against
-        # 12,000 (demo size, one core of a Xeon with AMX, torch 2.13); equal in float32.
+        # 12,000 (demo size, one core of an EPYC with AVX512-BF16, torch 2.13); equal in float32.
         model.set_attn_implementation("eager")
     mined = run / "mined"
     example_config = ExampleConfig(

@@ -12,17 +12,16 @@ import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ibis
 import msgspec
 import pyarrow.parquet as pq
-from ibis.backends.duckdb import Backend
-from ibis.expr.types import Table
 
 from train import logs, shown
 from train.anonymity import CLEAN_SCHEMA, TextFilter, read_unsafe_words
 from train.config import MineConfig, TrainConfig
+from train.logs import Table
 
 QUERIES = "queries.parquet"  # text (sorted by UTF-8 bytes), num_searches, num_users
 PAIRS = "pairs.parquet"  # source, target, num_pairs, num_users, npmi
@@ -52,7 +51,7 @@ class MineSummary(msgspec.Struct, frozen=True, kw_only=True):
 class _Step(NamedTuple):
     """Runs expressions and keeps their results as parquet."""
 
-    connection: Backend
+    connection: Any
     directory: Path
 
     def keep(self, name: str, expression: Table) -> Table:
@@ -203,14 +202,14 @@ def _sessions(searches: Table, gap_s: int) -> Table:
     """Adds `session`: a part of a session_id without a pause longer than `gap_s`."""
     order = ibis.window(group_by="session_id", order_by=["time", "text"])
     pause = searches.time.delta(searches.time.lag(1).over(order), unit="second")
-    starts = searches.mutate(starts=ibis.ifelse(pause > gap_s, 1, 0).fill_null(0))
+    starts = searches.mutate(starts=ibis.ifelse(pause > gap_s, 1, 0).fill_null(ibis.literal(0)))
     running = ibis.cumulative_window(group_by="session_id", order_by=["time", "text"])
     numbered = starts.mutate(part=starts.starts.sum().over(running))
     session = numbered.session_id + "#" + numbered.part.cast("string")
     return numbered.mutate(session=session).select("session", "time", "user", "text")
 
 
-def _split_time(events: Table, valid_share: float) -> ibis.Scalar:
+def _split_time(events: Table, valid_share: float) -> Any:
     """Returns the time from which on rows are for validation."""
     bounds = events.agg(first=events.time.min(), last=events.time.max()).to_pyarrow().to_pylist()
     first, last = bounds[0]["first"], bounds[0]["last"]
@@ -219,7 +218,7 @@ def _split_time(events: Table, valid_share: float) -> ibis.Scalar:
     return ibis.literal(cut, type=events.time.type())
 
 
-def _steps(events: Table, public: Table, cut: ibis.Scalar) -> Table:
+def _steps(events: Table, public: Table, cut: Any) -> Table:
     """Returns the steps of sessions: repeated queries (next pages) are one step.
 
     `public` is the text where it is k-anonymous, else null.
@@ -301,5 +300,5 @@ def _contexts(steps: Table, anonymous: Table, settings: MineConfig) -> Table:
     )
 
 
-def _number(expression: ibis.Scalar) -> int:
+def _number(expression: Any) -> int:
     return int(expression.to_pyarrow().as_py() or 0)

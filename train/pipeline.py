@@ -30,6 +30,8 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
     """
     config = _with_default_checkpoints(config)
     own_logs = bool(config.logs.searches)
+    scenarios = [s.name for s in config.scenarios]
+    kinds = config.prompt.side_information_kinds
     common = {"size": config.size, "seed": config.seed}
 
     def simulate(out: Path) -> str:
@@ -81,13 +83,11 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         from train.backbone import shapes_of
         from train.tokenizer import arrange, train_tokenizer
 
-        names = [s.name for s in config.scenarios]
-        kinds = config.prompt.side_information_kinds
         if config.size == "base":
             from train.checkpoint import read_tokenizer
 
             source = read_tokenizer(config.generator.base_checkpoint)
-            layout = arrange(source.tokenizer, size=source.size, scenarios=names, kinds=kinds)
+            layout = arrange(source.tokenizer, size=source.size, scenarios=scenarios, kinds=kinds)
             vocabulary = layout.vocabulary
         else:
             queries = pq.read_table(run / "mined/queries.parquet")
@@ -95,7 +95,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
                 queries["text"].to_pylist(),
                 queries["num_searches"].to_pylist(),
                 size=shapes_of(config.size).vocab_size,
-                scenarios=names,
+                scenarios=scenarios,
                 kinds=kinds,
             )
         vocabulary.save(out)
@@ -120,11 +120,11 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
 
         model = None
         if config.size == "base":
-            from engine.vocabulary import Vocabulary
             from train.checkpoint import load_rearranged
 
-            vocabulary = Vocabulary.load(run / "tokenizer.json")
-            model = load_rearranged(config.generator.base_checkpoint, vocabulary)
+            model, _ = load_rearranged(
+                config.generator.base_checkpoint, scenarios=scenarios, kinds=kinds
+            )
         shape = shapes_of(config.size).generator
         metrics = train_generator(
             run,

@@ -8,15 +8,15 @@ stays if it starts a k-anonymous query, whose users all typed through it.
 
 from bisect import bisect_left
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.expr.types import Table
 
 from engine.prompt import COOCCURRING, SESSION
 from train.config import TrainConfig
+from train.logs import Table
 
 IMPRESSIONS = "impressions.parquet"
 _MAX_POSITIONS = 20
@@ -51,7 +51,7 @@ def mine_shown(
     *,
     clean: Table,
     public: Table,
-    cut: ibis.Scalar,
+    cut: Any,
     keep: Keep,
     out: Path,
 ) -> Shown:
@@ -168,8 +168,10 @@ def _starts_one(prefix: bytes, sorted_texts: list[bytes]) -> bool:
 
 def _side_information(rows: Table, clean: Table, public: Table, config: TrainConfig) -> Table:
     """Returns per request its k-anonymous side information: side_request, items."""
-    requests = rows.select("request_id", "user", "position", "side_information")
-    requests = requests.distinct(on="request_id", keep="first")
+    requests = rows.group_by("request_id").agg(
+        user=rows.user.argmin(rows.position),
+        side_information=rows.side_information.argmin(rows.position),
+    )
     items = requests.unnest("side_information", offset="place", keep_empty=False)
     items = items.select(
         "request_id",
@@ -219,5 +221,5 @@ def _position_ctr(rows: Table) -> dict[str, list[float]]:
     return {name: [round(r / rate[0], 4) for r in rate] for name, rate in rates.items()}
 
 
-def _number(expression: ibis.Scalar) -> int:
+def _number(expression: Any) -> int:
     return int(expression.to_pyarrow().as_py() or 0)

@@ -106,12 +106,9 @@ class StageRunner:
         try:
             with self._locked():
                 return self._made(stage, force)
-        except ValueError:
-            self._discard(self._partial(stage))
-            self._started(name).unlink(missing_ok=True)
+        finally:
             if not existed:
                 _remove_empty(self._run)
-            raise
 
     def _made(self, stage: Stage, force: bool) -> Outcome:
         partial, started = self._partial(stage), self._started(stage.name)
@@ -122,7 +119,12 @@ class StageRunner:
         if not stage.is_file:
             partial.mkdir(parents=True, exist_ok=True)
         begun_s = time.monotonic()
-        summary = stage.make(partial)
+        try:
+            summary = stage.make(partial)
+        except ValueError:  # going on would fail again
+            self._discard(partial)
+            started.unlink()
+            raise
         took_s = round(time.monotonic() - begun_s, 2)
         record_path = self._record_path(stage.name)
         record_path.unlink(missing_ok=True)  # from here until the end, the stage is not done
@@ -197,7 +199,12 @@ class StageRunner:
 
 def _remove_empty(run: Path) -> None:
     """Removes a run directory that holds nothing but the lock."""
-    (run / _RECORDS / "lock").unlink(missing_ok=True)
-    for directory in (run / _RECORDS, run):
-        if directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
+    lock = run / _RECORDS / "lock"
+    if (
+        lock.exists()
+        and [*run.iterdir()] == [run / _RECORDS]
+        and [*lock.parent.iterdir()] == [lock]
+    ):
+        lock.unlink()
+        lock.parent.rmdir()
+        run.rmdir()

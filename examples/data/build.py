@@ -112,6 +112,7 @@ def main() -> None:
         else:
             pool.setdefault(query, source)
 
+    arguments.out.mkdir(parents=True, exist_ok=True)
     heldout_keys = {key for query in heldout for key in _keys(query)}
     rows = [
         Row(query, source, slice_of(query))

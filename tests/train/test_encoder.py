@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import BertModel, BertTokenizerFast
 
-from train.backbone import shapes_of
+from train.backbone import bert_config, shapes_of
 from train.config import EncoderConfig
 from train.contrast import CooccurrenceGraph, hard_negatives, info_nce
 from train.encoder import Encoder, recall_at_20, train_encoder
@@ -101,6 +102,28 @@ def test_trained_encoder_finds_held_out_next_queries(mined_run: Path, tmp_path: 
     alone = np.concatenate([encoder.embed([t]) for t in texts])
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(together, alone, atol=1e-5)  # padding changes nothing
+
+
+def test_a_base_checkpoint_keeps_its_own_tokenizer(mined_run: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"]
+    base.mkdir()
+    (base / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)
+    config = bert_config(shapes_of("tiny").encoder, len(words), 64)
+    BertModel(config, add_pooling_layer=False).save_pretrained(base)
+
+    run = _linked_run(mined_run, tmp_path / "run")
+    settings = EncoderConfig(num_epochs=0.1, batch_size=16, base_checkpoint=str(base))
+    train_encoder(run, settings, shape=shapes_of("small").encoder, seed=0, output=run / "encoder")
+    encoder = Encoder.load(run)
+    assert encoder.embedding_dim == 32  # the checkpoint's, not the size's
+    assert encoder.token_ids(["ab"]) == [[2, words.index("a"), words.index("##b"), 3]]
+
+    own = EncoderConfig(num_epochs=0.1, batch_size=16)
+    train_encoder(run, own, shape=shapes_of("tiny").encoder, seed=0, output=run / "encoder")
+    assert not (run / "encoder_tokenizer.json").exists()
 
 
 def test_same_seed_gives_the_same_encoder(mined_run: Path, tmp_path: Path) -> None:

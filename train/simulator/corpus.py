@@ -24,11 +24,13 @@ class Corpus:
     Attributes:
         logged: what simulated users type and what panels show, sorted.
         hidden: what defines the truth (co-occurrence of words, well-formedness), sorted.
+        barred: the held-out queries as tuples of words.
         source_sha256: hash of the query file's bytes.
     """
 
     logged: list[str]
     hidden: list[str]
+    barred: set[tuple[str, ...]]
     source_sha256: str
 
 
@@ -99,6 +101,7 @@ def read(path: Path, *, heldout: list[str], num_logged: int, seed: int) -> Corpu
     return Corpus(
         logged=[query for index, query in enumerate(queries) if index in chosen],
         hidden=[query for index, query in enumerate(queries) if index not in chosen],
+        barred=barred,
         source_sha256=hashlib.sha256(raw).hexdigest(),
     )
 

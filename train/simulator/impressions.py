@@ -61,17 +61,18 @@ def panels(
 ) -> list[Panel]:
     """Returns up to `num_requests` panels of one scenario, fewer if too few searches allow one."""
     rng = np.random.default_rng([seed, 8, sorted(policy.NUM_SHOWN).index(scenario)])
-    past = _past(searches)
     drafts: list[Panel] = []
     rows = rng.permutation(len(searches.query)).tolist()
     for row in rows:
         if len(drafts) == num_requests:
             break
         query = int(searches.query[row])
-        earlier = tuple(queries[searches.query[i]] for i in past[row])
+        # A session's rows are contiguous, and `step` counts those before this one.
+        num_earlier = min(int(searches.step[row]), NUM_SESSION_QUERIES)
+        earlier = tuple(queries[i] for i in searches.query[row - num_earlier : row].tolist())
         question, asked = None, queries[query]
         if scenario == "completion":
-            asked = _typed(asked, rng)
+            asked = logging_policy.typed(asked, rng)
             picked = logging_policy.completions(asked, rng)
         elif scenario == "clarification":
             picked = logging_policy.options(query, rng)
@@ -115,17 +116,3 @@ def _clicked(
             padding = [False] * len(panel.items)
             panel.clicked.extend((row[: panel.num_shown] + padding)[: len(panel.items)])
     return drafts
-
-
-def _past(searches: Searches) -> list[list[int]]:
-    """For each search the rows of up to five earlier searches of its session, oldest first."""
-    past: list[list[int]] = []
-    for row, step in enumerate(searches.step.tolist()):
-        past.append([*past[-1], row - 1][-NUM_SESSION_QUERIES:] if step else [])
-    return past
-
-
-def _typed(query: str, rng: np.random.Generator) -> str:
-    """Cuts a query anywhere before its end; early and middle cuts are the most frequent."""
-    length = 1 + int(rng.beta(1.4, 1.8) * (len(query) - 1))
-    return query[: min(length, len(query) - 1)] or query[:1]

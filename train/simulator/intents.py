@@ -145,9 +145,7 @@ class Intents:
         parallel_P = (
             _tent(coverage_P, 0.1, 0.45, 0.85) * _smooth(swap_P, 0.15, 0.6) * compat_P * wanted_P
         )
-        related_P = (
-            _smooth(cosine_P, 0.4, 0.8) * (1 - _smooth(coverage_P, 0.1, 0.5)) * wanted_P
-        )
+        related_P = _smooth(cosine_P, 0.4, 0.8) * (1 - _smooth(coverage_P, 0.1, 0.5)) * wanted_P
         is_shorter_P = (num_added_P == 0) & (num_dropped_P > 0)
         generalise_P = is_shorter_P * _tent(coverage_P, 0.3, 0.65, 0.98) / 2
         logits_PK = _BASE + 1.2 * v_q_PD @ self.move_weights.T
@@ -194,7 +192,7 @@ class Intents:
         best = np.zeros(num_slots)
         np.maximum.at(best, slot, strength)
         relation_PL = ((best + mean) / 2).reshape(num_rows, num_columns)
-        relation_PL = np.where(usable_PL.any(axis=1)[:, None], relation_PL, 0.25)
+        relation_PL = np.where(usable_PL.any(axis=1, keepdims=True), relation_PL, 0.25)
         relation_PL = np.where(c_PL < known, relation_PL, 0.0)
         gate_PL = np.where(added_PL, _sigmoid((relation_PL - 0.41) / 0.06), 1.0)
         return np.where(has_added_P, gate_PL.min(axis=1), 0.0)

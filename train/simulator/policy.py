@@ -12,6 +12,7 @@ moved.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from typing import NamedTuple
@@ -105,6 +106,7 @@ class LoggingPolicy:
         followers: for a query id, the ids that followed it in a session with their counts.
         sharing: for a query id, ids of queries that share a word with it.
         topic: int64 (Q,), a grouping of queries by which popular ones are picked.
+        barred: word tuples of held-out queries, which the generator must not hit by chance.
     """
 
     def __init__(
@@ -114,8 +116,10 @@ class LoggingPolicy:
         followers: dict[int, Counter[int]],
         sharing: list[np.ndarray],
         topic: np.ndarray,
+        barred: frozenset[tuple[str, ...]],
     ) -> None:
         self._queries = queries
+        self._barred = barred
         self._log_counts = np.log1p(counts)
         self._followers = followers
         self._sharing = sharing
@@ -134,12 +138,13 @@ class LoggingPolicy:
         vocabulary: Counter[str] = Counter()
         for tokens in self._tokens:
             vocabulary.update(tokens)
-            for first, second in zip(tokens, tokens[1:], strict=False):
+            for first, second in itertools.pairwise(tokens):
                 after[first][second] += 1
         self._after = {word: [w for w, _ in c.most_common(12)] for word, c in after.items()}
         self._vocabulary = [word for word, _ in vocabulary.most_common(20_000)]
         self._words_sorted = sorted(vocabulary)
         self._word_counts = vocabulary
+        self._frequent: dict[str, list[str]] = {}
 
     def suggestions(self, query: int, rng: np.random.Generator) -> list[Candidate]:
         """Returns up to 8 distinct candidates for a query id, best liked first."""
@@ -163,7 +168,7 @@ class LoggingPolicy:
         for _ in range(3):
             made = self._recombined(self._tokens[query], neighbours, rng)
             picked.append(Candidate(made, GENERATED, 0.7))
-        return _ordered(picked, {self._queries[query]}, NUM_SHOWN["suggestion"], rng)
+        return self._ordered(picked, {self._queries[query]}, NUM_SHOWN["suggestion"], rng)
 
     def completions(self, prefix: str, rng: np.random.Generator) -> list[Candidate]:
         """Returns up to 8 distinct candidates that start with the prefix, best liked first."""
@@ -173,13 +178,15 @@ class LoggingPolicy:
         picked: list[Candidate] = []
         if len(found):
             top = found[np.argsort(-self._log_counts[found], kind="stable")[:8]]
-            for i in _sample(top, 5, rng) + _sample(found, 2, rng):
-                picked.append(Candidate(self._queries[i], LOG, 0.5 * float(self._log_counts[i])))
+            picked += [
+                Candidate(self._queries[i], LOG, 0.5 * float(self._log_counts[i]))
+                for i in _sample(top, 5, rng) + _sample(found, 2, rng)
+            ]
         for _ in range(3):
             made = self._completed(prefix, rng)
             if made.startswith(prefix):
                 picked.append(Candidate(made, GENERATED, 1.0))
-        return _ordered(picked, {prefix.strip()}, NUM_SHOWN["completion"], rng)
+        return self._ordered(picked, {prefix.strip()}, NUM_SHOWN["completion"], rng)
 
     def options(self, query: int, rng: np.random.Generator) -> list[Candidate]:
         """Returns 0 or 2 to 5 distinct options for a query id, best liked first."""
@@ -203,7 +210,7 @@ class LoggingPolicy:
             bare = [w for w in self._tokens[narrower[0]] if text.stem(w) not in stems]
             picked.append(Candidate(" ".join(bare), GENERATED, 0.6))
         num = int(rng.integers(3, NUM_SHOWN["clarification"] + 1))
-        options = _ordered(picked, {self._queries[query]}, num, rng)
+        options = self._ordered(picked, {self._queries[query]}, num, rng)
         return options if len(options) >= 2 else []
 
     def question(self, query: int, options: list[Candidate], rng: np.random.Generator) -> str:
@@ -222,6 +229,34 @@ class LoggingPolicy:
         templates = FACETS[best].questions if support[best] >= 2 else GENERAL_QUESTIONS
         template = templates[int(rng.integers(len(templates)))]
         return template.format(query=self._queries[query])
+
+    def typed(self, query: str, rng: np.random.Generator) -> str:
+        """Cuts a query anywhere before its end, early and middle cuts are the most frequent."""
+        length = 1 + int(rng.beta(1.4, 1.8) * (len(query) - 1))
+        length = max(1, min(length, len(query) - 1))
+        while length > 1 and text.words(query[:length]) in self._barred:
+            length -= 1
+        return query[:length]
+
+    def _ordered(
+        self,
+        picked: list[Candidate],
+        excluded: set[str],
+        num: int,
+        rng: np.random.Generator,
+    ) -> list[Candidate]:
+        noise = rng.gumbel(0.0, 0.7, len(picked))
+        ranked = sorted(
+            zip(picked, noise.tolist(), strict=True), key=lambda pair: -(pair[0].liking + pair[1])
+        )
+        kept: list[Candidate] = []
+        seen = set(excluded)
+        for candidate, _ in ranked:
+            is_barred = candidate.source == GENERATED and text.words(candidate.text) in self._barred
+            if candidate.text and candidate.text not in seen and not is_barred:
+                seen.add(candidate.text)
+                kept.append(candidate)
+        return kept[:num]
 
     def _recombined(
         self, tokens: list[str], neighbours: np.ndarray, rng: np.random.Generator
@@ -264,11 +299,15 @@ class LoggingPolicy:
         tokens = prefix.split(" ")
         typed = tokens[-1]
         if typed:
-            low = bisect_left(self._words_sorted, typed)
-            high = min(bisect_left(self._words_sorted, typed + "\U0010ffff"), low + 2000)
-            found = self._words_sorted[low:high]
-            likely = set(self._after.get(tokens[-2], ())) if len(tokens) > 1 else set()
-            found.sort(key=lambda w: (w not in likely, -self._word_counts[w]))
+            frequent = self._frequent.get(typed)
+            if frequent is None:
+                low = bisect_left(self._words_sorted, typed)
+                high = bisect_left(self._words_sorted, typed + "\U0010ffff")
+                frequent = sorted(self._words_sorted[low:high], key=lambda w: -self._word_counts[w])
+                self._frequent[typed] = frequent = frequent[:20]
+            following = self._after.get(tokens[-2], []) if len(tokens) > 1 else []
+            likely = [w for w in following if w.startswith(typed)]
+            found = list(dict.fromkeys([*likely, *frequent]))
             if found:
                 tokens[-1] = found[min(int(rng.geometric(0.5)) - 1, len(found) - 1)]
         else:
@@ -314,19 +353,3 @@ def _sample(ids: np.ndarray, num: int, rng: np.random.Generator) -> list[int]:
     if not len(ids):
         return []
     return list(dict.fromkeys(ids[rng.integers(len(ids), size=num)].tolist()))
-
-
-def _ordered(
-    picked: list[Candidate], excluded: set[str], num: int, rng: np.random.Generator
-) -> list[Candidate]:
-    noise = rng.gumbel(0.0, 0.7, len(picked))
-    ranked = sorted(
-        zip(picked, noise.tolist(), strict=True), key=lambda pair: -(pair[0].liking + pair[1])
-    )
-    kept: list[Candidate] = []
-    seen = set(excluded)
-    for candidate, _ in ranked:
-        if candidate.text and candidate.text not in seen:
-            seen.add(candidate.text)
-            kept.append(candidate)
-    return kept[:num]

@@ -46,7 +46,7 @@ class Behaviour:
         targets: int64 (E,), query ids.
         cumulative: float64 (E,), cumulative probability within each u.
         kinds: int8 (E,), index into `MOVES`, the strongest move.
-        sharing: queries that share a word with u, a sample, and those that narrow it down; int64 arrays, Q of them.
+        sharing: Q int64 arrays, queries that share a word with u (a sample) or narrow it down.
     """
 
     popularity: np.ndarray
@@ -192,9 +192,7 @@ class _ByTopic:
         num_topics = int(behaviour.topic.max()) + 1
         self._order = np.argsort(behaviour.topic, kind="stable")
         self._running = np.concatenate([[0.0], np.cumsum(behaviour.popularity[self._order])])
-        self._bounds = np.searchsorted(
-            behaviour.topic[self._order], np.arange(num_topics + 1)
-        )
+        self._bounds = np.searchsorted(behaviour.topic[self._order], np.arange(num_topics + 1))
 
     def draw(self, topics: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns int64 (S,) queries for topics int64 (S, 3): one of them, or any query."""
@@ -231,9 +229,7 @@ def _topics(vectors_QD: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.unique(assigned, return_inverse=True)[1]
 
 
-def _sharing(
-    ids_QL: np.ndarray, idf: np.ndarray, rng: np.random.Generator
-) -> list[np.ndarray]:
+def _sharing(ids_QL: np.ndarray, idf: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """For each query a sample of queries that share one of its three most telling words."""
     rows, columns = np.nonzero((ids_QL >= 0) & (ids_QL < len(idf) - 1))
     word = ids_QL[rows, columns]
@@ -275,7 +271,7 @@ def _nearest(vectors_QD: np.ndarray, topic: np.ndarray) -> list[np.ndarray]:
     result: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(topic)
     order = np.argsort(topic, kind="stable")
     bounds = np.searchsorted(topic[order], np.arange(int(topic.max()) + 2))
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in itertools.pairwise(bounds.tolist()):
         members = order[low:high]
         similarity = vectors_QD[members] @ vectors_QD[members].T
         num = min(_POOL_NEAREST + 1, len(members))

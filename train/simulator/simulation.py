@@ -137,6 +137,7 @@ def simulate(
         _followers(searches),
         behaviour.sharing,
         behaviour.topic,
+        frozenset(made.corpus.barred),
     )
     shown: list[Panel] = []
     for scenario, share in _SHARES.items():
@@ -254,8 +255,7 @@ def _summary(searches: Searches, shown: list[Panel], fingerprint: str) -> Simula
         num_requests={name: len(some) for name, some in by_scenario.items()},
         num_impressions=sum(len(panel.items) for panel in shown),
         click_rate={
-            name: sum(map(sum, (p.clicked for p in some)))
-            / max(sum(p.num_shown for p in some), 1)
+            name: sum(map(sum, (p.clicked for p in some))) / max(sum(p.num_shown for p in some), 1)
             for name, some in by_scenario.items()
         },
         panel_click_rate={

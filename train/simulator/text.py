@@ -15,11 +15,12 @@ import numpy as np
 _WORD = re.compile(r"[^\W_]+(?:['.-][^\W_]+)*")
 
 # Words that say nothing about what is wanted; they matter for well-formedness only.
-FUNCTION_WORDS = frozenset(
+_FUNCTION_WORD_LIST = (
     "a an and are as at be best by can com de del do does en et for from get good how i if in into "
     "is it la me my near new not of on or para por que s should so t than that the their this to "
-    "top use used vs was what when where which who why will with without www you your y".split()
+    "top use used vs was what when where which who why will with without www you your y"
 )
+FUNCTION_WORDS = frozenset(_FUNCTION_WORD_LIST.split())
 
 
 @functools.lru_cache(maxsize=1 << 19)

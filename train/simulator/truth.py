@@ -9,7 +9,7 @@ training. With intents from `intents`, well-formedness WF from `wellformed` and 
 
 - A: 0.45 for a suggestion, 0.42 for a completion, 0.45 for a clarification option.
 - e_q is a hidden standard normal of (scenario, query or prefix), e_c one of the candidate. No
-  feature reveals e_q; e_c also drives simulated popularity, so logs reveal it for seen queries only.
+  feature reveals e_q; e_c also drives simulated popularity, so logs reveal it for seen queries.
 - repeat = 0.15 if an earlier query of the session has the candidate's content words, else 1.
 - theme = `1 + 0.4 * cos+(candidate, mean of the session's earlier queries)`, 1 without any.
 
@@ -20,10 +20,11 @@ training. With intents from `intents`, well-formedness WF from `wellformed` and 
 - *completion*: 0 attraction, without floor, unless the candidate extends the prefix (starts with
   it and is longer). Prefix and candidate are normalised; a trailing space of the prefix counts: it
   says that the last word is complete. Let w be the candidate's word at the place of the partial
-  word t, v the word before. `match = sqrt(P(w | v, w starts with t)) * P(w2 | w)^(1/4) * e *
-  exp(0.25 * e_c)`, at most 1, w2 the word after w, if any. If t is itself the whole word w, the next word takes the place of w, so that "red sh",
-  "red" and "red " agree on what follows. e is 0.5 if nothing follows w, otherwise
-  `extension` of the words that follow (compatible, desired, not too many).
+  word t, v the word before, w2 the word after w, if any. `match = sqrt(P(w | v, w starts with t)) *
+  P(w2 | w)^(1/4) * e * exp(0.25 * e_c)`, at most 1. If t is itself the whole word w, the next word
+  takes the place of w, so that "red" and "red " agree on what follows. e is 0.5 if nothing follows
+  w, 0.25 if only function words do, otherwise `extension` of the words that follow (compatible,
+  desired, not too many).
 - *clarification*: `0.9 * specialise + 0.25 * facet + 0.15 * parallel`: an option narrows the query
   down; a bare facet ("for women") is understood but worth less.
 
@@ -57,10 +58,11 @@ FORMULA_VERSION = 1  # part of the fingerprint: raise it with any change of a fo
 _CEILING = {"suggestion": 0.45, "completion": 0.42, "clarification": 0.45}
 _FLOOR = 0.015
 _CEILING_OF_ALL = 0.7
-_QUESTION_STARTS = frozenset(
+_QUESTION_START_LIST = (
     "are can could did do does for how in is on should to what when where which who whom whose why "
-    "will would".split()
+    "will would"
 )
+_QUESTION_STARTS = frozenset(_QUESTION_START_LIST.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,9 +313,7 @@ class Truth:
         match = np.sqrt(np.maximum(probability, 0.0)) * extension * effect
         return np.where(probability < 0, -1.0, np.minimum(match, 1.0))
 
-    def _session_factor(
-        self, shown: list[str], sessions: Sequence[Sequence[str]]
-    ) -> np.ndarray:
+    def _session_factor(self, shown: list[str], sessions: Sequence[Sequence[str]]) -> np.ndarray:
         past = [tuple(text.normalised(q) for q in session) for session in sessions]
         distinct = list(dict.fromkeys([*shown, *(q for queries in set(past) for q in queries)]))
         at = {t: index for index, t in enumerate(distinct)}

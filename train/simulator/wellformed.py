@@ -29,7 +29,8 @@ _START, _END = "<s>", "</s>"
 _NUM_FEATURES = 10
 UNSEEN = 0.4
 DANGLING = 0.15
-_DANGLING_WORDS = frozenset("a an and at by de for from in of or the to und with y & -".split())
+_DANGLING_WORD_LIST = "a an and at by de for from in of or the to und with y & -"
+_DANGLING_WORDS = frozenset(_DANGLING_WORD_LIST.split())
 
 
 class BigramModel:
@@ -161,9 +162,7 @@ def learn(
     return WellFormedness(model, space, id_of, weights, float(low), float(scale))
 
 
-def _corrupted(
-    query: str, real: list[str], vocabulary: list[str], rng: np.random.Generator
-) -> str:
+def _corrupted(query: str, real: list[str], vocabulary: list[str], rng: np.random.Generator) -> str:
     tokens = query.split()
     kind = int(rng.integers(8))
     if kind <= 1 or (kind == 2 and len(tokens) < 3):  # words at random

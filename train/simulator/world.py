@@ -20,7 +20,7 @@ import numpy as np
 from train.simulator import corpus, intents, text, vectors, wellformed
 from train.simulator.clicks import ClickModel
 from train.simulator.corpus import Corpus
-from train.simulator.truth import FORMULA_VERSION, Truth
+from train.simulator.truth import FORMULA_VERSION, SCENARIOS, Truth
 
 JSON_NAME, ARRAYS_NAME, TEXT_NAME = "world.json", "world.npz", "world_text.txt.gz"
 _CALIBRATION_SHARE = 0.1  # of hidden queries: they fit well-formedness and are in no count
@@ -39,6 +39,7 @@ class WorldRecord:
     definition_sha256: str
     queries_sha256: str  # of the query file's text
     heldout_sha256: str  # of the held-out file's bytes
+    probe: list[float]  # scores of fixed lists: formulas that changed since are found by them
 
 
 class World(NamedTuple):
@@ -95,8 +96,11 @@ def save(world: World, out_dir: Path, *, heldout_path: Path) -> WorldRecord:
         definition_sha256=truth.definition_sha256,
         queries_sha256=world.corpus.source_sha256,
         heldout_sha256=hashlib.sha256(heldout_path.read_bytes()).hexdigest(),
+        probe=_probe(truth, world.counted),
     )
-    np.savez_compressed(out_dir / ARRAYS_NAME, **_arrays(truth.intents, truth.wellformed))
+    np.savez_compressed(
+        out_dir / ARRAYS_NAME, allow_pickle=False, **_arrays(truth.intents, truth.wellformed)
+    )
     joined = "\n".join(world.counted).encode("utf-8")
     (out_dir / TEXT_NAME).write_bytes(gzip.compress(joined, compresslevel=6, mtime=0))
     stated = json.dumps(dataclasses.asdict(record), indent=2, sort_keys=True)
@@ -153,7 +157,36 @@ def load(out_dir: Path) -> Truth:
             f"{JSON_NAME} says {record.fingerprint[:16]}...: a file or the simulator's formulas "
             f"changed since it was frozen; simulate again"
         )
+    probe = _probe(truth, counted)
+    if len(probe) != len(record.probe) or not np.allclose(
+        probe, record.probe, rtol=1e-4, atol=1e-6
+    ):
+        raise ValueError(
+            f"the simulator's formulas changed since the world in {out_dir} was frozen: it scores "
+            f"its own probe differently; simulate again"
+        )
     return truth
+
+
+def _probe(truth: Truth, counted: list[str]) -> list[float]:
+    """Returns P(click) in 36 lists: 12 queries in each scenario, with prefixes and sessions."""
+    some = counted[:: max(1, len(counted) // 48)][:48]
+    values: list[float] = []
+    for scenario in SCENARIOS:
+        for index in range(0, len(some), 4):
+            query = some[index]
+            asked = query[: max(1, len(query) // 2)] if scenario == "completion" else query
+            ending = " ".join(query.split()[1:])
+            listing = [*some[index : index + 4], f"{query} online", f"cheap {query}", ending]
+            clicked = truth.click_probabilities(
+                scenario,
+                asked,
+                listing,
+                session_queries=some[:1],
+                auxiliary_text=f"which {query} do you mean?",
+            )
+            values += [round(float(value), 9) for value in clicked]
+    return values
 
 
 def _arrays(drawn: intents.Intents, judge: wellformed.WellFormedness) -> dict[str, np.ndarray]:

@@ -1,0 +1,179 @@
+"""Asks a bundle for held-out real queries, checks the answers, and writes the lists it made.
+
+    python -m benchmarks.heldout --bundle DIR --target HOST:PORT --out lists.jsonl
+
+Every query is asked in every scenario; for completion, a prefix of it. Two systems are written,
+one JSON line a list, for `benchmarks.truth` to score:
+
+  engine      the served answer: log and generated candidates, ranked by the click model
+  generator   what the generator alone writes, in slot order, with co-occurring queries in its
+              prompt as when serving; neither index candidates nor click model
+
+The checks are of the served answers. The last line of stdout is JSON: shares of answers with at
+least five distinct suggestions, without the query itself, and (completion) with the prefix; the
+share of suggestions that the generator wrote; how often the generator alone repeats itself.
+"""
+
+import argparse
+import asyncio
+import gzip
+import json
+import random
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from engine.bundle import Bundle, load_bundle
+from engine.candidates import key_of, merged, written_texts
+from engine.cpu import num_usable_cpus
+from engine.models import GenerateRow
+from engine.prompt import COOCCURRING, SideInformation
+from engine.retrieval import NOTHING, Retrieval
+from engine.runtime import Runtime
+from engine.text import normalise, normalise_prefix
+from queryrec.client import QueryRecClient, Recommendation
+
+NUM_SUGGESTIONS = 5
+HELDOUT = Path("examples/data/heldout.txt.gz")
+
+
+def held_out_questions(path: Path, num_queries: int, seed: int) -> list[tuple[str, str]]:
+    """Returns (query, prefix of it) pairs; prefixes are 3 to 10 characters long."""
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        queries = sorted({normalise(line) for line in stream} - {""})
+    queries = [q for q in queries if 4 <= len(q.encode()) <= 200]
+    if len(queries) < num_queries:
+        raise ValueError(f"{path}: has {len(queries)} usable queries, {num_queries} asked for")
+    rng = random.Random(seed)
+    chosen = rng.sample(queries, num_queries)
+    return [(q, normalise_prefix(q[: rng.randint(3, min(10, len(q) - 1))])) for q in chosen]
+
+
+class GeneratorAlone:
+    """The generator of a bundle without ranking and without candidates from the log."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        if bundle.generator is None:
+            raise ValueError("the bundle has no generator")
+        self._bundle = bundle
+        self._generator = bundle.generator
+        spec = bundle.manifest.prompt
+        self._retrieval = (
+            Retrieval(
+                bundle.index, max_candidates=24, max_cooccurring=spec.max_cooccurring,
+                num_nearest=16,
+            )
+            if bundle.index
+            else None
+        )  # fmt: skip
+        self._is_list = bundle.manifest.generator is not None and (
+            bundle.manifest.generator.mode == "list"
+        )
+
+    def suggest(self, scenario: str, query: str) -> tuple[list[str], str, int]:
+        """Returns distinct texts in slot order, the auxiliary text, and how many were repeats."""
+        bundle = self._bundle
+        spec = bundle.scenarios[scenario]
+        side = [SideInformation(COOCCURRING, t) for t in self._cooccurring(scenario, query)[::-1]]
+        prompt = bundle.renderer.generation_prompt(scenario, query, side)
+        row = GenerateRow(prompt.ids, prompt.first_token_range, bundle.rungs[scenario][0])
+        texts = written_texts(
+            bundle.vocabulary,
+            self._generator.run([row])[0],
+            is_list=self._is_list,
+            has_auxiliary_text=spec.has_auxiliary_text,
+            healed=prompt.healed,
+        )
+        written = [*texts.finished, *texts.cut]
+        distinct = merged(
+            written, (), excluded_keys=frozenset({key_of(query)}), is_blocked=lambda _: False, limit=32
+        )
+        auxiliary = texts.auxiliary.text if texts.auxiliary else ""
+        return [c.text for c in distinct], auxiliary, len(written) - len(distinct)
+
+    def _cooccurring(self, scenario: str, query: str) -> list[str]:
+        bundle, retrieval, found = self._bundle, self._retrieval, NOTHING
+        if retrieval is None:
+            return []
+        if bundle.scenarios[scenario].completes_prefix:
+            return list(retrieval.completions(query, ()).cooccurring)
+        exact = retrieval.exact(query)
+        if exact is not None:
+            found = exact
+        elif bundle.encoder is not None:
+            found = retrieval.nearby(query, bundle.encoder.run([bundle.encoder_ids(query)])[0])
+        return list(found.cooccurring)
+
+
+def checked(scenario: str, query: str, answer: Recommendation) -> Counter[str]:
+    """Returns which properties an answer has."""
+    texts = [s.text for s in answer.suggestions]
+    keys = {key_of(t) for t in texts}
+    return Counter(
+        answers=1,
+        has_five=len(keys) >= NUM_SUGGESTIONS,
+        is_distinct=len(keys) == len(texts),
+        lacks_query=key_of(query) not in keys,
+        has_prefix=scenario != "completion" or all(t.startswith(query) for t in texts),
+        is_undegraded=not [o for o in answer.omissions if o.reason != "cached"],
+        suggestions=len(texts),
+        generated=sum("generated" in s.sources for s in answer.suggestions),
+    )
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Asks all questions; returns the shares by scenario."""
+    questions = held_out_questions(arguments.heldout, arguments.num, arguments.seed)
+    bundle = load_bundle(arguments.bundle, Runtime(num_threads=num_usable_cpus()))
+    alone = GeneratorAlone(bundle)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    with arguments.out.open("w", encoding="utf-8") as out:
+
+        def write(system: str, scenario: str, query: str, texts: list[str], auxiliary: str) -> None:
+            record = {
+                "scenario": scenario, "query": query, "system": system,
+                "texts": texts[:NUM_SUGGESTIONS], "auxiliary_text": auxiliary,
+            }  # fmt: skip
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+        async with QueryRecClient(arguments.target, timeout_s=5) as client:
+            for scenario, spec in bundle.scenarios.items():
+                for number, (full, prefix) in enumerate(questions):
+                    query = prefix if spec.completes_prefix else full
+                    answer = await client.recommend(scenario, query)
+                    counts[scenario] += checked(scenario, query, answer)
+                    served = [s.text for s in answer.suggestions]
+                    write("engine", scenario, query, served, answer.auxiliary_text)
+                    texts, auxiliary, num_repeats = alone.suggest(scenario, query)
+                    write("generator", scenario, query, texts, auxiliary)
+                    counts[scenario]["alone"] += len(texts)
+                    counts[scenario]["alone_repeats"] += num_repeats
+                    if number % 100 == 99:
+                        print(f"{scenario}: {number + 1} asked", file=sys.stderr)
+    shares: dict[str, dict[str, float]] = {}
+    for scenario, count in counts.items():
+        names = ("has_five", "is_distinct", "lacks_query", "has_prefix", "is_undegraded")
+        shares[scenario] = {name: count[name] / count["answers"] for name in names}
+        shares[scenario]["generated_share"] = count["generated"] / max(1, count["suggestions"])
+        shares[scenario]["generator_texts"] = count["alone"] / count["answers"]
+        shares[scenario]["generator_repeats"] = count["alone_repeats"] / count["answers"]
+    return shares
+
+
+def main() -> None:
+    """Reads the arguments and prints the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--target", required=True, help="an engine that serves the same bundle")
+    parser.add_argument("--heldout", type=Path, default=HELDOUT)
+    parser.add_argument("--num", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    try:
+        print(json.dumps(asyncio.run(run(parser.parse_args()))))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

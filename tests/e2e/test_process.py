@@ -1,0 +1,78 @@
+"""The engine as a process: refusals at start, dry run, orderly exit."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SERVE = (sys.executable, "-m", "engine", "serve")
+
+
+def serve(*arguments: str, feedback: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*SERVE, "--port", "0", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={
+            **os.environ,
+            "PYTHONSAFEPATH": "1",
+            "QUERYREC_FEEDBACK_DIRECTORY": str(feedback),
+            "QUERYREC_MODELS_MAX_BATCH_SIZE": "2",
+            **environment,
+        },
+    )
+
+
+def test_a_bundle_with_a_changed_byte_is_refused_at_start_by_name(tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    content = bytearray((bundle / "encoder.onnx").read_bytes())
+    content[-1] ^= 1
+    (bundle / "encoder.onnx").write_bytes(content)
+    run = serve("--bundle", str(bundle), feedback=tmp_path / "feedback")
+    assert run.returncode == 1
+    assert "encoder.onnx: content differs" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "queryrec-engine: serving" not in run.stdout
+
+
+def test_a_wrong_setting_is_refused_at_start_by_name(tiny_bundle, tmp_path):
+    run = serve(
+        *("--bundle", str(tiny_bundle)), feedback=tmp_path / "f", QUERYREC_CACHE_TTL_S="never"
+    )
+    assert run.returncode == 1
+    assert "cache.ttl_s" in run.stderr
+
+
+def test_a_dry_run_prints_costs_and_answers_for_every_scenario(tiny_bundle, tmp_path):
+    run = serve("--bundle", str(tiny_bundle), "--dry-run", feedback=tmp_path / "feedback")
+    assert run.returncode == 0, run.stderr
+    for scenario in ("suggestion", "completion", "clarification"):
+        assert f"{scenario}: " in run.stdout
+    assert "predicted cost" in run.stdout
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_it_in_order(tiny_bundle, tmp_path, number, start_engine, stop_engine):
+    engine = start_engine(tiny_bundle, tmp_path)
+    assert stop_engine(engine, number) == 0
+    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
+
+
+def test_no_query_text_is_logged(tiny_bundle, tmp_path, start_engine, stop_engine):
+    engine = start_engine(tiny_bundle, tmp_path)
+    asked = subprocess.run(
+        [
+            *(sys.executable, "-m", "engine", "ask", "my very secret query"),
+            *("--target", engine.target, "--timeout-ms", "10000", "--clicks", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert stop_engine(engine) == 0
+    assert "secret" not in (tmp_path / "stderr.txt").read_text() + "".join(engine.lines)

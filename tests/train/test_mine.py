@@ -1,0 +1,364 @@
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.manifest import PromptSpec, ScenarioSpec
+from engine.text import normalise
+from train.anonymity import TextFilter
+from train.config import TrainConfig, read_config
+from train.mine import MineSummary, mine
+
+START = datetime(2024, 1, 1)
+Write = Callable[[list[dict], list[dict]], Any]
+
+
+def configured(**changes: Any) -> TrainConfig:
+    config = read_config(None, size="tiny")
+    fields = {"min_users": 2, "min_pairs": 1, "valid_share": 0.0, "num_threads": 1, **changes}
+    return msgspec.structs.replace(config, mine=msgspec.structs.replace(config.mine, **fields))
+
+
+def search(user: str, minute: float, query: str, session: str | None = None) -> dict:
+    time = START + timedelta(minutes=minute)
+    return {"session_id": session or user, "time": time, "query": query, "user_key": user}
+
+
+def shown(user: str, text: str, **changes: Any) -> dict:
+    row = {
+        "request_id": f"r-{user}",
+        "time": START,
+        "session_id": user,
+        "scenario": "suggestion",
+        "query": "tea",
+        "side_information": [],
+        "position": 1,
+        "text": text,
+        "source": "log",
+        "shown": True,
+        "clicked": True,
+        "user_key": user,
+        "propensity": 1.0,
+        "auxiliary_text": None,
+    }
+    return {**row, **changes}
+
+
+def mined(
+    write: Write, tmp_path: Path, searches: list[dict], impressions: list[dict], **changes: Any
+) -> tuple[Path, MineSummary]:
+    tables = write(searches, impressions)
+    out = tmp_path / "run/mined"
+    shutil.rmtree(out, ignore_errors=True)
+    summary = mine(
+        configured(**changes),
+        searches=str(tables.searches),
+        impressions=str(tables.impressions) if impressions else "",
+        out=out,
+        report=lambda _: None,
+    )
+    return out, summary
+
+
+def rows(out: Path, name: str) -> list[dict]:
+    return pq.read_table(out / f"{name}.parquet").to_pylist()
+
+
+def test_queries_are_normalised_counted_and_sorted_by_bytes(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [
+        search(user, minute, query)
+        for user in ("u1", "u2")
+        for minute, query in enumerate(["  Tea ", "\uff54ea", "zebra", "Äpfel", "tea pot", "東京"])
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    found = rows(out, "queries")
+    texts = [r["text"] for r in found]
+    assert texts == sorted(["tea", "zebra", "äpfel", "tea pot", "東京"], key=str.encode)
+    assert found[0] == {"text": "tea", "num_searches": 4, "num_users": 2}
+    assert summary.num_impressions == 0
+    assert summary.position_ctr_from == "default"
+    scenarios = msgspec.json.decode((out / "scenarios.json").read_bytes(), type=list[ScenarioSpec])
+    assert scenarios[0].position_ctr[0] == 1
+    assert msgspec.json.decode((out / "prompt.json").read_bytes(), type=PromptSpec).max_tokens == 64
+
+
+def test_a_text_needs_k_distinct_users_not_searches(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search("u1", i, "my secret", session=f"s{i}") for i in range(9)]
+    searches += [search("u1", 20, "tea"), search("u2", 20, "tea")]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    assert [r["text"] for r in rows(out, "queries")] == ["tea"]
+    assert summary.dropped == {"search_below_k": 9}
+    assert summary.counted == "users"
+
+
+def test_without_user_keys_sessions_count_and_the_summary_says_so(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [{**search("", i, "tea", session=f"s{i}"), "user_key": None} for i in range(2)]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    assert summary.counted == "sessions"
+    assert rows(out, "queries")[0]["num_users"] == 2
+
+
+def test_personal_data_and_unsafe_words_never_leave(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "unsafe.txt").write_text("# comment\nnasty*\nbad thing\n")
+    texts = ["write to a.b@c.de", "call +1 (212) 555-0143", "order 123456789", "Nastyness",
+             "a bad thing", "x" * 300, "tea\x00pot", "tea"]  # fmt: skip
+    searches = [search(u, i, t) for u in ("u1", "u2") for i, t in enumerate(texts)]
+    out, summary = mined(
+        write_log_tables, tmp_path, searches, [], unsafe_words=str(tmp_path / "unsafe.txt")
+    )
+    assert [r["text"] for r in rows(out, "queries")] == ["tea"]
+    assert summary.dropped == {
+        "search_control_characters": 2,
+        "search_email": 2,
+        "search_long_number": 4,
+        "search_too_long": 2,
+        "search_unsafe_words": 4,
+    }
+
+
+@pytest.mark.parametrize("text", ["iphone 15 pro max 256gb", "1080p 4k", "2023 2024 cars"])
+def test_ordinary_numbers_are_kept(text: str) -> None:
+    assert TextFilter()(text).text == text
+
+
+def test_pairs_are_ordered_distinct_and_within_reach(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    steps = ["a", "a", "b", "c", "a"]  # the repeated "a" is the next page, not a step
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate(steps)]
+    out, _ = mined(write_log_tables, tmp_path, searches, [], max_pair_steps=2)
+    pairs = {(r["source"], r["target"]): r for r in rows(out, "pairs")}
+    assert set(pairs) == {("a", "b"), ("a", "c"), ("b", "c"), ("b", "a"), ("c", "a")}
+    assert pairs["a", "b"]["num_pairs"] == 2
+    # 10 pairs in all: a-b, a-c, b-c, b-a, c-a twice each; p(a->b) = .2, p(a->) = p(->b).. by hand
+    expected = math.log(0.2 / (0.4 * 0.2)) / -math.log(0.2)
+    assert pairs["a", "b"]["npmi"] == pytest.approx(expected)
+
+
+def test_a_pair_needs_k_users_of_its_own(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search("u1", 0, "a"), search("u1", 1, "b"), search("u2", 0, "a")]
+    searches += [search("u3", 0, "b")]
+    out, _ = mined(write_log_tables, tmp_path, searches, [])
+    assert len(rows(out, "queries")) == 2
+    assert rows(out, "pairs") == []
+    assert rows(out, "contexts") == []
+
+
+def test_a_long_pause_ends_a_session(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, m, q) for u in ("u1", "u2") for m, q in ((0, "a"), (31, "b"), (32, "c"))]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    assert [(r["source"], r["target"]) for r in rows(out, "pairs")] == [("b", "c")]
+    assert summary.num_sessions == 4
+
+
+def test_contexts_hold_the_session_oldest_first(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate("abcd")]
+    searches += [search("u1", 1.5, "only me")]
+    out, _ = mined(write_log_tables, tmp_path, searches, [])
+    found = {(r["query"], r["target"]): r for r in rows(out, "contexts")}
+    assert found["c", "d"]["session_queries"] == ["a", "b"]
+    assert sum(r["weight"] for r in rows(out, "contexts") if r["query"] == "c") == 2
+    # u1's private query stands between b and c, so b is followed by c for u2 only.
+    assert found["b", "c"]["weight"] == 1
+
+
+def test_the_last_share_of_time_is_for_validation(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [
+        search(f"u{n}", day * 1440 + i, q, session=f"s{day}-{n}")
+        for day in range(10)
+        for n in range(2)
+        for i, q in enumerate("ab" if day < 9 else "ba")
+    ]
+    out, _ = mined(write_log_tables, tmp_path, searches, [], valid_share=0.1)
+    assert {(r["query"], r["split"]) for r in rows(out, "contexts")} == {
+        ("a", "train"),
+        ("b", "valid"),
+    }
+    assert [(r["source"], r["target"]) for r in rows(out, "pairs")] == [("a", "b")]
+
+
+def test_impressions_keep_what_is_anonymous(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate(["Tea", "tea pot"])]
+    searches += [search("u1", 9, "private")]
+    session = [{"kind": "session", "text": t} for t in ("TEA pot", "private")]
+    other = [{"kind": "answer", "text": "Tea is hot."}, {"kind": "strange", "text": "tea"}]
+    impressions = [
+        shown("u1", "tea pot", side_information=session + other),
+        shown("u2", "tea pot", side_information=other, clicked=False),
+        shown("u1", "private", position=2),
+        shown("u1", "new text", position=3),
+        shown("u2", "new text", position=3),
+        shown("u1", "seen often", position=4),
+        shown("u2", "seen often", position=4, clicked=False),
+        shown("u3", "tea", query="private", request_id="r3"),
+        shown("u4", "tea", shown=False, request_id="r4"),
+        shown("u4", "tea", scenario="unheard of", request_id="r5"),
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    found = rows(out, "impressions")
+    assert {(r["request_id"], r["text"]) for r in found} == {
+        ("r-u1", "tea pot"),
+        ("r-u2", "tea pot"),
+        ("r-u1", "new text"),
+        ("r-u2", "new text"),
+    }
+    first = next(r for r in found if r["request_id"] == "r-u1")
+    assert first["side_information"] == [
+        {"kind": "session", "text": "tea pot"},
+        {"kind": "answer", "text": "tea is hot."},
+    ]
+    assert summary.num_clicks == 3
+    assert summary.dropped["impression_text_refused_or_below_k"] == 3
+    assert summary.dropped["impression_query_refused_or_below_k"] == 1
+    assert summary.dropped["impression_not_shown_or_unknown_scenario"] == 2
+
+
+def test_a_typed_prefix_must_start_an_anonymous_query(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, 0, "tea pot") for u in ("u1", "u2")] + [search("u1", 1, "team secret")]
+    impressions = [
+        shown("u1", "tea pot", scenario="completion", query=q, request_id=q)
+        for q in ("te", "Tea ", "team", "x")
+    ]
+    out, _ = mined(write_log_tables, tmp_path, searches, impressions)
+    assert {r["query"] for r in rows(out, "impressions")} == {"te", "tea "}
+
+
+def test_auxiliary_text_needs_k_readers(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
+    impressions = [
+        shown("u1", "tea", scenario="clarification", auxiliary_text="Which tea?"),
+        shown("u2", "tea", scenario="clarification", auxiliary_text="Which tea?"),
+        shown("u3", "tea", scenario="clarification", auxiliary_text="Which tea, Bob?"),
+    ]
+    out, _ = mined(write_log_tables, tmp_path, searches, impressions)
+    texts = {r["request_id"]: r["auxiliary_text"] for r in rows(out, "impressions")}
+    assert texts == {"r-u1": "which tea?", "r-u2": "which tea?", "r-u3": None}
+
+
+def test_position_ctr_is_relative_to_the_first_position(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(f"u{i}", 0, "tea") for i in range(2)]
+    impressions = [
+        shown(f"u{i}", "tea", request_id=f"r{i}", position=p, clicked=i < 20 // p)
+        for i in range(40)
+        for p in (1, 2, 4)
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    scenarios = msgspec.json.decode((out / "scenarios.json").read_bytes(), type=list[ScenarioSpec])
+    assert scenarios[0].position_ctr == [1, 0.5, 0.5, 0.25]
+    assert scenarios[1].position_ctr[1] < 1
+    assert summary.position_ctr_from == "logs"
+
+
+def test_bad_tables_write_nothing(write_log_tables: Write, tmp_path: Path) -> None:
+    tables = write_log_tables([search("u1", 0, "tea")], [shown("u1", "tea", clicked=False)])
+    out = tmp_path / "run/mined"
+    places = {"searches": str(tables.searches), "impressions": str(tables.impressions)}
+    with pytest.raises(ValueError, match="no clicks"):
+        mine(configured(), **places, out=out, report=lambda _: None)
+    with pytest.raises(ValueError, match="at least 2 distinct users"):
+        mine(configured(), **{**places, "impressions": ""}, out=out, report=lambda _: None)
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+TEXTS = st.sampled_from(
+    ["a", "A b", "a b c", "bob@x.org", "b ", "c d", "\uff43 d", "e 12345678", "f"]
+)
+USERS = st.sampled_from(["u1", "u2", "u3", "u4"])
+SEARCH = st.tuples(USERS, st.integers(0, 40), TEXTS)
+SHOWN = st.tuples(
+    USERS, TEXTS, TEXTS, st.sampled_from(["suggestion", "completion"]), st.booleans(), TEXTS
+)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.lists(SEARCH, min_size=25, max_size=60), st.lists(SHOWN, max_size=30))
+def test_no_artefact_holds_a_text_below_k(
+    write_log_tables: Write, tmp_path: Path, searched: list, listed: list
+) -> None:
+    k = 3
+    users: dict[str, set[str]] = defaultdict(set)
+    clickers: dict[str, set[str]] = defaultdict(set)
+    for user, _, text in searched:
+        users[normalise(text)].add(user)
+    for user, _, text, _, clicked, _ in listed:
+        if clicked:
+            clickers[normalise(text)].add(user)
+    is_clean = TextFilter()
+    public = {t for t, who in users.items() if len(who) >= k and is_clean(t).text}
+    if not public:
+        return
+    showable = public | {t for t, who in clickers.items() if len(who) >= k and is_clean(t).text}
+    impressions = [
+        shown(
+            user,
+            text,
+            request_id=f"r{i}",
+            query=query,
+            scenario=scenario,
+            clicked=clicked or i == 0,
+            side_information=[{"kind": "session", "text": side}],
+        )
+        for i, (user, query, text, scenario, clicked, side) in enumerate(listed)
+    ]
+    if listed:
+        clickers[normalise(listed[0][2])].add(listed[0][0])
+        showable = public | {t for t, who in clickers.items() if len(who) >= k and is_clean(t).text}
+    out, _ = mined(
+        write_log_tables,
+        tmp_path,
+        [search(u, m, t) for u, m, t in searched],
+        impressions,
+        min_users=k,
+    )
+    assert {r["text"] for r in rows(out, "queries")} == public
+    followed = pair_users(searched)
+    for row in rows(out, "pairs"):
+        assert {row["source"], row["target"]} <= public
+        assert len(followed[row["source"], row["target"]]) >= k
+    for row in rows(out, "contexts"):
+        assert {row["query"], row["target"], *row["session_queries"]} <= public
+        assert len(followed[row["query"], row["target"]]) >= k
+    for row in rows(out, "impressions") if impressions else []:
+        assert row["text"] in showable
+        assert {i["text"] for i in row["side_information"]} <= public
+        if row["scenario"] == "completion":
+            assert any(t.startswith(row["query"]) for t in public)
+        else:
+            assert row["query"] in public
+
+
+def pair_users(searched: list) -> dict[tuple[str, str], set[str]]:
+    """Counts the users behind each pair at any distance: an upper bound."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for user in {u for u, _, _ in searched}:
+        steps = sorted((m, normalise(t)) for u, m, t in searched if u == user)
+        for i, (_, source) in enumerate(steps):
+            for _, target in steps[i + 1 :]:
+                found[source, target].add(user)
+    return found

@@ -1,0 +1,143 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from train.stages import Stage, StageRunner
+
+
+class Interrupted(Exception):
+    """Stands for a kill at any moment."""
+
+
+def stage(name: str, make: Callable[[Path], str], *needs: str, settings: object = None) -> Stage:
+    return Stage(name=name, output=name, needs=needs, settings=settings, make=make)
+
+
+def writer(calls: list[str], text: str = "done") -> Callable[[Path], str]:
+    def make(out: Path) -> str:
+        calls.append(text)
+        (out / "file").write_text(text)
+        return text
+
+    return make
+
+
+def test_a_finished_stage_is_skipped_and_remembers_its_summary(tmp_path: Path) -> None:
+    calls: list[str] = []
+    runner = StageRunner(tmp_path / "run", [stage("a", writer(calls))])
+    assert not runner.run("a").was_skipped
+    outcome = StageRunner(tmp_path / "run", [stage("a", writer(calls))]).run("a")
+    assert outcome.was_skipped
+    assert outcome.summary == "done"
+    assert calls == ["done"]
+
+
+def test_changed_settings_and_force_run_a_stage_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    StageRunner(tmp_path, [stage("a", writer(calls), settings=1)]).run("a")
+    changed = StageRunner(tmp_path, [stage("a", writer(calls, "new"), settings=2)])
+    assert not changed.is_done("a")
+    changed.run("a")
+    assert (tmp_path / "a/file").read_text() == "new"
+    assert not changed.run("a", force=True).was_skipped
+    assert calls == ["done", "new", "new"]
+
+
+def test_a_stage_runs_again_after_what_it_needs_ran_again(tmp_path: Path) -> None:
+    runner = StageRunner(tmp_path, [stage("a", writer([])), stage("b", writer([]), "a")])
+    runner.run("a")
+    runner.run("b")
+    assert runner.is_done("b")
+    runner.run("a", force=True)
+    assert not runner.is_done("b")
+
+
+def test_a_stage_refuses_to_run_before_what_it_needs(tmp_path: Path) -> None:
+    runner = StageRunner(tmp_path / "run", [stage("a", writer([])), stage("b", writer([]), "a")])
+    with pytest.raises(ValueError, match="stage b needs stage a, which has not run"):
+        runner.run("b")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_stage_looks_unfinished_and_finds_what_it_left(tmp_path: Path) -> None:
+    found: list[bool] = []
+
+    def make(out: Path) -> str:
+        found.append((out / "checkpoints/half").exists())
+        if not found[-1]:
+            (out / "checkpoints").mkdir()
+            (out / "checkpoints/half").touch()
+            raise Interrupted
+        (out / "file").touch()
+        return ""
+
+    runner = StageRunner(tmp_path, [stage("a", make)])
+    with pytest.raises(Interrupted):
+        runner.run("a")
+    assert not (tmp_path / "a").exists()
+    assert not runner.is_done("a")
+    runner.run("a")
+    assert found == [False, True]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_leftovers_of_other_settings_are_not_used(tmp_path: Path) -> None:
+    def fail(out: Path) -> str:
+        (out / "stale").touch()
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        StageRunner(tmp_path, [stage("a", fail, settings=1)]).run("a")
+    StageRunner(tmp_path, [stage("a", writer([]), settings=2)]).run("a")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_an_interrupted_rerun_keeps_the_old_result(tmp_path: Path) -> None:
+    def fail(out: Path) -> str:
+        raise Interrupted
+
+    StageRunner(tmp_path, [stage("a", writer([]), settings=1)]).run("a")
+    with pytest.raises(Interrupted):
+        StageRunner(tmp_path, [stage("a", fail, settings=2)]).run("a")
+    assert (tmp_path / "a/file").read_text() == "done"
+
+
+def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
+    def refuse(out: Path) -> str:
+        (out / "file").touch()
+        raise ValueError("column time is missing")
+
+    with pytest.raises(ValueError, match="column time"):
+        StageRunner(tmp_path / "run", [stage("a", refuse)]).run("a")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_with_nothing_to_make_leaves_no_output_but_is_done(tmp_path: Path) -> None:
+    runner = StageRunner(tmp_path, [stage("a", lambda out: "nothing to do")])
+    runner.run("a")
+    assert runner.is_done("a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
+    second = StageRunner(tmp_path, [stage("a", writer([]))])
+
+    def run_second(out: Path) -> str:
+        (out / "mine").touch()
+        with pytest.raises(ValueError, match="another queryrec-train"):
+            second.run("a")
+        return ""
+
+    StageRunner(tmp_path, [stage("a", run_second)]).run("a")
+    assert (tmp_path / "a/mine").exists()
+
+
+def test_a_file_is_an_output_too(tmp_path: Path) -> None:
+    def make(out: Path) -> str:
+        out.write_text("x")
+        return ""
+
+    a = Stage(name="a", output="a.json", needs=(), settings=1, make=make, is_file=True)
+    StageRunner(tmp_path, [a]).run("a")
+    assert (tmp_path / "a.json").read_text() == "x"
