@@ -2,7 +2,7 @@
 
 Three ways in: the exact table (a query that the log knows has co-occurrence lists of its own),
 the nearest known queries by embedding (whose lists are merged), and, for completion, the known
-queries that start with what was typed.
+queries that start with what was typed; where there are few, with its last words.
 """
 
 from collections.abc import Sequence
@@ -109,7 +109,10 @@ class Retrieval:
     def completions(self, prefix: str, session_queries: Sequence[str]) -> Retrieved:
         """Returns known queries that start with `prefix`.
 
-        What follows the session's last query comes first, then the most searched.
+        What follows the session's last query comes first, then the most searched. Where these are
+        few, suffix completions follow: the first words as typed, and a known query in place of
+        the last ones (after Mitra and Craswell, CIKM 2015, "Query Auto-Completion for Rare
+        Prefixes").
         """
         rows: Rows = self._starting_with(prefix)
         num_following = 0
@@ -123,7 +126,25 @@ class Retrieval:
             rows = np.concatenate([following, rows[~np.isin(rows, following)]])
         own = self.index.find(prefix)
         rows = rows[rows != own] if own is not None else rows
-        return self._retrieved(rows[: self._max_candidates], own, max(num_following, len(rows)))
+        found = self._retrieved(rows[: self._max_candidates], own, max(num_following, len(rows)))
+        missing = self._max_candidates // 2 - len(found.texts)
+        return found if missing <= 0 else _extended(found, self._by_suffix(prefix, missing))
+
+    def _by_suffix(self, prefix: str, num: int) -> list[str]:
+        """Returns up to `num` completions of the last words of a prefix, longest match first."""
+        typed = prefix.split(" ")
+        texts: dict[str, None] = {}
+        for first in range(1, len(typed)):
+            head, tail = " ".join(typed[:first]), " ".join(typed[first:])
+            if not tail:
+                break
+            for row in self._starting_with(tail).tolist():
+                known = self.index.text(row)
+                if known != tail:
+                    texts.setdefault(f"{head} {known}")
+            if len(texts) >= num:
+                break
+        return list(texts)[:num]
 
     def known(self, query: str, texts: Sequence[str]) -> tuple[list[float], list[float]]:
         """Returns the popularity of each text and its NPMI with the query; 0 where unknown."""
@@ -150,6 +171,15 @@ class Retrieval:
         neighbours, npmi = self.index.neighbours(own)
         known = dict(zip(neighbours.tolist(), npmi.tolist(), strict=True))
         return [known.get(r, 0.0) if r is not None else 0.0 for r in rows]
+
+
+def _extended(found: Retrieved, texts: list[str]) -> Retrieved:
+    """Returns what was found and further texts, which the log as a whole does not know."""
+    new = [t for t in texts if t not in found.texts]
+    zeros = [0.0] * len(new)
+    return Retrieved(
+        found.texts + new, found.popularity + zeros, found.npmi + zeros, found.cooccurring
+    )
 
 
 def _merged(lists: Sequence[Rows], associations: Sequence[Floats]) -> tuple[Rows, Floats]:

@@ -8,9 +8,10 @@ The expressions are Ibis's and hold nothing of DuckDB's own; each step is writte
 memory stays bounded. Knows nothing of tokens or models.
 """
 
+import math
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,11 +211,14 @@ def _sessions(searches: Table, gap_s: int) -> Table:
 
 
 def _split_time(events: Table, valid_share: float) -> Any:
-    """Returns the time from which on rows are for validation."""
-    bounds = events.agg(first=events.time.min(), last=events.time.max()).to_pyarrow().to_pylist()
-    first, last = bounds[0]["first"], bounds[0]["last"]
+    """Returns the time from which on rows are for validation: the last share of the searches.
+
+    A share of the searches, not of the time between first and last: logs thin out at their ends.
+    """
+    seconds = events.time.epoch_seconds()
+    bounds = events.agg(cut=seconds.quantile(1 - valid_share)).to_pyarrow().to_pylist()
     # The last moment itself is for training where there is no validation.
-    cut = first + (last - first) * (1 - valid_share) + timedelta(microseconds=1)
+    cut = datetime.fromtimestamp(math.floor(bounds[0]["cut"]) + 1, tz=UTC)
     return ibis.literal(cut, type=events.time.type())
 
 

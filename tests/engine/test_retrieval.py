@@ -136,7 +136,9 @@ def test_completions_are_the_most_searched_queries_with_the_prefix(retrieval, te
     _, popularity, _ = parts
     rows = [r for r, t in enumerate(texts) if t.startswith(prefix) and t != prefix]
     expected = sorted(rows, key=lambda r: -popularity[r])[:24]
-    assert retrieval.completions(prefix, []).texts == [texts[r] for r in expected]
+    found = retrieval.completions(prefix, []).texts
+    assert found[: len(expected)] == [texts[r] for r in expected]
+    assert len(found) == len(expected) or len(expected) < 12, "suffix completions only fill up"
 
 
 def test_completions_that_follow_the_last_query_of_the_session_come_first(retrieval, texts, parts):
@@ -161,3 +163,24 @@ def test_known_figures_are_zero_where_the_log_is_silent(retrieval, texts, parts)
 
 def test_a_sound_index_finds_its_own_vectors(index):
     assert index.lost_rows(64) == []
+
+
+def test_rare_prefix_is_completed_by_its_last_words(retrieval: Retrieval, texts) -> None:
+    found = retrieval.completions("zebra red sh", ())
+    assert found.texts
+    assert found.cooccurring == []
+    assert set(found.popularity) == {0.0}
+    for text in found.texts:
+        assert text.startswith("zebra red sh")
+        assert text.removeprefix("zebra ") in texts or text.removeprefix("zebra red ") in texts
+
+
+def test_last_words_are_not_used_where_the_whole_prefix_is_known_well(
+    retrieval: Retrieval, texts
+) -> None:
+    assert all(t in texts for t in retrieval.completions("red ", ()).texts)
+
+
+def test_prefix_of_one_unknown_word_has_no_completion(retrieval: Retrieval) -> None:
+    assert retrieval.completions("zebr", ()).texts == []
+    assert retrieval.completions("zebra ", ()).texts == []

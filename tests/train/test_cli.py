@@ -1,0 +1,116 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from train.cli import app
+
+
+def called(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def config_file(
+    directory: Path, searches: object, impressions: object = "", more: str = ""
+) -> Path:
+    path = directory / "config.toml"
+    path.write_text(
+        f'size = "tiny"\n[logs]\nsearches = "{searches}"\nimpressions = "{impressions}"\n'
+        "[mine]\nnum_threads = 1\n"
+        '[encoder]\nnum_epochs = 1\n[generator]\nmode = "both"\nnum_epochs = 0.05\n'
+        f"[click_model]\nlearning_rate = 5e-3\n{more}"
+    )
+    return path
+
+
+def assert_refused(result: Result, part: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert part in result.stderr
+
+
+def test_wrong_settings_end_with_one_line_and_write_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[mine]\nmin_users = 0\n[encoder]\nbatch_sise = 2\n")
+    run = tmp_path / "run"
+    assert_refused(
+        called("mine", "--config", tmp_path / "bad.toml", "--run", run), "min_users is 0"
+    )
+    assert_refused(called("run", "--config", tmp_path / "no.toml", "--run", run), "no.toml")
+    assert_refused(called("run", "--size", "huge", "--run", run), "huge")
+    assert not run.exists()
+
+
+def test_a_wrong_table_ends_with_one_line_and_writes_nothing(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    pq.write_table(
+        pq.read_table(simulated_logs.searches).drop_columns("time"), tmp_path / "s.parquet"
+    )
+    run = tmp_path / "run"
+    result = called("mine", "--config", config_file(tmp_path, tmp_path / "s.parquet"), "--run", run)
+    assert_refused(result, "searches misses the columns time")
+    assert not run.exists()
+
+
+def test_a_stage_says_what_must_run_before_it(simulated_logs: Any, tmp_path: Path) -> None:
+    config = config_file(tmp_path, simulated_logs.searches)
+    for stage, needed in (("sft", "mine"), ("index", "mine"), ("tokenizer", "mine")):
+        result = called(stage, "--config", config, "--run", tmp_path / "run")
+        assert_refused(result, f"queryrec-train {needed}")
+    assert_refused(called("simulate", "--config", config, "--run", tmp_path / "run"), "simulate")
+    assert not (tmp_path / "run").exists()
+
+
+def test_mining_without_impressions_is_enough_for_all_but_the_click_model(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    config = config_file(tmp_path, simulated_logs.searches)
+    run = tmp_path / "run"
+    result = called("mine", "--config", config, "--run", run)
+    assert result.exit_code == 0, result.output
+    assert "effective configuration" in result.stdout
+    assert "memory_limit_mb = 4096" in result.stdout
+    again = called("mine", "--config", config, "--run", run)
+    assert "done already, skipped" in again.stdout
+    forced = called("mine", "--config", config, "--run", run, "--force")
+    assert "skipped" not in forced.stdout
+    changed = config_file(tmp_path, simulated_logs.searches, more="[prompt]\nmax_tokens = 48\n")
+    assert "skipped" not in called("mine", "--config", changed, "--run", run).stdout
+    assert "max_tokens = 48" in (run / "config.toml").read_text()
+
+
+def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: Path) -> None:
+    # The hand-made log has few texts: fewer ids than a tiny vocabulary has room for.
+    config = config_file(tmp_path, simulated_logs.searches, simulated_logs.impressions)
+    run = tmp_path / "run"
+    result = called("run", "--config", config, "--run", run)
+    assert result.exit_code == 0, result.output
+    for name in (
+        "config.toml",
+        "mined/queries.parquet",
+        "tokenizer.json",
+        "encoder/model.safetensors",
+        "generator/model.safetensors",
+        "click_model/head.safetensors",
+        "index/index.json",
+    ):
+        assert (run / name).exists(), name
+    assert not list(run.glob("*.partial"))
+    again = called("run", "--config", config, "--run", run)
+    assert again.stdout.count("done already, skipped") == 6
+
+
+def test_help_names_every_command() -> None:
+    result = called("--help")
+    for name in ("simulate", "mine", "tokenizer", "encoder", "sft", "click", "index", "run"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("stage", ["mine", "run"])
+def test_options_are_few(stage: str) -> None:
+    result = called(stage, "--help")
+    options = {w for w in result.stdout.split() if w.startswith("--")}
+    assert options == {"--config", "--run", "--size", "--force", "--help"}
