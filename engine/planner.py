@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from engine.costs import Work
 from engine.manifest import GeneratorSpec, ScenarioSpec
+from engine.prompt import spread
 from engine.stages import Left, Omission, Stage, Why
 
 ENCODE = Work(Stage.ENCODE)
@@ -119,7 +120,8 @@ def generation_rungs(
             total = min(sum(limits) + len(limits), generator.max_new_tokens)
             rung = Rung((list_id,), (total,))
         else:
-            rung = Rung(tuple(slot_ids[: len(limits)]), tuple(limits))
+            texts = spread(slot_ids[len(auxiliary) :], num)
+            rung = Rung((*slot_ids[: len(auxiliary)], *texts), tuple(limits))
         if rung not in rungs:
             rungs.append(rung)
     return tuple(rungs)

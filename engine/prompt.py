@@ -117,3 +117,11 @@ class PromptRenderer:
             room -= len(piece)
             items.append(piece)
         return [*head, *(i for piece in reversed(items) for i in piece), *tail]
+
+
+def spread(slots: Sequence[int], num: int) -> list[int]:
+    """Returns `num` of the slots, evenly spaced; all of them if `num` is their number.
+
+    Slots are taught texts in bytewise order, so fewer slots should still cover the alphabet.
+    """
+    return [slots[(2 * i + 1) * len(slots) // (2 * num)] for i in range(num)]

@@ -162,7 +162,8 @@ class GeneratorConfig(_Section, frozen=True, kw_only=True):
     base_checkpoint: str = ""  # size base: hub id, directory or GGUF file; empty: SmolLM2
     num_epochs: float = 1
     batch_size: int = 32  # examples (prompt with all of its suggestions)
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # of embeddings and norms; of everything where Muon is off
+    matrix_learning_rate: float = 0.02  # Muon's (train.optimizer); 0: AdamW for everything
     warmup_share: float = 0.03
     weight_decay: float = 0.01
     cold_share: float = 0.3  # examples without side information from the index
@@ -174,6 +175,7 @@ class GeneratorConfig(_Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Checks ranges."""
         _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
+        _within("matrix_learning_rate", self.matrix_learning_rate, 0, 1)
         _within("warmup_share", self.warmup_share, 0, 1)
         _within("weight_decay", self.weight_decay, 0, 1)
         _within("cold_share", self.cold_share, 0, 1)

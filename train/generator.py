@@ -166,6 +166,7 @@ def train_generator(
         data_collator=counter,
         max_train_s=config.max_train_s,
         warmup_share=config.warmup_share,
+        matrix_learning_rate=config.matrix_learning_rate,
     )
     started_s = time.monotonic()
     trainer.train_resumable()

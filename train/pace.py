@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
@@ -24,6 +25,8 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
+
+from train.optimizer import make_optimizer
 
 
 def learning_rate_factor(progress: float, warmup_share: float) -> float:
@@ -71,14 +74,22 @@ class PacedTrainer(Trainer):
     alone and a resumed run goes on exactly where it was.
     """
 
-    def __init__(self, *, max_train_s: float, warmup_share: float, **kwargs: Any) -> None:
-        """Takes Trainer's arguments and the pace.
+    def __init__(
+        self,
+        *,
+        max_train_s: float,
+        warmup_share: float,
+        matrix_learning_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Takes Trainer's arguments, the pace, and Muon's learning rate (see train.optimizer).
 
         Raises:
             ValueError: a time limit with several processes, which would not stop together.
         """
         self._limit = TimeLimit(max_train_s)
         self._warmup_share = warmup_share
+        self._matrix_learning_rate = matrix_learning_rate
         super().__init__(**kwargs, callbacks=[self._limit])
         if max_train_s and self.args.world_size > 1:
             raise ValueError(
@@ -101,6 +112,18 @@ class PacedTrainer(Trainer):
     def _checkpoints(self) -> Path:
         assert self.args.output_dir is not None
         return Path(self.args.output_dir)
+
+    def create_optimizer(self) -> Optimizer:
+        """Returns (and keeps) the optimiser of train.optimizer."""
+        if self.optimizer is None:
+            assert isinstance(self.model, nn.Module)
+            self.optimizer = make_optimizer(
+                self.model,
+                learning_rate=self.args.learning_rate,
+                matrix_learning_rate=self._matrix_learning_rate,
+                weight_decay=self.args.weight_decay,
+            )
+        return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: Optimizer | None = None

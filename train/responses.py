@@ -1,7 +1,12 @@
 """Turns examples into token sequences: prompt and response, in slots or as one list.
 
-    slots   per suggestion one suffix  [slot i] y_1 .. y_n <|eos|>, slot 0 the auxiliary text
-    list    one suffix  [<|list|>] (auxiliary <|sep|>) q_1 <|sep|> q_2 .. <|eos|>
+    slots   per suggestion one suffix  [slot i] y_1 .. y_n <|eos|>, slot 0 the auxiliary text;
+            suggestions in bytewise order, spread over the slots
+    list    one suffix  [<|list|>] (auxiliary <|sep|>) q_1 <|sep|> q_2 .. <|eos|>, best first
+
+Slots do not see one another. Were they ranks, their distributions would be nearly the same and
+greedy decoding would write one text S times; in bytewise order each slot is another part of the
+alphabet, and the texts differ (docs/decisions.md). The click model ranks them afterwards.
 
 Suffixes share the prompt (train.shared_prefix). Knows nothing of where examples come from.
 """
@@ -15,7 +20,7 @@ from torch.utils.data import Dataset
 
 from engine.completion import continuation
 from engine.manifest import ScenarioSpec
-from engine.prompt import PromptRenderer
+from engine.prompt import PromptRenderer, spread
 from engine.vocabulary import EOS_ID, LIST, SEP_ID
 from train.config import Mode
 from train.examples import Example, Source
@@ -83,13 +88,17 @@ class ResponseEncoder:
         self, scenario: str, auxiliary: list[int] | None, answers: list[list[int]]
     ) -> list[list[int]]:
         slot_ids = self._renderer.slot_ids(scenario)
-        pieces: list[list[int]] = answers
+        suffixes: list[list[int]] = []
         if self._scenarios[scenario].has_auxiliary_text:
-            if auxiliary is None:
-                slot_ids = slot_ids[1:]
-            else:
-                pieces = [auxiliary, *answers]
-        return [[slot, *ids, EOS_ID] for slot, ids in zip(slot_ids, pieces, strict=False)]
+            if auxiliary is not None:
+                suffixes.append([slot_ids[0], *auxiliary, EOS_ID])
+            slot_ids = slot_ids[1:]
+        answers = sorted(answers[: len(slot_ids)], key=self._renderer.vocabulary.bytes_of)
+        slots = spread(slot_ids, len(answers))
+        return [
+            *suffixes,
+            *([slot, *ids, EOS_ID] for slot, ids in zip(slots, answers, strict=True)),
+        ]
 
 
 class Responses(Dataset[Packed]):

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from engine.completion import completed
-from engine.prompt import COOCCURRING, SideInformation
+from engine.prompt import COOCCURRING, SideInformation, spread
 from engine.vocabulary import EOS_ID, LIST, SEP_ID, slot_token
 from train.backbone import Shape, llama_config, shapes_of
 from train.config import GeneratorConfig, Mode
@@ -47,15 +47,17 @@ def suffixes(packed: Packed) -> list[list[int]]:
 
 
 def test_each_slot_starts_with_its_token_and_ends_with_eos(prompts: RunPrompts) -> None:
-    texts = suggested(prompts)
+    texts = suggested(prompts)[::-1]
     side = [SideInformation(COOCCURRING, texts[0])]
     packed = encoded(prompts, Example("suggestion", texts[1], side, None, texts), "slots")
     assert packed is not None
     vocabulary = prompts.renderer.vocabulary
     prompt = prompts.renderer.generation_prompt("suggestion", texts[1], side)
     assert packed.input_ids[: len(prompt.ids)] == prompt.ids
-    for number, (suffix, text) in enumerate(zip(suffixes(packed), texts, strict=True), start=1):
-        slot = vocabulary.control_id(slot_token(number))
+    slots = spread(prompts.renderer.slot_ids("suggestion"), len(texts))
+    in_order = sorted(texts, key=lambda t: t.encode())
+    assert in_order != texts, "the order of the example would not be tested"
+    for suffix, slot, text in zip(suffixes(packed), slots, in_order, strict=True):
         assert suffix == [slot, *vocabulary.encode(text), EOS_ID]
 
 
@@ -63,12 +65,12 @@ def test_auxiliary_text_is_slot_0_and_options_keep_their_slots_without_it(
     prompts: RunPrompts,
 ) -> None:
     texts = suggested(prompts)
-    vocabulary = prompts.renderer.vocabulary
-    for auxiliary, first in ((texts[2], 0), (None, 1), ("x" * 200, 1)):
+    auxiliary_slot, *slots = prompts.renderer.slot_ids("clarification")
+    assert auxiliary_slot == prompts.renderer.vocabulary.control_id(slot_token(0))
+    for auxiliary, first in ((texts[2], [auxiliary_slot]), (None, []), ("x" * 200, [])):
         packed = encoded(prompts, Example("clarification", "q", [], auxiliary, texts[:2]), "slots")
         assert packed is not None
-        starts = [s[0] for s in suffixes(packed)]
-        assert starts == [vocabulary.control_id(slot_token(i)) for i in range(first, 3)]
+        assert [s[0] for s in suffixes(packed)] == [*first, *spread(slots, 2)]
 
 
 def test_a_list_is_one_sequence_with_separators(prompts: RunPrompts) -> None:
