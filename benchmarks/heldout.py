@@ -86,7 +86,11 @@ class GeneratorAlone:
         )
         written = [*texts.finished, *texts.cut]
         distinct = merged(
-            written, (), excluded_keys=frozenset({key_of(query)}), is_blocked=lambda _: False, limit=32
+            written,
+            (),
+            excluded_keys=frozenset({key_of(query)}),
+            is_blocked=lambda _: False,
+            limit=32,
         )
         auxiliary = texts.auxiliary.text if texts.auxiliary else ""
         return [c.text for c in distinct], auxiliary, len(written) - len(distinct)
