@@ -9,9 +9,11 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 RUN := runs/demo
-BUNDLE := $(RUN)/bundle
+BUNDLE ?= $(RUN)/bundle
+WORLD ?= $(RUN)/simulated
+RATE ?= 20
 
-.PHONY: help setup demo test test-all check format proto bench-load clean
+.PHONY: help setup demo test test-all check format proto bench-load bench-idle bench-quality clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,9 +58,23 @@ format: setup ## Format and fix what can be fixed
 proto: setup ## Generate proto/gen from proto/queryrec
 	@$(BIN)/python proto/generate.py
 
-bench-load: setup ## Load-test the demo's bundle; the last line is JSON
-	@test -f $(BUNDLE)/manifest.json || { echo "no bundle at $(BUNDLE): run make demo first"; exit 1; }
-	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py --target $$TARGET --queries examples/data/heldout.txt.gz --rate 20 --duration 30'
+# A bench needs the demo's bundle, or another: make bench-load BUNDLE=DIR.
+$(BUNDLE)/manifest.json:
+	@echo "no bundle at $(BUNDLE): run make demo first, or set BUNDLE=DIR"; exit 1
+
+bench-load: setup $(BUNDLE)/manifest.json ## Load-test a bundle; the last line is JSON
+	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
+	  --target $$TARGET --queries examples/data/heldout.txt.gz --rate $(RATE) --duration 30'
+
+bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one request at a time
+	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
+	  --target $$TARGET --queries examples/data/heldout.txt.gz --idle --duration 30'
+
+bench-quality: setup $(BUNDLE)/manifest.json ## Score answers to 500 held-out queries by the simulated truth
+	@bash examples/with_engine.sh $(BUNDLE) bash -c 'PYTHONPATH=. $(BIN)/python -m benchmarks.heldout \
+	  --bundle $(BUNDLE) --target $$TARGET --out $(BUNDLE).lists.jsonl'
+	@PYTHONPATH=. $(BIN)/python -m benchmarks.truth --world $(WORLD) \
+	  --heldout examples/data/heldout.txt.gz $(BUNDLE).lists.jsonl
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis

@@ -9,10 +9,10 @@ started=$SECONDS
 
 echo "== Simulating logs on real queries and training ($run; about five minutes the first time)"
 "$python" -m train run --config examples/configs/demo.toml --run "$run"
-# A bundle is written once; a newer generator or click model needs a new one.
-if [ -f "$run/bundle/manifest.json" ] && [ -n "$(find "$run" -newer "$run/bundle/manifest.json" -name 'config.json' -not -path '*/bundle/*' | head -n 1)" ]; then
-  rm -rf "$run/bundle"
-fi
+for part in tokenizer.json encoder generator click_model index; do
+  # Trained again since the bundle was made: make a new one.
+  if [ "$run/$part" -nt "$run/bundle" ]; then rm -rf "$run/bundle"; fi
+done
 if [ ! -f "$run/bundle/manifest.json" ]; then
   echo "== Exporting to ONNX, compared with torch, int8"
   "$python" -m export bundle --run "$run" --out "$run/bundle" --parity-requests 12

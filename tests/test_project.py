@@ -1,0 +1,58 @@
+"""What the project says of itself is true: commands exist, names do not clash, serving is light."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import engine.cli
+import export.cli
+import train.cli
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"]
+APPS = {"engine": engine.cli.app, "train": train.cli.app, "export": export.cli.app}
+
+
+def test_no_file_shadows_a_package() -> None:
+    names = {"train.py", "export.py", "engine.py"}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert not [p for p in tracked if Path(p).name in names or p == "proto/__init__.py"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_target_that_is_named_exists(document: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z-]+)", (ROOT / document).read_text()))
+    assert named <= targets
+
+
+def shell_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(".venv/bin/queryrec-")]
+
+
+@pytest.mark.parametrize("line", shell_commands())
+def test_every_command_of_the_readme_parses(line: str) -> None:
+    program, name, *arguments = re.findall(r'"[^"]*"|\S+', line)
+    group: Any = typer.main.get_command(APPS[program.rsplit("-", 1)[1]])
+    command = group.commands[name]
+    options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+    assert {a for a in arguments if a.startswith("--")} <= options
+
+
+def test_the_engine_runs_without_training_libraries() -> None:
+    code = (
+        "import sys, engine.server, engine.ask, engine.dryrun\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'optimum', 'ibis'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
