@@ -71,9 +71,9 @@ bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one reques
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --idle --duration 30'
 
 bench-quality: setup $(BUNDLE)/manifest.json ## Score answers to 500 held-out queries by the simulated truth
-	@bash examples/with_engine.sh $(BUNDLE) bash -c 'PYTHONPATH=. $(BIN)/python -m benchmarks.heldout \
+	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.heldout \
 	  --bundle $(BUNDLE) --target $$TARGET --out $(BUNDLE).lists.jsonl'
-	@PYTHONPATH=. $(BIN)/python -m benchmarks.truth --world $(WORLD) \
+	@$(BIN)/python -m benchmarks.truth --world $(WORLD) \
 	  --heldout examples/data/heldout.txt.gz $(BUNDLE).lists.jsonl
 
 clean: ## Remove the environment and everything built

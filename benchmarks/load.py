@@ -28,6 +28,7 @@ Progress goes to stderr. The last line of stdout is one JSON object:
 import argparse
 import asyncio
 import collections
+import gzip
 import itertools
 import json
 import math
@@ -362,7 +363,10 @@ def parse(arguments: Sequence[str] | None = None) -> Load:
     )
     args = parser.parse_args(arguments)
     try:
-        lines = args.queries.read_text(encoding="utf-8").splitlines()
+        content = args.queries.read_bytes()
+        if args.queries.suffix == ".gz":
+            content = gzip.decompress(content)
+        lines = content.decode("utf-8").splitlines()
         budget_ms: float = args.budget_ms
         return Load(
             target=args.target,

@@ -1,4 +1,4 @@
-"""The command line: `serve`, `ask`. Knows nothing of how either is done."""
+"""The command line: `serve`, `ask`, `impressions`. Knows nothing of how they are done."""
 
 import asyncio
 import os
@@ -80,6 +80,42 @@ def ask(
     )
     if not succeeded:
         raise typer.Exit(1)
+
+
+@app.command()
+def impressions(
+    feedback: Annotated[Path, typer.Option(help="Directory of the feedback log.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write; must not exist.")],
+    window_s: Annotated[
+        float, typer.Option(help="Seconds after its response in which a click counts.")
+    ] = 1800.0,
+) -> None:
+    """Turns the feedback log into the table of impressions that queryrec-train reads.
+
+    Reads closed segments. A running engine closes its own after ten minutes, so the clicks on its
+    latest answers may be missing.
+    """
+    from engine.feedback import segments
+    from engine.impressions import to_impressions
+
+    try:
+        if not feedback.is_dir():
+            raise ValueError(f"--feedback {feedback} is not a directory")
+        if out.exists():
+            raise ValueError(f"--out {out} exists; remove it or name another file")
+        closed = segments(feedback)
+        num_open = len(segments(feedback, include_open=True)) - len(closed)
+        if not closed:
+            raise ValueError(f"--feedback {feedback} has no closed segments, {num_open} open")
+        counts = to_impressions(closed, out, window_s=window_s)
+    except (ValueError, OSError) as error:
+        print(f"queryrec-engine: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"{counts.num_rows} rows of {counts.num_requests} requests written to {out}")
+    print(f"{counts.num_shown} shown, {counts.num_clicked} clicked")
+    print(f"{counts.num_late_clicks} clicks outside the window left out")
+    print(f"{counts.num_cut_texts} positions left out whose text the token had no room for")
+    print(f"{len(closed)} segments read, {num_open} open ones left out")
 
 
 def _print_settings(settings: Config) -> None:

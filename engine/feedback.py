@@ -1,15 +1,15 @@
 """The feedback log: events that users' actions make, durable before anyone is told so.
 
-Knows nothing of gRPC calls or of training. Every process writes segments of its own, files of JSON
-lines named so that their order is their age; a segment that is still being written ends in
-``.open`` and is locked. Tokens are verified before they are stored, so reading needs no keys.
+Knows nothing of gRPC calls, of training or of what becomes of events. Every process writes segments
+of its own, files of JSON lines named so that their order is their age; a segment that is still
+being written ends in ``.open`` and is locked. Tokens are verified before they are stored, so
+reading needs no keys.
 """
 
 import asyncio
 import concurrent.futures
 import contextlib
 import fcntl
-import importlib
 import json
 import logging
 import os
@@ -23,7 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.attribution import AttributionToken, KeyRing, Source
+from engine.attribution import AttributionToken, KeyRing
 from engine.errors import (
     FeedbackNotStored,
     QueueFull,
@@ -37,11 +37,9 @@ from queryrec.v1 import feedback_pb2
 
 MAX_EVENTS_PER_CALL = 256
 MAX_ID_BYTES = 128
-ATTRIBUTION_WINDOW_S = 30 * 60.0
 
 _log = logging.getLogger(__name__)
 _MAX_UNIX_S = 253_402_300_799  # the end of year 9999, the last valid google.protobuf.Timestamp
-_CLOCK_SKEW_S = 300.0  # a caller's clock may run this much behind the server's
 _CLOSED, _OPEN = ".jsonl", ".jsonl.open"
 
 
@@ -79,17 +77,6 @@ class Event:
     time_unix_ms: int
     user_key: str | None
     token: str
-
-
-class ImpressionCounts(NamedTuple):
-    """What ``to_impressions`` found."""
-
-    num_rows: int
-    num_requests: int
-    num_shown: int
-    num_clicked: int
-    num_late_clicks: int  # outside the attribution window, hence not joined
-    num_cut_texts: int  # rows whose text is null because the token had no room for it
 
 
 def checked_event(event: feedback_pb2.FeedbackEvent, keys: KeyRing) -> Event:
@@ -240,7 +227,7 @@ class FeedbackLog:
         self._drop_segment()
 
     def _write(self, batch: Iterable["_Append"]) -> None:
-        lines = [_line(event) for append in batch for event in append.events]
+        lines = [as_line(event) for append in batch for event in append.events]
         if self._segment is None:
             self._segment = _Segment(self._directory, self._clock())
         self._segment.append(b"".join(lines))
@@ -284,7 +271,7 @@ class _Segment:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             unlocked.rename(self.path)
-            _sync_directory(directory)
+            sync_directory(directory)
         except OSError:
             self._file.close()
             raise
@@ -314,11 +301,11 @@ def segments(directory: Path, *, include_open: bool = False) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.name.endswith(suffixes))
 
 
-def read_events(paths: Iterable[Path]) -> Iterator[Event]:
+def read_events(paths: Iterable[Path], *, keep_duplicates: bool = False) -> Iterator[Event]:
     """Yields the events of the segments in the order written, each event_id once (the first).
 
     A torn last line is ignored; any other unreadable line is skipped with a warning that names file
-    and line. Keeps all event ids in memory.
+    and line. Keeps all event ids in memory, unless ``keep_duplicates``.
     """
     seen: set[str] = set()
     for path in paths:
@@ -329,137 +316,15 @@ def read_events(paths: Iterable[Path]) -> Iterator[Event]:
                 event = _parsed(line)
                 if event is None:
                     _log.warning("%s line %d is not a feedback event; skipped", path, number)
+                elif keep_duplicates:
+                    yield event
                 elif event.event_id not in seen:
                     seen.add(event.event_id)
                     yield event
 
 
-def to_impressions(
-    paths: Iterable[Path], destination: Path, *, window_s: float = ATTRIBUTION_WINDOW_S
-) -> ImpressionCounts:
-    """Writes the events of the segments as a table of impressions (parquet).
-
-    One row for each (request_id, position) of every response that has an event, in order of
-    request time: ``shown`` if an impression, a click in time or a dismissal arrived for it,
-    ``clicked`` if a click in time did. ``time`` is that of the response, UTC without a zone;
-    ``source`` is "log", "generated" or "log+generated"; ``text`` is null where the token had no
-    room for it; ``side_information`` is null, because tokens do not carry it. Appears at
-    ``destination`` whole or not at all. Keeps one record per response in memory.
-
-    Args:
-        paths: Segments, oldest first.
-        destination: File to write; replaced if it exists.
-        window_s: How long after its response a click still counts, in seconds.
-
-    Raises:
-        ValueError: ``window_s`` is not positive.
-    """
-    if not window_s > 0:
-        raise ValueError(f"window_s is {window_s}; it must be above 0")
-    responses: dict[str, _Response] = {}
-    num_late_clicks = 0
-    for event in read_events(paths):
-        token = AttributionToken.open_unverified(event.token)
-        response = responses.setdefault(token.request_id, _Response(token))
-        response.user_key = response.user_key or event.user_key
-        delay_s = (event.time_unix_ms - token.time_unix_ms) / 1000
-        if event.kind is Kind.CLICK and not -_CLOCK_SKEW_S <= delay_s <= window_s:
-            num_late_clicks += 1
-            continue
-        response.shown.add(event.position)
-        if event.kind is Kind.CLICK:
-            response.clicked.add(event.position)
-    in_order = sorted(responses.values(), key=lambda r: (r.token.time_unix_ms, r.token.request_id))
-    counts = _write_parquet(in_order, destination)
-    return counts._replace(num_late_clicks=num_late_clicks)
-
-
-class _Response:
-    """What became of one response."""
-
-    __slots__ = ("clicked", "shown", "token", "user_key")
-
-    def __init__(self, token: AttributionToken) -> None:
-        self.token = token
-        self.user_key: str | None = None
-        self.shown: set[int] = set()
-        self.clicked: set[int] = set()
-
-    def rows(self) -> Iterator[dict[str, object]]:
-        token = self.token
-        for position, suggestion in enumerate(token.suggestions, start=1):
-            yield {
-                "request_id": token.request_id,
-                "time": token.time_unix_ms,
-                "session_id": token.session_id,
-                "scenario": token.scenario,
-                "query": token.query,
-                "side_information": None,
-                "position": position,
-                "text": suggestion.text,
-                "source": _source_name(suggestion.sources),
-                "shown": position in self.shown,
-                "clicked": position in self.clicked,
-                "user_key": self.user_key,
-                "propensity": suggestion.propensity,
-                "bundle_id": token.bundle_id,
-            }
-
-
-def _write_parquet(responses: Sequence[_Response], destination: Path) -> ImpressionCounts:
-    # pyarrow ships no types, and only this function needs it.
-    pa: Any = importlib.import_module("pyarrow")
-    pq: Any = importlib.import_module("pyarrow.parquet")
-    side_information = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
-    schema = pa.schema(
-        [
-            ("request_id", pa.string()),
-            ("time", pa.timestamp("ms")),
-            ("session_id", pa.string()),
-            ("scenario", pa.string()),
-            ("query", pa.string()),
-            ("side_information", side_information),
-            ("position", pa.int32()),
-            ("text", pa.string()),
-            ("source", pa.string()),
-            ("shown", pa.bool_()),
-            ("clicked", pa.bool_()),
-            ("user_key", pa.string()),
-            ("propensity", pa.float32()),
-            ("bundle_id", pa.string()),
-        ]
-    )
-    num_rows = num_cut_texts = 0
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(f"{destination.name}.{os.getpid()}.partial")
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for start in range(0, len(responses), 10_000):  # some 100,000 rows at a time
-                rows = [row for r in responses[start : start + 10_000] for row in r.rows()]
-                num_rows += len(rows)
-                num_cut_texts += sum(row["text"] is None for row in rows)
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(destination)
-        _sync_directory(destination.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-    return ImpressionCounts(
-        num_rows=num_rows,
-        num_requests=len(responses),
-        num_shown=sum(len(r.shown) for r in responses),
-        num_clicked=sum(len(r.clicked) for r in responses),
-        num_late_clicks=0,
-        num_cut_texts=num_cut_texts,
-    )
-
-
-def _source_name(sources: Source) -> str:
-    return "+".join(source.name.lower() for source in Source if source in sources and source.name)
-
-
-def _line(event: Event) -> bytes:
+def as_line(event: Event) -> bytes:
+    """Returns the event as a line of a segment."""
     return json.dumps(asdict(event), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -503,10 +368,11 @@ def _finish(path: Path, size_bytes: int) -> None:
         path.unlink()
     else:
         path.rename(path.with_name(path.name.removesuffix(_OPEN) + _CLOSED))
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Makes the names in ``directory`` durable."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

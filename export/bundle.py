@@ -33,7 +33,7 @@ from export.checkpoint import MAX_CANDIDATE_TOKENS, DecoderCheckpoint, Run
 from export.click_model import build_click_model
 from export.encoder import build_encoder, quantise_encoder
 from export.generator import build_generator
-from export.requests import SampleRequest, candidate_ids, decoding, max_new_tokens, sample_requests
+from export.requests import decoding, max_new_tokens, sample_requests
 
 Precision = Literal["int8", "fp32"]
 Mode = Literal["slots", "list"]
@@ -243,9 +243,9 @@ class _Writer:
         requests = sample_requests(self.run, self.num_parity, seed=5)
         rng = np.random.default_rng(6)
         features = rng.random((len(requests), 8, len(FEATURE_NAMES)), np.float32)
-        expected = _click_logits(checkpoint, head, self.run, requests, features)
+        expected = parity.click_reference(checkpoint, head, self.run, requests, features)
         graph = build_click_model(checkpoint.state, head, checkpoint.shape, tables)
-        got = _graph_logits(parity.session_of(graph), self.run, requests, features)
+        got = parity.click_graph(parity.session_of(graph), self.run, requests, features)
         difference = float(np.abs(got - expected).max())
         if difference > _TOLERANCE:
             raise parity.ParityError(f"click model differs from torch by {difference:.1e}")
@@ -253,15 +253,15 @@ class _Writer:
         if self.precision == "int8":
             scales = activation_scales(
                 checkpoint.model,
-                lambda: _click_logits(checkpoint, head, self.run, requests, features),
+                lambda: parity.click_reference(checkpoint, head, self.run, requests, features),
             )
             graph = build_click_model(
                 checkpoint.state, head, checkpoint.shape, tables, activation_scales=scales
             )
             session = parity.session_of(graph)
-            small = _graph_logits(session, self.run, requests, features)
+            small = parity.click_graph(session, self.run, requests, features)
             figures["mean_int8_difference"] = float(np.abs(small - expected).mean())
-            alone = _graph_logits(session, self.run, requests[:1], features[:1])
+            alone = parity.click_graph(session, self.run, requests[:1], features[:1])
             figures["batch_difference"] = float(np.abs(small[:1] - alone).max())
             if figures["batch_difference"] > parity.MAX_LOGPROB_DIFFERENCE:
                 raise parity.ParityError("int8 click model gives another answer in a batch")
@@ -304,41 +304,3 @@ def _signature(info: onnx.ValueInfoProto) -> list[str | int]:
     """Returns the element type and the dimensions of a graph input or output."""
     tensor = info.type.tensor_type
     return [_DTYPES[tensor.elem_type], *(d.dim_param or d.dim_value for d in tensor.shape.dim)]
-
-
-@torch.inference_mode()
-def _click_logits(
-    checkpoint: DecoderCheckpoint,
-    head: Mapping[str, np.ndarray],
-    run: Run,
-    requests: list[SampleRequest],
-    features: np.ndarray,
-) -> np.ndarray:
-    """Returns the torch reference's float32 (B, C) logits: one full forward per candidate."""
-    w = {name: torch.from_numpy(array) for name, array in head.items()}
-    logits = np.zeros(features.shape[:2], np.float32)
-    for b, request in enumerate(requests):
-        for c, ids in enumerate(candidate_ids(run, request.candidates)):
-            row = torch.tensor([[*request.context_ids, *ids]])
-            last = checkpoint.model(row).last_hidden_state[0, -1]
-            joint = torch.cat([last, torch.from_numpy(features[b, c])])
-            h = torch.nn.functional.silu(w["hidden.weight"] @ joint + w["hidden.bias"])
-            logits[b, c] = float(w["out.weight"] @ h + w["out.bias"])
-    return logits
-
-
-def _graph_logits(
-    session: ort.InferenceSession, run: Run, requests: list[SampleRequest], features: np.ndarray
-) -> np.ndarray:
-    context_ids, context_mask = parity.pad([r.context_ids for r in requests])
-    rows = [ids for r in requests for ids in candidate_ids(run, r.candidates)]
-    ids, mask = parity.pad(rows)
-    shape = (len(requests), features.shape[1], -1)
-    feed = {
-        "context_ids": context_ids,
-        "context_mask": context_mask,
-        "candidate_ids": ids.reshape(shape),
-        "candidate_mask": mask.reshape(shape),
-        "features": features,
-    }
-    return np.asarray(session.run(["click_logit"], feed)[0])

@@ -13,14 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from export.builder import Scope, Weights
+from export.linear import Array, Linears
 
 MASKED = -1e9  # added to attention scores; finite, so that a fully masked row stays finite
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,45 +112,19 @@ class Decoder:
                 `export.calibration` gives; None builds an fp32 graph.
         """
         self.shape = shape
-        self._weights = weights
-        self._state = state
-        self._scales = activation_scales
-        self._stored: dict[str, tuple[str, str, str]] = {}
+        self.weights = weights
+        self._linears = Linears(weights, state, activation_scales)
+        self._norms: dict[str, str] = {}
         self._cos = weights.add("rotary_cos", cos_sin[0])
         self._sin = weights.add("rotary_sin", cos_sin[1])
-        self._tied = "lm_head.weight" not in state
-        if activation_scales is None:
-            weights.add("embedding", state["embed_tokens.weight"])
-        else:
-            quantised, scale = quantise_columns(state["embed_tokens.weight"].T)
-            self._stored["embedding"] = (
-                weights.add("embedding_q", quantised),
-                weights.add("embedding_scale", scale),
-                "",
-            )
 
     def embed(self, scope: Scope, ids: str) -> str:
-        """Returns float32 (B, X, D) embeddings of int64 (B, X) ids; ids out of range are clipped.
-
-        Int8 embeddings lie transposed, because the tied output matrix needs them so.
-        """
-        last = scope.constant(self.shape.vocabulary - 1)
-        ids = scope.op("Clip", ids, scope.constant(0), last)
-        if self._scales is None:
-            return scope.op("Gather", "embedding", ids, axis=0)
-        columns = scope.op("Gather", "embedding_q", ids, axis=1)  # int8 (D, B, X)
-        rows = scope.op("Cast", scope.transpose(columns, 1, 2, 0), to=1)
-        scale = scope.op("Gather", "embedding_scale", ids, axis=0)
-        return scope.op("Mul", rows, scope.op("Unsqueeze", scale, scope.constant([-1])))
+        """Returns float32 (B, X, D) embeddings of int64 (B, X) ids, clipped to the vocabulary."""
+        return self._linears.embed(scope, ids)
 
     def logits(self, scope: Scope, stream: Stream) -> str:
         """Returns float32 (B, X, V) logits of a residual stream."""
-        x = self.final_norm(scope, stream)
-        if not self._tied:
-            return self._linear(scope, x, "lm_head", ["lm_head"])
-        if self._scales is None:
-            return scope.op("FusedMatMul", x, "embedding", transB=1)
-        return self._integer_matmul(scope, x, self._scales["lm_head"], self._stored["embedding"])
+        return self._linears.logits(scope, self.final_norm(scope, stream))
 
     def final_norm(self, scope: Scope, stream: Stream) -> str:
         """Returns the normalised output of the last layer."""
@@ -287,22 +258,22 @@ class Decoder:
 
     def _after_attention(self, scope: Scope, layer: int, x: str, mixed: str) -> Stream:
         name = f"layers.{layer}"
-        out = self._linear(scope, mixed, f"{name}.o", [f"{name}.self_attn.o_proj"])
+        out = self._linears.linear(scope, mixed, f"{name}.o", [f"{name}.self_attn.o_proj"])
         h, x = self._norm(scope, f"{name}.post_attention_layernorm", Stream(x, out))
         both = [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"]
-        joint = self._linear(scope, h, f"{name}.gate_up", both)
+        joint = self._linears.linear(scope, h, f"{name}.gate_up", both)
         gate, up = scope.ops("Split", [joint], 2, axis=-1, num_outputs=2)
         h = scope.op("Mul", scope.op("QuickGelu", gate, alpha=1.0), up)  # alpha 1 is silu
-        return Stream(x, self._linear(scope, h, f"{name}.down", [f"{name}.mlp.down_proj"]))
+        return Stream(x, self._linears.linear(scope, h, f"{name}.down", [f"{name}.mlp.down_proj"]))
 
     def _query_key_value(
         self, scope: Scope, layer: int, h: str, positions: str
     ) -> tuple[str, str, str]:
         s, name = self.shape, f"layers.{layer}.self_attn"
         parts = [f"{name}.{p}_proj" for p in "qkv"]
-        joint = self._linear(scope, h, f"layers.{layer}.qkv", parts)
+        joint = self._linears.linear(scope, h, f"layers.{layer}.qkv", parts)
         q, kv = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
-        if f"{name}.q_norm.weight" in self._state:  # Qwen3
+        if f"{name}.q_norm.weight" in self._linears.state:  # Qwen3
             sizes = scope.constant([q, kv, kv])
             query, keys, values = scope.ops("Split", [joint, sizes], 3, axis=-1)
             query = self._head_norm(scope, f"{name}.q_norm", query, s.num_heads)
@@ -328,9 +299,10 @@ class Decoder:
 
     def _norm(self, scope: Scope, name: str, stream: Stream) -> tuple[str, str]:
         """Returns the normalised stream, and the stream with its addition made."""
-        if name not in self._stored:
-            self._stored[name] = (self._weights.add(name, self._state[f"{name}.weight"]), "", "")
-        gain, eps = self._stored[name][0], self.shape.norm_eps
+        if name not in self._norms:
+            weight = self._linears.state[f"{name}.weight"]
+            self._norms[name] = self.weights.add(name, weight)
+        gain, eps = self._norms[name], self.shape.norm_eps
         if not stream.pending:
             args = (stream.x, gain)
             return scope.op("SimplifiedLayerNormalization", *args, epsilon=eps, axis=-1), stream.x
@@ -338,43 +310,6 @@ class Decoder:
             "SkipSimplifiedLayerNormalization", [stream.x, stream.pending, gain], 4, epsilon=eps
         )
         return outputs[0], outputs[3]
-
-    def _linear(self, scope: Scope, x: str, key: str, names: list[str]) -> str:
-        """Applies linear layers that share an input as one matrix product."""
-        if key not in self._stored:
-            matrix = np.concatenate([self._state[f"{n}.weight"] for n in names]).T
-            biases = [self._state[f"{n}.bias"] for n in names if f"{n}.bias" in self._state]
-            assert len(biases) in (0, len(names)), names
-            bias = self._weights.add(f"{key}.bias", np.concatenate(biases)) if biases else ""
-            if self._scales is None:
-                self._stored[key] = (self._weights.add(f"{key}.weight", matrix), "", bias)
-            else:
-                quantised, scale = quantise_columns(matrix)
-                self._stored[key] = (
-                    self._weights.add(f"{key}.weight_q", quantised),
-                    self._weights.add(f"{key}.weight_scale", scale),
-                    bias,
-                )
-        matrix_name, _, bias = self._stored[key]
-        if self._scales is not None:
-            return self._integer_matmul(scope, x, self._scales[key], self._stored[key])
-        out = scope.op("MatMul", x, matrix_name)
-        return scope.op("Add", out, bias) if bias else out
-
-    def _integer_matmul(
-        self, scope: Scope, x: str, scale: float, stored: tuple[str, str, str]
-    ) -> str:
-        """Multiplies uint8 activations by int8 weights: the fast pair on x86 with VNNI.
-
-        The activation scale is a constant and the zero point 128, so a row's result does not
-        depend on the other rows of its batch.
-        """
-        a_scale = scope.constant(scale, "float32")
-        zero = scope.constant(128, "uint8")
-        matrix, w_scale, bias = stored
-        quantised = scope.op("QuantizeLinear", x, a_scale, zero)
-        inputs = [quantised, matrix, a_scale, w_scale, zero, "", bias]
-        return scope.op("MatMulIntegerToFloat", *(inputs if bias else inputs[:5]))
 
 
 def causal_mask(scope: Scope, length: str) -> str:
@@ -385,9 +320,3 @@ def causal_mask(scope: Scope, length: str) -> str:
     later = scope.op("Less", rows, steps)
     masked, zero = scope.constant(MASKED, "float32"), scope.constant(0, "float32")
     return scope.op("Where", later, masked, zero)
-
-
-def quantise_columns(matrix: Array) -> tuple[NDArray[np.int8], Array]:
-    """Returns int8 (rows, columns) weights and a float32 (columns) scale per output channel."""
-    scale = np.maximum(np.abs(matrix).max(axis=0), 1e-8).astype(np.float32) / 127
-    return np.clip(np.rint(matrix / scale), -127, 127).astype(np.int8), scale

@@ -20,7 +20,7 @@ from optimum.exporters.onnx import onnx_export_from_model
 from transformers import PreTrainedModel
 
 from export.calibration import best_scale
-from export.decoder import quantise_columns
+from export.linear import quantise_columns
 
 _CONTRIB = "com.microsoft"
 

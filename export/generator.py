@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from export.builder import Scope, Weights, make_model, value
-from export.decoder import MASKED, Array, Decoder, DecoderShape, KeyValue, Stream
+from export.decoder import MASKED, Array, Decoder, DecoderShape, KeyValue, Stream, SuffixFrame
 
 
 def build_generator(
@@ -63,10 +63,7 @@ def build_generator(
     zeros = scope.op("Expand", scope.constant(0, "float32"), slot_shape)
     running = scope.op("Expand", scope.constant(False, "bool"), slot_shape)
 
-    body, carried = _loop_body(
-        decoder, frame_and_inputs=(frame, lengths, limits), prompt_kv=prompt_kv,
-        with_logprobs=with_logprobs,
-    )  # fmt: skip
+    body, carried = _loop_body(decoder, frame, lengths, limits, prompt_kv, with_logprobs)
     initial = ["slots", running, zeros, *([empty] * (2 * shape.num_layers))]
     outputs = scope.ops(
         "Loop",
@@ -94,14 +91,18 @@ def build_generator(
 
 def _loop_body(
     decoder: Decoder,
-    frame_and_inputs: tuple,  # type: ignore[type-arg]
+    frame: SuffixFrame,
+    lengths: str,
+    limits: str,
     prompt_kv: list[KeyValue],
     with_logprobs: bool,
 ) -> tuple[onnx.GraphProto, int]:
-    """Returns the body of the decode loop and the number of values it carries."""
-    frame, lengths, limits = frame_and_inputs
+    """Returns the body of the decode loop and the number of values it carries.
+
+    Names from the outer graph: `lengths` int64 (B, 1) of the prompts, `limits` int64 (B, S).
+    """
     shape = decoder.shape
-    body = Scope(decoder_weights(decoder), "step_")
+    body = Scope(decoder.weights, "step_")
     names = ["step", "running_in", "tokens", "finished", "logprobs_in"]
     dtypes = ["int64", "bool", "int64", "bool", "float32"]
     past = [KeyValue(f"keys_{i}", f"values_{i}") for i in range(shape.num_layers)]
@@ -136,11 +137,6 @@ def _loop_body(
     kinds = ["bool", "int64", "bool", "float32", *["float32"] * len(new_kv), "int64"]
     emitted = body.op("Identity", token)
     return body.subgraph("decode", inputs, [*carried, emitted], kinds), len(carried) - 1
-
-
-def decoder_weights(decoder: Decoder) -> Weights:
-    """Returns where a decoder keeps its initializers."""
-    return decoder._weights
 
 
 def _choose(body: Scope, logits: str, vocabulary: int, with_logprobs: bool) -> tuple[str, str]:

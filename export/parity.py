@@ -4,17 +4,18 @@ The oracle of fp32 graphs is torch, unbatched (`train.reference`); int8 graphs a
 the fp32 graph, and with themselves at other batch sizes and paddings.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
 
 from engine.vocabulary import EOS_ID
 from export.checkpoint import DecoderCheckpoint, Run
-from export.requests import Decoding, SampleRequest, decoding
+from export.requests import Decoding, SampleRequest, candidate_ids, decoding
 from train.reference import Decoded, decode
 
 MAX_TIE_GAP = 1e-3  # two logits closer than this may swap by rounding
@@ -160,6 +161,45 @@ def agreement(
         "first_token_equal_share": float(np.mean(first)),
         "mean_token_logprob_gap": float(np.mean(gaps)) if gaps else float("nan"),
     }
+
+
+@torch.inference_mode()
+def click_reference(
+    checkpoint: DecoderCheckpoint,
+    head: Mapping[str, np.ndarray],
+    run: Run,
+    requests: list[SampleRequest],
+    features: np.ndarray,
+) -> np.ndarray:
+    """Returns the torch reference's float32 (B, C) logits: one full forward per candidate."""
+    w = {name: torch.from_numpy(array) for name, array in head.items()}
+    logits = np.zeros(features.shape[:2], np.float32)
+    for b, request in enumerate(requests):
+        for c, ids in enumerate(candidate_ids(run, request.candidates)):
+            row = torch.tensor([[*request.context_ids, *ids]])
+            last = checkpoint.model(row).last_hidden_state[0, -1]
+            joint = torch.cat([last, torch.from_numpy(features[b, c])])
+            h = torch.nn.functional.silu(w["hidden.weight"] @ joint + w["hidden.bias"])
+            logits[b, c] = float(w["out.weight"] @ h + w["out.bias"])
+    return logits
+
+
+def click_graph(
+    session: ort.InferenceSession, run: Run, requests: list[SampleRequest], features: np.ndarray
+) -> np.ndarray:
+    """Returns the click model graph's float32 (B, C) logits of all requests as one batch."""
+    context_ids, context_mask = pad([r.context_ids for r in requests])
+    rows = [ids for r in requests for ids in candidate_ids(run, r.candidates)]
+    ids, mask = pad(rows)
+    shape = (len(requests), features.shape[1], -1)
+    feed = {
+        "context_ids": context_ids,
+        "context_mask": context_mask,
+        "candidate_ids": ids.reshape(shape),
+        "candidate_mask": mask.reshape(shape),
+        "features": features,
+    }
+    return np.asarray(session.run(["click_logit"], feed)[0])
 
 
 def _by_slots(

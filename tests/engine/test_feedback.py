@@ -1,15 +1,11 @@
 import asyncio
 import logging
-import os
-import random
 import resource
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from google.protobuf import timestamp_pb2
 
@@ -22,7 +18,6 @@ from engine.feedback import (
     checked_event,
     read_events,
     segments,
-    to_impressions,
 )
 from queryrec.v1 import feedback_pb2
 from queryrec.v1.error_reason_pb2 import ErrorReason
@@ -161,6 +156,7 @@ async def test_an_event_sent_twice_is_read_once(tmp_path):
 
     assert len(segments(tmp_path)) == 2
     assert ids(tmp_path) == ["a"]
+    assert len(list(read_events(segments(tmp_path), keep_duplicates=True))) == 2
 
 
 async def test_a_segment_is_closed_when_it_is_full(tmp_path):
@@ -301,95 +297,3 @@ async def test_an_unreadable_line_is_skipped_and_named_without_its_content(tmp_p
     assert ids(tmp_path) == ["a", "b"]
     assert f"{path} line 2" in caplog.text
     assert "secret" not in caplog.text
-
-
-async def test_impressions_have_one_row_per_request_and_position(tmp_path):
-    log = FeedbackLog(tmp_path / "log")
-    other = replace(event("x", Kind.IMPRESSION, 1), token=token("r2", 1).seal(KEYS), user_key=None)
-    await log.append(
-        [
-            event("1", Kind.IMPRESSION, 1),
-            event("2", Kind.IMPRESSION, 2),
-            event("3", Kind.CLICK, 2),
-            event("3", Kind.CLICK, 2),
-            event("4", Kind.CLICK, 2, delay_s=5),
-            other,
-        ]
-    )
-    log.close()
-
-    counts = to_impressions(segments(tmp_path / "log"), tmp_path / "impressions.parquet")
-
-    assert counts == (4, 2, 3, 1, 0, 0)
-    rows = pq.read_table(tmp_path / "impressions.parquet").to_pylist()
-    assert [(r["request_id"], r["position"], r["shown"], r["clicked"]) for r in rows] == [
-        ("r1", 1, True, False),
-        ("r1", 2, True, True),
-        ("r1", 3, False, False),
-        ("r2", 1, True, False),
-    ]
-    assert rows[1] | {"time": None} == {
-        "request_id": "r1",
-        "time": None,
-        "session_id": "s1",
-        "scenario": "suggestion",
-        "query": "wireless earbuds",
-        "side_information": None,
-        "position": 2,
-        "text": "earbuds 1",
-        "source": "log+generated",
-        "shown": True,
-        "clicked": True,
-        "user_key": "u1",
-        "propensity": 0.5,
-        "bundle_id": "bundle-1",
-    }
-    assert rows[0]["time"].isoformat() == "2026-03-01T00:00:00"
-    assert sorted(os.listdir(tmp_path)) == ["impressions.parquet", "log"]
-
-
-@pytest.mark.parametrize(
-    ("delay_s", "joins"), [(0, True), (1800, True), (1800.001, False), (-60, True), (-301, False)]
-)
-async def test_a_click_joins_only_within_the_attribution_window(tmp_path, delay_s, joins):
-    log = FeedbackLog(tmp_path)
-    await log.append([event("1", Kind.IMPRESSION, 1), event("2", Kind.CLICK, 1, delay_s=delay_s)])
-    log.close()
-
-    counts = to_impressions(segments(tmp_path), tmp_path / "impressions.parquet")
-
-    assert (counts.num_clicked, counts.num_late_clicks) == (int(joins), int(not joins))
-
-
-async def test_a_click_on_a_position_whose_text_was_cut_still_joins(tmp_path):
-    cut = replace(
-        token(), suggestions=tuple(Shown(text=s.text, sources=s.sources) for s in noisy_texts())
-    ).seal(KEYS)
-    log = FeedbackLog(tmp_path)
-    await log.append([replace(event("1", Kind.CLICK, 32), token=cut)])
-    log.close()
-
-    counts = to_impressions(segments(tmp_path), tmp_path / "impressions.parquet")
-
-    assert (counts.num_rows, counts.num_clicked) == (32, 1)
-    assert counts.num_cut_texts > 0
-    last = pq.read_table(tmp_path / "impressions.parquet").to_pylist()[-1]
-    assert (last["position"], last["clicked"], last["text"]) == (32, True, None)
-
-
-def noisy_texts() -> list[Shown]:
-    return [
-        Shown(text=random.Random(i).randbytes(100).hex(), sources=Source.GENERATED)
-        for i in range(32)
-    ]
-
-
-def test_no_segments_give_an_empty_table_with_all_columns(tmp_path):
-    assert to_impressions([], tmp_path / "impressions.parquet").num_rows == 0
-    assert pq.read_table(tmp_path / "impressions.parquet").num_columns == 14
-
-
-def test_a_window_of_nonsense_is_refused_and_writes_nothing(tmp_path):
-    with pytest.raises(ValueError, match="window_s is -1"):
-        to_impressions([], tmp_path / "impressions.parquet", window_s=-1)
-    assert os.listdir(tmp_path) == []

@@ -5,7 +5,6 @@ import pytest
 
 from engine.features import FEATURE_NAMES
 from export import parity
-from export.bundle import _click_logits, _graph_logits
 from export.checkpoint import Run
 from export.click_model import build_click_model
 from export.requests import sample_requests
@@ -24,8 +23,8 @@ def test_shared_context_equals_one_pass_per_candidate(run: Run) -> None:
     requests = sample_requests(run, 12, seed=1)
     features = np.random.default_rng(0).random((12, 8, len(FEATURE_NAMES)), np.float32)
     graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(96))
-    got = _graph_logits(parity.session_of(graph), run, requests, features)
-    expected = _click_logits(checkpoint, head, run, requests, features)
+    got = parity.click_graph(parity.session_of(graph), run, requests, features)
+    expected = parity.click_reference(checkpoint, head, run, requests, features)
     np.testing.assert_allclose(got, expected, atol=1e-4)
     assert np.ptp(expected) > 0.01
 
@@ -36,11 +35,11 @@ def test_candidate_order_and_company_do_not_change_a_score(run: Run) -> None:
     session = parity.session_of(graph)
     request = sample_requests(run, 1, seed=2)[0]
     features = np.random.default_rng(0).random((1, 8, len(FEATURE_NAMES)), np.float32)
-    together = _graph_logits(session, run, [request], features)
+    together = parity.click_graph(session, run, [request], features)
     reverse = request._replace(candidates=request.candidates[::-1])
-    reversed_logits = _graph_logits(session, run, [reverse], features[:, ::-1].copy())
+    reversed_logits = parity.click_graph(session, run, [reverse], features[:, ::-1].copy())
     np.testing.assert_allclose(reversed_logits[:, ::-1], together, atol=1e-5)
     alone = request._replace(candidates=request.candidates[:1])
     np.testing.assert_allclose(
-        _graph_logits(session, run, [alone], features[:, :1]), together[:, :1], atol=1e-5
+        parity.click_graph(session, run, [alone], features[:, :1]), together[:, :1], atol=1e-5
     )
