@@ -48,6 +48,8 @@ check: setup ## Lint, types, import rules, proto lint, generated-code drift
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 	@$(BIN)/buf lint
+	@if git rev-parse -q --verify origin/main >/dev/null; then \
+	  $(BIN)/buf breaking --against '.git#ref=origin/main'; fi
 	@$(BIN)/python proto/generate.py --check
 
 format: setup ## Format and fix what can be fixed
