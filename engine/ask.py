@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from queryrec.client import QueryRecClient, QueryRecError, Recommendation
 
@@ -46,13 +47,13 @@ def print_answer(console: Console, query: str, answer: Recommendation) -> None:
         console.print(answer.auxiliary_text, markup=False, style="bold")
     table = Table(title=None, title_justify="left")
     table.add_column("#", justify="right")
-    table.add_column(f"suggestions for {query!r}".replace("[", r"\["))
+    table.add_column(Text(f"suggestions for {query!r}"))  # Text: what looks like markup is none
     table.add_column("source")
     table.add_column("p(click)", justify="right")
     for s in answer.suggestions:
         table.add_row(
             str(s.position),
-            s.text.replace("[", r"\["),
+            Text(s.text),
             " + ".join(s.sources),
             f"{s.click_probability:.3f}",
         )

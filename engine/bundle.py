@@ -28,6 +28,7 @@ from engine.vocabulary import LIST, Vocabulary
 
 _NUM_SELF_QUERIES = 64
 _MAX_LOST_SHARE = 0.1  # of the self-queries; HNSW is approximate
+_MAX_ENCODER_TOKENS = 64  # the least that a trained encoder's position table has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
         BundleError: naming the file that is missing, changed, or does not fit the others.
     """
     manifest = read_manifest(directory)
-    verify_files(directory, manifest)
+    verify_files(directory, manifest, _files_in_use(directory, manifest))
     prompt = manifest.prompt
     try:
         vocabulary = Vocabulary.load(directory / "tokenizer.json")
@@ -62,8 +63,7 @@ def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
         raise BundleError(f"{directory / 'tokenizer.json'}: {error}") from error
     encoder, encoder_ids = None, vocabulary.encode
     if spec := manifest.encoder:
-        # 64: the least that a trained encoder's position table has.
-        encoder = Encoder(_session(directory, spec, runtime), max(64, prompt.max_tokens))
+        encoder = Encoder(_session(directory, spec, runtime), _MAX_ENCODER_TOKENS)
         encoder_ids = _tokenizer(directory, spec, vocabulary)
     generator = None
     if spec := manifest.generator:
@@ -102,6 +102,18 @@ def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
         click_model=click_model,
         index=_index(directory, manifest),
     )
+
+
+def _files_in_use(directory: Path, manifest: Manifest) -> set[str]:
+    """Returns the files that will be read, by their names in the manifest."""
+    models = (manifest.encoder, manifest.generator, manifest.click_model)
+    specs = [spec for spec in models if spec is not None]
+    used = {"tokenizer.json", *(name for s in specs for name in (s.file, s.tokenizer))}
+    used |= {s.fallback_file for s in specs if s.fallback_file}
+    if manifest.index is not None:
+        folder = directory / manifest.index.directory
+        used |= {str(p.relative_to(directory)) for p in folder.glob("*.*") if p.is_file()}
+    return used
 
 
 def _rungs(

@@ -5,11 +5,13 @@ Knows nothing of how models are run or indexes searched.
 """
 
 import hashlib
+from collections.abc import Set
 from pathlib import Path
 
 import msgspec
 
 SCHEMA_VERSION = 1
+MAX_CANDIDATE_TOKENS = 16  # the click model reads no more of a candidate, trained or serving
 MANIFEST_FILE = "manifest.json"
 
 
@@ -68,7 +70,7 @@ class ClickModelSpec(ModelSpec, frozen=True, kw_only=True):
     feature_names: list[str]
     # scenario -> (slope, intercept): p(click | seen) = sigmoid(slope * logit + intercept)
     calibration: dict[str, tuple[float, float]]
-    max_candidate_tokens: int = 16
+    max_candidate_tokens: int = MAX_CANDIDATE_TOKENS
 
 
 class IndexSpec(_Part, frozen=True, kw_only=True):
@@ -143,12 +145,14 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleError(f"{path}: {error}") from None
 
 
-def verify_files(directory: Path, manifest: Manifest) -> None:
-    """Checks every listed file against its sha256.
+def verify_files(directory: Path, manifest: Manifest, used: Set[str] = frozenset()) -> None:
+    """Checks every listed file against its sha256, and that all `used` files are listed.
 
     Raises:
-        BundleError: naming the first file that is missing or changed.
+        BundleError: naming the first file that is missing, changed, or not listed.
     """
+    for name in sorted(used - manifest.files.keys()):
+        raise BundleError(f"{directory / name}: used but not listed in {MANIFEST_FILE}")
     for name, expected in manifest.files.items():
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()):

@@ -1,4 +1,4 @@
-"""A request's way through the engine: plan, look up, generate, score, merge, rank.
+"""A request's way through the engine: plan, look up, generate, merge, score, rank.
 
 What does not fit the time that is left is left out, and the answer says so; a stage that fails
 is left out too. Knows nothing of gRPC.
@@ -17,7 +17,7 @@ from engine.candidates import Candidate, WrittenTexts, key_of, merged, written_t
 from engine.config import Config
 from engine.costs import Work
 from engine.deadline import Clock
-from engine.errors import DeadlineUnreachable
+from engine.errors import DeadlineUnreachable, QueueFull
 from engine.models import Floats, GenerateRow, Sequences
 from engine.planner import ENCODE, SCORED_SIZES, Plan, Wanted, make_plan, score_work
 from engine.prompt import ANSWER, COOCCURRING, SESSION, Prompt, SideInformation
@@ -73,7 +73,7 @@ class Pipeline:
 
         Raises:
             DeadlineUnreachable: the deadline has passed.
-            QueueFull: too many rows wait for a model.
+            QueueFull: too many rows wait for a model, before there is anything to answer with.
         """
         if question.deadline.has_passed:
             raise DeadlineUnreachable(question.deadline.left_s())
@@ -161,7 +161,11 @@ class Pipeline:
         for rung in rungs:  # best first; what is planned is worth more than a smaller cached one
             cached = self.worker.cached(row._replace(rung=rung))
             if cached is not None:
-                request.omit(Stage.GENERATE, Left.SKIPPED, Why.CACHED)
+                if rung == rungs[0]:
+                    request.omit(Stage.GENERATE, Left.SKIPPED, Why.CACHED)
+                else:  # less than was wanted, for the reason that the plan gives
+                    why = next(o.reason for o in plan.omissions if o.stage is Stage.GENERATE)
+                    request.omit(Stage.GENERATE, Left.DEGRADED, why)
                 return cached
             if rung == plan.rung:
                 break
@@ -234,6 +238,11 @@ class Pipeline:
             return None
         except BatchFailed:
             request.omit(work.stage, Left.SKIPPED, Why.FAILURE)
+            return None
+        except QueueFull:
+            if work.stage is not Stage.SCORE:  # by then there is an answer: order it by the prior
+                raise
+            request.omit(work.stage, Left.SKIPPED, Why.OVERLOAD)
             return None
         request.probe.add(Stage.QUEUE, done.queue_s)
         return done

@@ -108,10 +108,11 @@ class PromptRenderer:
         head = [*self._instruction, self._scenario_ids[scenario]]
         room = spec.max_tokens - len(head) - len(tail) - 1  # 1: <respond>
         items: list[list[int]] = []
-        known = [item for item in side_information if item.kind in self._kind_ids]
-        encoded = self.vocabulary.encode_batch([item.text for item in known])
-        for item, ids in zip(reversed(known), reversed(encoded), strict=True):
-            piece = [self._kind_ids[item.kind], *ids[: spec.max_item_tokens]]
+        for item in reversed(side_information):
+            if item.kind not in self._kind_ids:
+                continue
+            ids = self.vocabulary.encode(item.text)[: spec.max_item_tokens]
+            piece = [self._kind_ids[item.kind], *ids]
             if len(piece) > room:
                 break
             room -= len(piece)

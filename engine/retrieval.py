@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.index import CooccurrenceIndex, Rows
+from engine.text import MAX_QUERY_BYTES
 
 _OWN_SHARE = 0.4  # an association of a nearest query with itself, on the scale of NPMI
 _SHARPNESS = 4  # weight of a nearest query: similarity to this power, so that close ones count
@@ -140,8 +141,9 @@ class Retrieval:
                 break
             for row in self._starting_with(tail).tolist():
                 known = self.index.text(row)
-                if known != tail:
-                    texts.setdefault(f"{head} {known}")
+                text = f"{head} {known}"
+                if known != tail and len(text.encode("utf-8")) <= MAX_QUERY_BYTES:
+                    texts.setdefault(text)
             if len(texts) >= num:
                 break
         return list(texts)[:num]

@@ -97,7 +97,7 @@ def usable_file(spec: ModelSpec, features: frozenset[str] | None = None) -> str:
     if spec.fallback_file is None:
         raise BundleError(
             f"{spec.file}: needs the CPU feature {', '.join(missing)}, which this CPU lacks, and "
-            "has no fallback; export the bundle with an fp32 fallback or use another machine"
+            "has no fallback; export with --precision fp32 or use another machine"
         )
     return spec.fallback_file
 

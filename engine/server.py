@@ -154,8 +154,14 @@ async def serve(bundle_directory: Path, config: Config) -> None:
                 "with this process and other replicas refuse them",
                 file=sys.stderr,
             )
-        pipeline = await server.load(bundle_directory)
-        print(f"queryrec-engine: serving {pipeline.bundle.manifest.bundle_id}", flush=True)
-        await stop.wait()
+        stopped = asyncio.ensure_future(stop.wait())
+        loading = asyncio.ensure_future(server.load(bundle_directory))
+        await asyncio.wait((stopped, loading), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():  # told to stop while loading: never say SERVING
+            loading.cancel()
+            return
+        bundle_id = loading.result().bundle.manifest.bundle_id
+        print(f"queryrec-engine: serving {bundle_id}", flush=True)
+        await stopped
     finally:
         await server.drain()

@@ -25,12 +25,18 @@ def normalise_prefix(text: str) -> str:
 
 
 def has_control_characters(text: str) -> bool:
-    """Returns whether `text` holds control, surrogate or unassigned characters.
+    """Returns whether `text` holds control characters, surrogates or noncharacters (U+FFFF).
 
     White space (tab, newline) does not count: normalisation collapses it. Format characters
-    such as zero-width joiners do not count either: several scripts need them.
+    such as zero-width joiners do not count either: several scripts need them. Nor do unassigned
+    ones: Python 3.11 knows Unicode 14 of 2021, and people type emoji that are younger.
     """
-    return any(unicodedata.category(c) in ("Cc", "Cs", "Cn") and not c.isspace() for c in text)
+    return any(
+        (unicodedata.category(c) in ("Cc", "Cs") and not c.isspace())
+        or 0xFDD0 <= ord(c) <= 0xFDEF
+        or ord(c) & 0xFFFE == 0xFFFE
+        for c in text
+    )
 
 
 def match_key(text: str) -> str:

@@ -34,6 +34,7 @@ _MAX_ITEM_BYTES = 1024
 _MAX_EXCLUDED = 256
 _MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration
 _USED_CHARACTERS = 1024  # of a long text; the prompt takes a few tokens of it
+_MAX_SHRINKING = 8  # normalisation makes no text (but white space) shorter than a fifth of it
 _LOCALE = re.compile(r"[A-Za-z0-9-]*")
 _KIND = re.compile(r"[a-z0-9_]+")
 _SOURCES = {
@@ -91,6 +92,7 @@ def question_of(
     _check_count("session_queries", len(request.session_queries), _MAX_SESSION_QUERIES)
     _check_count("side_information", len(request.side_information), _MAX_ITEMS)
     _check_count("exclude", len(request.exclude), _MAX_EXCLUDED)
+    _check_raw("query", request.query)
     normalised = normalise_prefix if scenario.completes_prefix else normalise
     query = normalised(request.query)
     if not query:
@@ -100,7 +102,7 @@ def question_of(
         scenario=scenario,
         query=query,
         session_queries=tuple(
-            _required(f"session_queries[{i}]", normalise(text), MAX_QUERY_BYTES)
+            _session_query(f"session_queries[{i}]", text)
             for i, text in enumerate(request.session_queries)
         ),
         answer=_beginning("answer", request.answer, _MAX_ANSWER_BYTES),
@@ -218,13 +220,22 @@ def _side_information(index: int, kind: str, text: str) -> SideInformation:
 def _beginning(field: str, text: str, max_bytes: int) -> str:
     """Returns as much of a normalised text as any prompt can use."""
     _check_text(field, text, max_bytes)
-    return normalise(text[:_USED_CHARACTERS])
+    return normalise(text[:_USED_CHARACTERS])[:_USED_CHARACTERS].rstrip()
 
 
-def _required(field: str, text: str, max_bytes: int) -> str:
-    if not text:
+def _session_query(field: str, text: str) -> str:
+    _check_raw(field, text)
+    normalised = normalise(text)
+    if not normalised:
         raise errors.text_invalid(field, "at least one character but white space")
-    return _checked(field, text, max_bytes)
+    return _checked(field, normalised, MAX_QUERY_BYTES)
+
+
+def _check_raw(field: str, text: str) -> None:
+    """Refuses what is too long in any form: normalising it could take seconds."""
+    size = len(" ".join(text.split()).encode("utf-8"))
+    if size > _MAX_SHRINKING * MAX_QUERY_BYTES:
+        raise errors.text_too_long(field, size_bytes=size, max_bytes=MAX_QUERY_BYTES)
 
 
 def _checked(field: str, text: str, max_bytes: int) -> str:

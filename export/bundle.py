@@ -4,7 +4,6 @@ Nothing appears at the target unless every check passed.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import torch
 
 from engine.features import FEATURE_NAMES
 from engine.manifest import (
+    MAX_CANDIDATE_TOKENS,
     ClickModelSpec,
     GeneratorSpec,
     IndexSpec,
@@ -29,7 +29,7 @@ from engine.manifest import (
 )
 from export import parity
 from export.calibration import activation_scales
-from export.checkpoint import MAX_CANDIDATE_TOKENS, DecoderCheckpoint, Run
+from export.checkpoint import DecoderCheckpoint, Run
 from export.click_model import build_click_model
 from export.encoder import build_encoder, quantise_encoder
 from export.generator import build_generator
@@ -132,8 +132,11 @@ class _Writer:
             },
             files=files,
         )
-        content = json.dumps([files, msgspec.to_builtins(run.prompt)], sort_keys=True)
-        bundle_id = hashlib.sha256(content.encode()).hexdigest()[:16]
+        # All that decides answers: not when it was made, nor what was measured on the way.
+        told = msgspec.structs.replace(
+            manifest, created_at="", parity={}, quality={}, provenance={}
+        )
+        bundle_id = hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()[:16]
         manifest = msgspec.structs.replace(manifest, bundle_id=bundle_id)
         write_manifest(self.directory, manifest)
         return manifest
@@ -179,6 +182,7 @@ class _Writer:
         return msgspec.structs.replace(self._save(graph, "encoder"), tokenizer=tokenizer)
 
     def _generator(self) -> GeneratorSpec:
+        self.run.check_mode(self.mode)
         checkpoint = self.run.generator()
         longest = max_new_tokens(self.run, self.mode)
         tables = checkpoint.cos_sin(self.run.prompt.max_tokens + longest + 1)

@@ -19,8 +19,6 @@ from export.decoder import Array, DecoderShape
 from export.generator import rotary_tables
 from train.encoder import TOKENIZER_FILE, Encoder
 
-MAX_CANDIDATE_TOKENS = 16
-
 
 class DecoderCheckpoint(NamedTuple):
     """A causal transformer, ready to be built into a graph."""
@@ -127,6 +125,20 @@ class Run:
         return msgspec.json.decode(
             (self.directory / "index/index.json").read_bytes(), type=IndexSpec
         )
+
+    def check_mode(self, mode: str) -> None:
+        """Checks that the generator was taught to decode in a mode.
+
+        Raises:
+            ValueError: it was taught the other one only.
+        """
+        path = self.directory / "generator/metrics.json"
+        taught = json.loads(path.read_text()).get("mode", "both") if path.is_file() else "both"
+        if taught not in (mode, "both"):
+            raise ValueError(
+                f"{self.directory}/generator: was trained with generator.mode {taught!r}, asked "
+                f"for is {mode!r}: export with --mode {taught} or train again"
+            )
 
     def metrics(self, part: str) -> dict[str, float]:
         """Returns the top-level numbers of a part's metrics.json; empty without one."""

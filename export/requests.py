@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.manifest import MAX_CANDIDATE_TOKENS
 from engine.prompt import COOCCURRING, SESSION, Prompt, SideInformation
 from engine.vocabulary import EOS_ID, LIST
-from export.checkpoint import MAX_CANDIDATE_TOKENS, Run
+from export.checkpoint import Run
 
 _LIST_MARGIN = 1  # <|eos|> at the end of a list
 

@@ -14,7 +14,8 @@ import export.cli
 import train.cli
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"]
+PAGES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", *PAGES]
 APPS = {"engine": engine.cli.app, "train": train.cli.app, "export": export.cli.app}
 
 
@@ -34,18 +35,26 @@ def test_every_make_target_that_is_named_exists(document: str) -> None:
 
 
 def shell_commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    texts = [(ROOT / document).read_text() for document in DOCUMENTS]
+    blocks = [b for text in texts for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(".venv/bin/queryrec-")]
+    return list(dict.fromkeys(line for line in lines if line.startswith(".venv/bin/queryrec-")))
 
 
 @pytest.mark.parametrize("line", shell_commands())
-def test_every_command_of_the_readme_parses(line: str) -> None:
+def test_every_command_of_the_documents_parses(line: str) -> None:
     program, name, *arguments = re.findall(r'"[^"]*"|\S+', line)
     group: Any = typer.main.get_command(APPS[program.rsplit("-", 1)[1]])
     command = group.commands[name]
     options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
     assert {a for a in arguments if a.startswith("--")} <= options
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_between_files_leads_somewhere(document: str) -> None:
+    path = ROOT / document
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
+    assert not [link for link in links if not (path.parent / link).exists()]
 
 
 def test_the_engine_runs_without_training_libraries() -> None:

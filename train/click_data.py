@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.features import FEATURE_NAMES, candidate_features
-from engine.manifest import PromptSpec, ScenarioSpec
+from engine.manifest import MAX_CANDIDATE_TOKENS, PromptSpec, ScenarioSpec
 from engine.prompt import PromptRenderer, SideInformation
 from engine.vocabulary import Vocabulary
 from train.index import read_edges
@@ -77,12 +77,11 @@ class ClickBatch(NamedTuple):
     scenario: Tensor  # int64 (B)
 
 
-def read_requests(run: Path, *, max_candidate_tokens: int, max_edges: int) -> ClickRequests | None:
+def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
     """Returns the mined impressions, or None if there are none.
 
     Args:
         run: run directory, mined, with its tokenizer.
-        max_candidate_tokens: longer candidates are cut, as in serving.
         max_edges: co-occurrence lists are cut as in the index, so that NPMI is known in training
             where it will be known in serving.
 
@@ -133,7 +132,7 @@ def read_requests(run: Path, *, max_candidate_tokens: int, max_edges: int) -> Cl
         is_valid_R=np.array([s == "valid" for s in heads["split"].to_pylist()]),
         contexts=contexts,
         offsets=offsets,
-        candidates=[ids[:max_candidate_tokens] for ids in vocabulary.encode_batch(texts)],
+        candidates=[ids[:MAX_CANDIDATE_TOKENS] for ids in vocabulary.encode_batch(texts)],
         candidate_N=candidate_N,
         features_NF=_features(run, queries, texts, candidate_N, offsets, max_edges),
         position_N=position_N,

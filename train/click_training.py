@@ -98,9 +98,7 @@ def train_click_model(
         ValueError: no clicks or nothing but clicks in a split, or a model that learned to say
             the same for everything.
     """
-    requests = read_requests(
-        run, max_candidate_tokens=config.max_candidate_tokens, max_edges=max_edges
-    )
+    requests = read_requests(run, max_edges=max_edges)
     if requests is None:
         print("no impressions were mined: no click model", file=sys.stderr)
         return None

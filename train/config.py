@@ -190,7 +190,6 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
     batch_size: int = 32  # requests, each with all shown candidates
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    max_candidate_tokens: int = 16
     bf16: bool = False  # compute in bfloat16 where the hardware does that fast
     max_train_s: float = 0  # stop cleanly after that long; 0: no limit
 
@@ -198,7 +197,6 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
         """Checks ranges."""
         _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
         _within("weight_decay", self.weight_decay, 0, 1)
-        _at_least("max_candidate_tokens", self.max_candidate_tokens, 1)
 
 
 class IndexConfig(_Section, frozen=True, kw_only=True):

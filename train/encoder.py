@@ -286,8 +286,14 @@ def _measure(
 
 def _new_encoder(run: Path, config: EncoderConfig, shape: Shape) -> Encoder:
     if config.base_checkpoint:
-        backbone = AutoModel.from_pretrained(config.base_checkpoint, add_pooling_layer=False)
-        return Encoder(backbone, HuggingFaceTokenizer.of_checkpoint(config.base_checkpoint))
+        try:
+            backbone = AutoModel.from_pretrained(config.base_checkpoint, add_pooling_layer=False)
+            return Encoder(backbone, HuggingFaceTokenizer.of_checkpoint(config.base_checkpoint))
+        except OSError as error:
+            raise ValueError(
+                f"base_checkpoint {config.base_checkpoint} cannot be loaded: "
+                f"{str(error).splitlines()[0]}; give a hub id (online) or a directory"
+            ) from None
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     bert = bert_config(shape, vocabulary.size, config.max_tokens)
     bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = _DROPOUT

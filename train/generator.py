@@ -35,6 +35,7 @@ _MAX_VALID = 400  # examples per scenario that the validation loss is measured o
 class GeneratorMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """How a training went."""
 
+    mode: str  # the forms that were taught: "slots", "list" or "both"
     num_parameters: int
     num_sources: int
     num_steps: int
@@ -173,6 +174,7 @@ def train_generator(
     train_s = time.monotonic() - started_s
     valid = read_sources(mined, example_config, "valid", seed)
     metrics = GeneratorMetrics(
+        mode=config.mode,
         num_parameters=model.num_parameters(),
         num_sources=len(sources),
         num_steps=trainer.state.global_step,

@@ -109,3 +109,13 @@ def test_same_run_gives_the_same_bundle_id(tmp_path: Path) -> None:
 def test_int8_embedding_keeps_the_direction(bundle: Path, run_directory: Path) -> None:
     cosine = read_manifest(bundle).parity["encoder"]["mean_cosine_int8"]
     assert 0.98 <= cosine <= 1 + 1e-6
+
+
+def test_mode_that_the_generator_was_not_taught_is_refused(
+    run_directory: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run_directory, other)
+    (other / "generator/metrics.json").write_text('{"mode": "slots"}')
+    with pytest.raises(ValueError, match=r"generator\.mode 'slots'.*--mode slots"):
+        export_bundle(other, tmp_path / "bundle", mode="list")

@@ -95,7 +95,7 @@ def test_model_of_other_features_is_refused(tmp_path: Path) -> None:
 
 
 def test_requests_are_read_as_they_were_shown(clicked_run: Path) -> None:
-    requests = read_requests(clicked_run, max_candidate_tokens=16, max_edges=50)
+    requests = read_requests(clicked_run, max_edges=50)
     assert requests is not None
     rows = pq.read_table(clicked_run / "mined/impressions.parquet").to_pylist()
     assert len(requests) == len(rows) // 5
@@ -148,7 +148,7 @@ def test_swapped_neighbours_get_the_rank_they_were_meant_for() -> None:
 
 
 def test_training_order_holds_every_request_once_an_epoch(clicked_run: Path) -> None:
-    requests = read_requests(clicked_run, max_candidate_tokens=16, max_edges=50)
+    requests = read_requests(clicked_run, max_edges=50)
     assert requests is not None
     chosen = np.flatnonzero(~requests.is_valid_R)
     order = training_order(requests, chosen, num_epochs=2, batch_size=32, seed=0)
@@ -183,7 +183,7 @@ def test_trained_model_beats_position_and_finds_the_examination(
     assert metrics["suggestion"] == report
     assert not (tmp_path / "checkpoints").exists()
 
-    requests = read_requests(clicked_run, max_candidate_tokens=16, max_edges=50)
+    requests = read_requests(clicked_run, max_edges=50)
     assert requests is not None
     loaded = load_click_model(tmp_path)
     chosen = np.array([5, 3, 2999])

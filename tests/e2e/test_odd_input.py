@@ -1,0 +1,51 @@
+"""Legal but odd requests over real gRPC, and a signal at an awkward moment."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import grpc
+import pytest
+
+from queryrec.v1 import query_recommender_service_pb2 as pb
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+
+TIMEOUT_S = 10
+
+
+@pytest.mark.parametrize(
+    "prefix", ["x" * 250 + " wi", "a " * 127 + "w", "\U0001f600" * 63 + " w", "\u092d " * 63 + "le"]
+)
+def test_the_longest_prefixes_are_completed_within_the_limit_of_a_suggestion(live_engine, prefix):
+    with grpc.insecure_channel(live_engine.target) as channel:
+        response = QueryRecommenderServiceStub(channel).Recommend(
+            pb.RecommendRequest(scenario="completion", query=prefix, max_suggestions=32),
+            timeout=TIMEOUT_S,
+        )
+    assert all(len(s.text.encode()) <= 256 for s in response.suggestions)
+    assert all(s.text.startswith(prefix) for s in response.suggestions)
+    assert len(response.attribution_token) <= 2048
+
+
+def test_a_signal_while_it_loads_ends_it_before_it_serves(tiny_bundle, tmp_path):
+    command = [sys.executable, "-m", "engine", "serve", "--bundle", str(tiny_bundle), "--port", "0"]
+    environment = {
+        **os.environ,
+        "QUERYREC_FEEDBACK_DIRECTORY": str(tmp_path / "feedback"),
+        "PYTHONSAFEPATH": "1",
+    }
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("queryrec-engine: listening"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+        errors = process.stderr.read()
+        assert process.wait(20) == 0
+    assert "serving" not in rest
+    assert "Traceback" not in errors

@@ -1,0 +1,27 @@
+"""What `queryrec-engine ask` prints: texts as they are, whatever they hold."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from engine.ask import print_answer
+from queryrec.client import Recommendation, Suggestion
+
+
+@pytest.mark.parametrize("text", ["plain", "[red]x", "x[/b]", "x\\[/b]", "x \\", "[link=http://a]"])
+def test_texts_that_look_like_markup_are_printed_as_they_are(text):
+    answer = Recommendation(
+        request_id="r",
+        suggestions=(Suggestion(text=text, click_probability=0.1, sources=("log",), position=1),),
+        auxiliary_text=text,
+        attribution_token="",
+        stage_us={},
+        omissions=(),
+        bundle_id="b",
+    )
+    console = Console(file=io.StringIO(), width=100)
+    print_answer(console, text, answer)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == text
+    assert any(f" {text} " in line for line in lines[1:])
