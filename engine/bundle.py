@@ -151,6 +151,7 @@ def _tokenizer(
         raise BundleError(f"{directory / spec.tokenizer}: {error}") from error
     own.no_padding()
     own.no_truncation()
+    own.encode_special_tokens = True  # user text is never a control token
     return lambda text: own.encode(text).ids
 
 

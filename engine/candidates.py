@@ -77,6 +77,8 @@ def written_texts(
     cut: list[Candidate] = []
     prefix = vocabulary.bytes_of(healed.kept_ids) + healed.remainder if healed else b""
     for ids, is_finished in pieces:
+        if SEP_ID in ids:  # in a slot: the first text stands for the slot
+            ids, is_finished = ids[: ids.index(SEP_ID)], True
         text = completed(vocabulary, healed, ids) if healed else vocabulary.decode(ids)
         candidate = _candidate(text)
         if candidate is not None and (" " + candidate.text).encode("utf-8").startswith(prefix):

@@ -65,6 +65,7 @@ class HuggingFaceTokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # user text is never a control token
 
     @classmethod
     def of_checkpoint(cls, name: str) -> "HuggingFaceTokenizer":

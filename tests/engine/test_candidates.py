@@ -83,6 +83,13 @@ def test_slots_become_candidates_and_cut_ones_are_kept_apart(vocabulary):
     assert [c.text for c in texts.cut] == ["blue sh"]
 
 
+def test_a_separator_ends_the_text_of_a_slot(vocabulary):
+    first, second = vocabulary.encode("red shoes"), vocabulary.encode("blue hat")
+    texts = texts_of(vocabulary, Sequences([[*first, SEP_ID, *second]], [False]))
+    assert [c.text for c in texts.finished] == ["red shoes"]
+    assert texts.cut == []
+
+
 def test_a_list_is_split_and_only_its_last_text_can_be_cut(vocabulary):
     ids = [*vocabulary.encode("red"), SEP_ID, *vocabulary.encode("blue"), SEP_ID]
     whole = texts_of(
