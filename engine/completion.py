@@ -7,6 +7,7 @@ and the prefix holds by construction. Training makes its targets with the same f
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from engine.vocabulary import Vocabulary
@@ -41,6 +42,18 @@ def continuation(vocabulary: Vocabulary, healed: HealedPrefix, target: str) -> l
     first = vocabulary.longest_match(rest, minimum=len(healed.remainder))
     assert first is not None, "the remainder is itself a token"
     return [first, *vocabulary.encode_continuation(rest[len(vocabulary.bytes_of([first])) :])]
+
+
+def other_ranges(
+    token_range: tuple[int, int], used: Sequence[int], num: int
+) -> list[tuple[int, int]]:
+    """Returns the `num` widest parts of a range of ids between used ones; empty parts do not count.
+
+    Texts that begin with a token of such a part differ from all that begin with a used one.
+    """
+    bounds = [token_range[0] - 1, *sorted({*used}), token_range[1]]
+    parts = [(a + 1, b) for a, b in pairwise(bounds) if a + 1 < b]
+    return sorted(parts, key=lambda p: (p[0] - p[1], p[0]))[:num]
 
 
 def completed(vocabulary: Vocabulary, healed: HealedPrefix, ids: Sequence[int]) -> str | None:

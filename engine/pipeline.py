@@ -14,6 +14,7 @@ from engine.attribution import Source
 from engine.batcher import BatchFailed, Done, TooLate
 from engine.bundle import Bundle
 from engine.candidates import Candidate, WrittenTexts, key_of, merged, written_texts
+from engine.completion import other_ranges
 from engine.config import Config
 from engine.costs import Work
 from engine.deadline import Clock
@@ -30,6 +31,7 @@ from engine.stages import Left, Omission, Probe, Stage, Why
 from engine.worker import Found, LookupRow, Worker
 
 _PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
+_MAX_OTHER_RANGES = 2  # further rows of a completion whose slots agree
 # Turns of the event loop until a row just submitted is running, if the worker is free.
 _TURNS_TO_START = 3
 
@@ -96,14 +98,14 @@ class Pipeline:
         finally:
             generation.cancel()
         with probe.during(Stage.MERGE):
-            texts = written_texts(
-                self.bundle.vocabulary,
-                sequences,
-                is_list=self._is_list,
-                has_auxiliary_text=question.scenario.has_auxiliary_text,
-                healed=prompt.healed,
-            )
+            texts = self._written(question, prompt, sequences)
             candidates = self._candidates(question, texts, log)
+        if prompt.healed and sequences and len(candidates) < question.num_suggestions:
+            more = await self._generate_otherwise(request, prompt, sequences)
+            with probe.during(Stage.MERGE):
+                texts = self._written(question, prompt, more)
+                candidates = self._candidates(question, texts, log)
+        with probe.during(Stage.MERGE):
             lead = texts.auxiliary
             auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
         p_seen_C, is_scored = await self._score(request, candidates, context_ids)
@@ -180,6 +182,47 @@ class Pipeline:
             return None
         request.probe.add(Stage.GENERATE, done.run_s)
         return done.result
+
+    async def _generate_otherwise(
+        self, request: "_Request", prompt: Prompt, sequences: Sequences
+    ) -> Sequences:
+        """Returns more completions if time allows: ones that begin with other tokens.
+
+        Slots may agree on a rare prefix; the parts of the range of first tokens that none of them
+        chose give texts that differ by construction.
+        """
+        plan = self._plan(request, encode=False, generate=True)
+        used = [ids[0] for ids in sequences.ids if ids]
+        if plan.rung is None or self._is_list:
+            return sequences
+        rows = [
+            GenerateRow(prompt.ids, part, plan.rung)
+            for part in other_ranges(prompt.first_token_range, used, _MAX_OTHER_RANGES)
+        ]
+        later_s = self.worker.costs.predict_s(score_work(SCORED_SIZES[0]), 1)
+        work = plan.rung.work
+        tasks = [self._submit(request, work, row, later_s=later_s) for row in rows]
+        ids, is_finished, run_s = list(sequences.ids), list(sequences.is_finished), 0.0
+        for done in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(done, Done):
+                ids += done.result.ids
+                is_finished += done.result.is_finished
+                run_s = max(run_s, done.run_s)
+            elif isinstance(done, BaseException) and not isinstance(done, QueueFull):
+                raise done
+        request.probe.add(Stage.GENERATE, run_s)
+        return Sequences(ids, is_finished)
+
+    def _written(
+        self, question: Question, prompt: Prompt, sequences: Sequences | None
+    ) -> WrittenTexts:
+        return written_texts(
+            self.bundle.vocabulary,
+            sequences,
+            is_list=self._is_list,
+            has_auxiliary_text=question.scenario.has_auxiliary_text,
+            healed=prompt.healed,
+        )
 
     def _prepared(
         self,

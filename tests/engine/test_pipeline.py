@@ -85,6 +85,24 @@ async def test_answers_do_not_depend_on_who_asks_at_the_same_time(bundle, runtim
     assert [texts(a) for a in together] == [texts(a) for a in alone]
 
 
+async def test_slots_that_agree_on_a_rare_prefix_are_asked_again_for_other_words(
+    bundle, runtime, monkeypatch
+):
+    prefixes = ["q", "zq", "xa", "vv", "wirelessq", "q w", "zz r"]
+
+    async def answers() -> list[set[str]]:
+        pipeline = make(bundle, runtime)
+        found = [await ask(pipeline, p, scenario="completion", num_suggestions=8) for p in prefixes]
+        return [set(texts(a)) for a in found]
+
+    more = await answers()
+    monkeypatch.setattr("engine.pipeline._MAX_OTHER_RANGES", 0)
+    once = await answers()
+    assert sum(map(len, more)) > sum(map(len, once))
+    for prefix, found in zip(prefixes, more, strict=True):
+        assert all(t.startswith(prefix) for t in found)
+
+
 async def test_without_a_generator_the_log_answers(bundle, runtime):
     answer = await ask(make(without(bundle, "generator"), runtime), "wireless mouse")
     assert len(answer.suggestions) == 6
