@@ -12,6 +12,7 @@ RUN := runs/demo
 BUNDLE ?= $(RUN)/bundle
 WORLD ?= $(RUN)/simulated
 RATE ?= 20
+MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup demo test test-all check format proto bench-load bench-idle bench-quality clean
 
@@ -66,11 +67,11 @@ $(BUNDLE)/manifest.json:
 
 bench-load: setup $(BUNDLE)/manifest.json ## Load-test a bundle; the last line is JSON
 	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
-	  --target $$TARGET --queries examples/data/heldout.txt.gz --rate $(RATE) --duration 30'
+	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --rate $(RATE) --duration 30'
 
 bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one request at a time
 	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
-	  --target $$TARGET --queries examples/data/heldout.txt.gz --idle --duration 30'
+	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --idle --duration 30'
 
 bench-quality: setup $(BUNDLE)/manifest.json ## Score answers to 500 held-out queries by the simulated truth
 	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.heldout \

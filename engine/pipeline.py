@@ -21,13 +21,14 @@ from engine.deadline import Clock
 from engine.errors import DeadlineUnreachable, QueueFull
 from engine.models import Floats, GenerateRow, Sequences
 from engine.planner import ENCODE, SCORED_SIZES, Plan, Wanted, make_plan, score_work
-from engine.prompt import ANSWER, COOCCURRING, SESSION, Prompt, SideInformation
+from engine.prompt import COOCCURRING, Prompt, SideInformation
 from engine.ranking import click_probability, diverse_order, explored, seen_probabilities
+from engine.request import RequestState, log_candidates, side_information
 from engine.retrieval import NOTHING, Retrieval, Retrieved
 from engine.runtime import Runtime
 from engine.safety import Blocklist
 from engine.scoring import CandidateInputs
-from engine.stages import Left, Omission, Probe, Stage, Why
+from engine.stages import Left, Probe, Stage, Why
 from engine.worker import Found, LookupRow, Worker
 
 _PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
@@ -79,15 +80,15 @@ class Pipeline:
         """
         if question.deadline.has_passed:
             raise DeadlineUnreachable(question.deadline.left_s())
-        request = _Request(question, probe, self._config.server.reserve_ms / 1000)
+        request = RequestState(question, probe, self._config.server.reserve_ms / 1000)
         retrieved = await self._retrieve(request)
         with probe.during(Stage.TOKENISE):
-            side = _side_information(question)
+            side = side_information(question)
             cooccurring = [SideInformation(COOCCURRING, t) for t in retrieved.cooccurring[::-1]]
             prompt = self.bundle.renderer.generation_prompt(
                 question.scenario.name, question.query, [*cooccurring, *side]
             )
-        log = _log_candidates(retrieved)
+        log = log_candidates(retrieved)
         generation = asyncio.ensure_future(self._generate(request, prompt))
         try:
             # What scoring will need is made while the generator runs, not after it.
@@ -106,6 +107,8 @@ class Pipeline:
                 texts = self._written(question, prompt, more)
                 candidates = self._candidates(question, texts, log)
         with probe.during(Stage.MERGE):
+            if prompt.healed:
+                candidates += self._longer(question, candidates)
             lead = texts.auxiliary
             auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
         p_seen_C, is_scored = await self._score(request, candidates, context_ids)
@@ -117,7 +120,7 @@ class Pipeline:
             omissions=request.in_stage_order(),
         )
 
-    async def _retrieve(self, request: "_Request") -> Retrieved:
+    async def _retrieve(self, request: RequestState) -> Retrieved:
         """Returns known queries that fit, through the encoder where the exact table lacks them."""
         question, retrieval = request.question, self._retrieval
         if retrieval is None:
@@ -152,7 +155,7 @@ class Pipeline:
         with request.probe.during(Stage.RETRIEVE):
             return retrieval.nearby(query, None)
 
-    async def _generate(self, request: "_Request", prompt: Prompt) -> Sequences | None:
+    async def _generate(self, request: RequestState, prompt: Prompt) -> Sequences | None:
         rungs = self.bundle.rungs[request.question.scenario.name]
         if not rungs:
             request.omit(Stage.GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
@@ -184,7 +187,7 @@ class Pipeline:
         return done.result
 
     async def _generate_otherwise(
-        self, request: "_Request", prompt: Prompt, sequences: Sequences
+        self, request: RequestState, prompt: Prompt, sequences: Sequences
     ) -> Sequences:
         """Returns more completions if time allows: ones that begin with other tokens.
 
@@ -239,7 +242,7 @@ class Pipeline:
             return self.bundle.renderer.click_context(question.scenario.name, question.query, side)
 
     async def _score(
-        self, request: "_Request", candidates: list[Candidate], context_ids: list[int]
+        self, request: RequestState, candidates: list[Candidate], context_ids: list[int]
     ) -> tuple[Floats, bool]:
         """Returns p(click | seen) of the first candidates, and whether a model gave them."""
         question, bundle = request.question, self.bundle
@@ -265,7 +268,7 @@ class Pipeline:
         return seen_probabilities(done.result, calibration), True
 
     async def _submit(
-        self, request: "_Request", work: Work, row: object, *, later_s: float
+        self, request: RequestState, work: Work, row: object, *, later_s: float
     ) -> Done | None:
         """Returns the result of a row, or None with an omission if it fails or comes too late."""
         finish_by_s = request.deadline.at_s - later_s
@@ -290,7 +293,7 @@ class Pipeline:
         request.probe.add(Stage.QUEUE, done.queue_s)
         return done
 
-    def _plan(self, request: "_Request", *, encode: bool, generate: bool) -> Plan:
+    def _plan(self, request: RequestState, *, encode: bool, generate: bool) -> Plan:
         rungs = self.bundle.rungs[request.question.scenario.name] if generate else ()
         wanted = Wanted(
             encode=encode, rungs=rungs, score=self.bundle.manifest.click_model is not None
@@ -325,6 +328,21 @@ class Pipeline:
                 candidate.popularity, candidate.npmi = count, association
         return candidates
 
+    def _longer(self, question: Question, candidates: list[Candidate]) -> list[Candidate]:
+        """Returns completions of the completions found, where these are fewer than asked for."""
+        missing = question.num_suggestions - len(candidates)
+        if missing <= 0 or self._retrieval is None:
+            return []
+        texts = [t for c in candidates for t in self._retrieval.by_suffix(c.text, missing)]
+        excluded = question.excluded_keys | {key_of(question.query)}
+        return merged(
+            (),
+            [Candidate(t, key_of(t), Source.LOG) for t in texts],
+            excluded_keys=excluded | {c.key for c in candidates},
+            is_blocked=self._blocklist.blocks,
+            limit=missing,
+        )
+
     def _ranked(
         self, question: Question, candidates: list[Candidate], p_seen_C: Floats, is_scored: bool
     ) -> tuple[Suggestion, ...]:
@@ -353,45 +371,3 @@ class Pipeline:
             p_click = click_probability(p_seen, question.scenario, position)
             suggestions.append(Suggestion(candidate.text, p_click, candidate.source, propensity))
         return tuple(suggestions)
-
-
-class _Request:
-    """What one request carries from stage to stage."""
-
-    __slots__ = ("_omissions", "deadline", "probe", "question")
-
-    def __init__(self, question: Question, probe: Probe, reserve_s: float) -> None:
-        self.question = question
-        self.probe = probe
-        self.deadline = question.deadline.sooner(reserve_s)
-        self._omissions: dict[Stage, Omission] = {}
-
-    def omit(self, stage: Stage, kind: Left, reason: Why) -> None:
-        self._omissions[stage] = Omission(stage, kind, reason)
-
-    def adopt(self, plan: Plan, stage: Stage) -> None:
-        """Takes over what a plan leaves out of one stage."""
-        for omission in plan.omissions:
-            if omission.stage is stage:
-                self._omissions[stage] = omission
-
-    def in_stage_order(self) -> tuple[Omission, ...]:
-        return tuple(self._omissions[s] for s in Stage if s in self._omissions)
-
-
-def _log_candidates(retrieved: Retrieved) -> list[Candidate]:
-    return [
-        Candidate(text, key_of(text), Source.LOG, popularity, npmi)
-        for text, popularity, npmi in zip(
-            retrieved.texts, retrieved.popularity, retrieved.npmi, strict=True
-        )
-    ]
-
-
-def _side_information(question: Question) -> list[SideInformation]:
-    """Returns the context beside co-occurring queries, what matters most last."""
-    side = list(question.side_information[::-1])
-    if question.answer:
-        side.append(SideInformation(ANSWER, question.answer))
-    side += [SideInformation(SESSION, q) for q in question.session_queries]
-    return side

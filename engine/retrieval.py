@@ -129,9 +129,9 @@ class Retrieval:
         rows = rows[rows != own] if own is not None else rows
         found = self._retrieved(rows[: self._max_candidates], own, max(num_following, len(rows)))
         missing = self._max_candidates // 2 - len(found.texts)
-        return found if missing <= 0 else _extended(found, self._by_suffix(prefix, missing))
+        return found if missing <= 0 else _extended(found, self.by_suffix(prefix, missing))
 
-    def _by_suffix(self, prefix: str, num: int) -> list[str]:
+    def by_suffix(self, prefix: str, num: int) -> list[str]:
         """Returns up to `num` completions of the last words of a prefix, longest match first."""
         typed = prefix.split(" ")
         texts: dict[str, None] = {}
