@@ -21,6 +21,8 @@ FEATURE_NAMES = (
     "num_characters",  # / 64
 )
 
+NUM_LOG_FEATURES = 3  # the first ones come from the log; all 0 for a text it does not know
+
 
 def candidate_features(
     query: str,

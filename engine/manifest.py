@@ -70,6 +70,8 @@ class ClickModelSpec(ModelSpec, frozen=True, kw_only=True):
     feature_names: list[str]
     # scenario -> (slope, intercept): p(click | seen) = sigmoid(slope * logit + intercept)
     calibration: dict[str, tuple[float, float]]
+    # scenario -> added to the calibrated logit of texts that the log does not know
+    unknown_offset: dict[str, float] = {}
     max_candidate_tokens: int = MAX_CANDIDATE_TOKENS
 
 

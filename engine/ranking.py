@@ -16,10 +16,12 @@ _QUERY_WORD_WEIGHT = 0.25  # words of the query say little about how two suggest
 Floats = NDArray[np.float32]
 
 
-def seen_probabilities(logits_C: Floats, calibration: tuple[float, float]) -> Floats:
-    """Returns p(click | seen) of each candidate: sigmoid(slope * logit + intercept)."""
+def seen_probabilities(
+    logits_C: Floats, calibration: tuple[float, float], offsets_C: Floats | float = 0.0
+) -> Floats:
+    """Returns p(click | seen) of each candidate: sigmoid(slope * logit + intercept + offset)."""
     slope, intercept = calibration
-    return (1 / (1 + np.exp(-(slope * logits_C + intercept)))).astype(np.float32)
+    return (1 / (1 + np.exp(-(slope * logits_C + intercept + offsets_C)))).astype(np.float32)
 
 
 def diverse_order(

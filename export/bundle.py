@@ -275,6 +275,7 @@ class _Writer:
             **_fields(self._save(graph, "click_model")),
             feature_names=list(FEATURE_NAMES),
             calibration=self.run.calibration(),
+            unknown_offset=self.run.unknown_offset(),
             max_candidate_tokens=MAX_CANDIDATE_TOKENS,
         )
 

@@ -1,6 +1,7 @@
 """Reads what training wrote: a run directory with checkpoints. Knows nothing of ONNX."""
 
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +120,13 @@ class Run:
         """Loads the calibration of the click logit per scenario."""
         content = (self.directory / "click_model/calibration.json").read_bytes()
         return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
+
+    def unknown_offset(self) -> dict[str, float]:
+        """Returns per scenario what a text that the log does not know loses in log odds."""
+        path = self.directory / "mined/summary.json"
+        summary = json.loads(path.read_text()) if path.is_file() else {}
+        ratios: dict[str, float] = summary.get("unknown_click_ratio", {})
+        return {name: math.log(max(ratio, 1e-3)) for name, ratio in ratios.items()}
 
     def index_spec(self) -> IndexSpec:
         """Loads the description of the index."""

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.features import FEATURE_NAMES, candidate_features
+from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES, candidate_features
 from engine.manifest import MAX_CANDIDATE_TOKENS, PromptSpec, ScenarioSpec
 from engine.prompt import PromptRenderer, SideInformation
 from engine.vocabulary import Vocabulary
@@ -160,8 +160,18 @@ def intended_ranks(position_N: Ids, propensity_N: NDArray[np.float64], offsets: 
     return rank_N
 
 
-def make_batch(requests: ClickRequests, chosen: Sequence[int]) -> ClickBatch:
-    """Returns the batch of some requests."""
+def make_batch(
+    requests: ClickRequests, chosen: Sequence[int], *, hidden_share: float = 0.0, seed: int = 0
+) -> ClickBatch:
+    """Returns the batch of some requests.
+
+    Args:
+        requests: all of them.
+        chosen: numbers of the batch's requests.
+        hidden_share: of the candidates, whose features from the log are set to 0: the model
+            learns to judge texts that the log does not know, of which training has next to none.
+        seed: of that choice.
+    """
     packed: list[Packed] = []
     for r in chosen:
         shown = requests.candidate_N[requests.offsets[r] : requests.offsets[r + 1]]
@@ -175,6 +185,9 @@ def make_batch(requests: ClickRequests, chosen: Sequence[int]) -> ClickBatch:
         features[i, : end - start] = requests.features_NF[start:end]
         position[i, : end - start] = requests.position_N[start:end]
         clicked[i, : end - start] = requests.clicked_N[start:end]
+    if hidden_share:
+        is_hidden = np.random.default_rng([seed, *chosen]).random(shape) < hidden_share
+        features[is_hidden, :NUM_LOG_FEATURES] = 0
     return ClickBatch(
         packed=collate(packed, multiple_of=8),
         features=torch.from_numpy(features),

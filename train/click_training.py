@@ -236,7 +236,7 @@ def _train(
     num_positions = max(2, int(requests.position_N.max()) + 1)
 
     def collator(numbers: list[int]) -> dict[str, Any]:
-        batch = make_batch(requests, numbers)
+        batch = make_batch(requests, numbers, hidden_share=config.hidden_log_share, seed=seed)
         return {**batch._asdict(), "packed": batch.packed._asdict()}
 
     trainer = _PalTrainer(

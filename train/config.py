@@ -188,6 +188,7 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
 
     num_epochs: float = 1
     batch_size: int = 32  # requests, each with all shown candidates
+    hidden_log_share: float = 0.3  # candidates trained on as if the log did not know them
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     bf16: bool = False  # compute in bfloat16 where the hardware does that fast
@@ -197,6 +198,7 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
         """Checks ranges."""
         _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
         _within("weight_decay", self.weight_decay, 0, 1)
+        _within("hidden_log_share", self.hidden_log_share, 0, 1)
 
 
 class IndexConfig(_Section, frozen=True, kw_only=True):
