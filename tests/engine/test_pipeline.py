@@ -110,6 +110,19 @@ async def test_without_a_generator_the_log_answers(bundle, runtime):
     assert answer.omissions == (Omission(Stage.GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE),)
 
 
+async def test_texts_that_the_log_does_not_know_are_offset(bundle, runtime):
+    spec = bundle.manifest.click_model
+    low = msgspec.structs.replace(spec, unknown_offset={"completion": -50.0})
+    manifest = msgspec.structs.replace(bundle.manifest, click_model=low)
+    pipeline = make(dataclasses.replace(bundle, manifest=manifest), runtime)
+    answer = await ask(pipeline, "wireless e", scenario="completion")
+    known = [s.source & Source.LOG != 0 for s in answer.suggestions]
+    assert any(known)
+    assert known == sorted(known, reverse=True), "what the log knows comes first"
+    for suggestion, is_known in zip(answer.suggestions, known, strict=True):
+        assert is_known or suggestion.click_probability < 1e-12
+
+
 async def test_without_a_click_model_sources_take_turns(bundle, runtime):
     pipeline = make(without(bundle, "click_model"), runtime)
     answer = await ask(pipeline, "wireless m", scenario="completion")

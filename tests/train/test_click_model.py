@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaModel
 
-from engine.features import FEATURE_NAMES
+from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from train.backbone import llama_config, shapes_of
 from train.click_data import intended_ranks, make_batch, read_requests, training_order
 from train.click_model import ClickModel, load_click_model, save_click_model
@@ -234,3 +234,20 @@ def test_clicks_that_teach_nothing_are_refused(
 def test_model_that_says_one_thing_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="learned nothing"):
         check_logits("suggestion", np.full(10, value, np.float32))
+
+
+def test_hidden_candidates_lose_what_the_log_says_and_nothing_else(clicked_run: Path) -> None:
+    requests = read_requests(clicked_run, max_edges=50)
+    assert requests is not None
+    chosen = list(range(40))
+    plain = make_batch(requests, chosen).features
+    hidden = make_batch(requests, chosen, hidden_share=0.5, seed=1).features
+    lost = (hidden[..., :NUM_LOG_FEATURES] == 0).all(-1) & (plain[..., :NUM_LOG_FEATURES] != 0).any(
+        -1
+    )
+    known = (plain[..., :NUM_LOG_FEATURES] != 0).any(-1)
+    assert 0.3 < lost.sum() / known.sum() < 0.7
+    assert torch.equal(hidden[..., NUM_LOG_FEATURES:], plain[..., NUM_LOG_FEATURES:])
+    assert torch.equal(hidden[~lost], plain[~lost])
+    again = make_batch(requests, chosen, hidden_share=0.5, seed=1).features
+    assert torch.equal(hidden, again)
