@@ -106,6 +106,20 @@ class Pipeline:
             with probe.during(Stage.MERGE):
                 texts = self._written(question, prompt, more)
                 candidates = self._candidates(question, texts, log)
+            if len(candidates) < question.num_suggestions and not question.query.endswith(" "):
+                # What was typed may be a whole word: go on as if a space had been typed, too.
+                spaced = self.bundle.renderer.generation_prompt(
+                    question.scenario.name, question.query + " ", [*cooccurring, *side]
+                )
+                begun = await self._generate(request, spaced)
+                if begun is not None:
+                    begun = await self._generate_otherwise(request, spaced, begun)
+                with probe.during(Stage.MERGE):
+                    longer = self._written(question, spaced, begun)
+                    texts = texts._replace(
+                        finished=texts.finished + longer.finished, cut=texts.cut + longer.cut
+                    )
+                    candidates = self._candidates(question, texts, log)
         with probe.during(Stage.MERGE):
             if prompt.healed:
                 candidates += self._longer(question, candidates)

@@ -110,6 +110,14 @@ async def test_without_a_generator_the_log_answers(bundle, runtime):
     assert answer.omissions == (Omission(Stage.GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE),)
 
 
+@pytest.mark.parametrize("prefix", ["earbuds", "qz", "wireless", "red e", "x"])
+async def test_the_generator_alone_finds_five_completions_of_any_prefix(bundle, runtime, prefix):
+    cold = make(without(bundle, "index"), runtime)
+    answer = await ask(cold, prefix, scenario="completion", num_suggestions=5)
+    assert len(set(texts(answer))) == 5
+    assert all(t.startswith(prefix) for t in texts(answer))
+
+
 async def test_texts_that_the_log_does_not_know_are_offset(bundle, runtime):
     spec = bundle.manifest.click_model
     low = msgspec.structs.replace(spec, unknown_offset={"completion": -50.0})
