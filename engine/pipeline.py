@@ -107,17 +107,10 @@ class Pipeline:
                 texts = self._written(question, prompt, more)
                 candidates = self._candidates(question, texts, log)
             if len(candidates) < question.num_suggestions and not question.query.endswith(" "):
-                # What was typed may be a whole word: go on as if a space had been typed, too.
-                spaced = self.bundle.renderer.generation_prompt(
-                    question.scenario.name, question.query + " ", [*cooccurring, *side]
-                )
-                begun = await self._generate(request, spaced)
-                if begun is not None:
-                    begun = await self._generate_otherwise(request, spaced, begun)
+                further = await self._next_words(request, [*cooccurring, *side])
                 with probe.during(Stage.MERGE):
-                    longer = self._written(question, spaced, begun)
                     texts = texts._replace(
-                        finished=texts.finished + longer.finished, cut=texts.cut + longer.cut
+                        finished=texts.finished + further.finished, cut=texts.cut + further.cut
                     )
                     candidates = self._candidates(question, texts, log)
         with probe.during(Stage.MERGE):
@@ -229,6 +222,23 @@ class Pipeline:
                 raise done
         request.probe.add(Stage.GENERATE, run_s)
         return Sequences(ids, is_finished)
+
+    async def _next_words(self, request: RequestState, side: list[SideInformation]) -> WrittenTexts:
+        """Returns completions as if a space had been typed, too: the prefix may be a whole word."""
+        question = request.question
+        with request.probe.during(Stage.TOKENISE):
+            prompt = self.bundle.renderer.generation_prompt(
+                question.scenario.name, question.query + " ", side
+            )
+        try:
+            sequences = await self._generate(request, prompt)
+        except QueueFull:  # there is an answer already
+            request.omit(Stage.GENERATE, Left.DEGRADED, Why.OVERLOAD)
+            sequences = None
+        if sequences is not None:
+            sequences = await self._generate_otherwise(request, prompt, sequences)
+        with request.probe.during(Stage.MERGE):
+            return self._written(question, prompt, sequences)
 
     def _written(
         self, question: Question, prompt: Prompt, sequences: Sequences | None

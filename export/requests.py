@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.manifest import MAX_CANDIDATE_TOKENS
 from engine.prompt import COOCCURRING, SESSION, Prompt, SideInformation
-from engine.vocabulary import EOS_ID, LIST
+from engine.vocabulary import LIST
 from export.checkpoint import Run
 
 _LIST_MARGIN = 1  # <|eos|> at the end of a list
@@ -79,8 +79,3 @@ def max_new_tokens(run: Run, mode: str) -> int:
 def candidate_ids(run: Run, texts: list[str]) -> list[list[int]]:
     """Returns the ids of candidates as the engine cuts them."""
     return [ids[:MAX_CANDIDATE_TOKENS] for ids in run.vocabulary.encode_batch(texts)]
-
-
-def without_end(ids: list[int]) -> list[int]:
-    """Returns generated ids up to <|eos|>, without it."""
-    return ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids

@@ -118,6 +118,27 @@ async def test_the_generator_alone_finds_five_completions_of_any_prefix(bundle, 
     assert all(t.startswith(prefix) for t in texts(answer))
 
 
+async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answer(
+    bundle, runtime, monkeypatch
+):
+    pipeline = make(without(bundle, "index"), runtime)
+    expected = texts(await ask(pipeline, "qz", scenario="completion"))
+    generate, calls = pipeline._generate, []
+
+    async def full_after_the_first(request, prompt):
+        calls.append(prompt)
+        if len(calls) > 1:
+            raise QueueFull("models")
+        return await generate(request, prompt)
+
+    monkeypatch.setattr(pipeline, "_generate", full_after_the_first)
+    monkeypatch.setattr("engine.pipeline._MAX_OTHER_RANGES", 0)
+    answer = await ask(pipeline, "qz", scenario="completion")
+    assert len(calls) == 2
+    assert len(texts(answer)) < len(expected)
+    assert Omission(Stage.GENERATE, Left.DEGRADED, Why.OVERLOAD) in answer.omissions
+
+
 async def test_texts_that_the_log_does_not_know_are_offset(bundle, runtime):
     spec = bundle.manifest.click_model
     low = msgspec.structs.replace(spec, unknown_offset={"completion": -50.0})
