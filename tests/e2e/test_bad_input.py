@@ -1,7 +1,6 @@
 """Every kind of bad input, over real gRPC against an engine in a process of its own."""
 
 import time
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -11,22 +10,10 @@ from grpc_status import rpc_status
 
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackKind
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 from queryrec.v1.side_information_pb2 import SideInformation
 
 TIMEOUT_S = 10
 RECOMMEND = "/queryrec.v1.QueryRecommenderService/Recommend"
-
-
-@pytest.fixture(scope="module")
-def channel(live_engine) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(live_engine.target) as channel:
-        yield channel
-
-
-@pytest.fixture(scope="module")
-def stub(channel) -> QueryRecommenderServiceStub:
-    return QueryRecommenderServiceStub(channel)
 
 
 def request(**fields) -> pb.RecommendRequest:

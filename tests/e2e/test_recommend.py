@@ -2,31 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
-import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 from queryrec.v1.stage_pb2 import OmissionKind, OmissionReason
 from queryrec.v1.suggestion_pb2 import SuggestionSource
 
 TIMEOUT_S = 10
-
-
-@pytest.fixture(scope="module")
-def channel(live_engine) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(live_engine.target) as channel:
-        yield channel
-
-
-@pytest.fixture(scope="module")
-def stub(channel) -> QueryRecommenderServiceStub:
-    return QueryRecommenderServiceStub(channel)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 import pytest
 
+from engine.bundle import Bundle, load_bundle
+from engine.runtime import Runtime
+
 
 class ManualClock:
     """A clock that stands still until it is moved."""
@@ -19,3 +22,15 @@ class ManualClock:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    runtime = Runtime(num_threads=1, shared_thread_pool=False)
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle, runtime) -> Bundle:
+    return load_bundle(tiny_bundle, runtime)

@@ -18,7 +18,6 @@ from engine.manifest import BundleError
 from engine.pipeline import Pipeline
 from engine.prompt import SideInformation as Item
 from engine.retrieval import Retrieval
-from engine.runtime import Runtime
 from engine.stages import Left, Omission, Probe, Stage, Why
 from engine.text import MAX_QUERY_BYTES, normalise
 from engine.translation import question_of
@@ -28,18 +27,6 @@ from queryrec.v1.side_information_pb2 import SideInformation
 CLOCK = MonotonicClock()
 CONFIG = Config()
 GROWING = "\ufdfa"  # 3 bytes; 18 characters of 33 bytes after normalisation
-
-
-@pytest.fixture(scope="module")
-def runtime():
-    runtime = Runtime(num_threads=1, shared_thread_pool=False)
-    yield runtime
-    runtime.close()
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle, runtime) -> Bundle:
-    return load_bundle(tiny_bundle, runtime)
 
 
 def translated(bundle: Bundle, **fields) -> Question:

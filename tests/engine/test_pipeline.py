@@ -11,7 +11,7 @@ import pytest
 
 from engine.answer import Answer, Question
 from engine.attribution import Source
-from engine.bundle import Bundle, load_bundle
+from engine.bundle import Bundle
 from engine.config import Config
 from engine.deadline import Deadline, MonotonicClock
 from engine.errors import DeadlineUnreachable, QueueFull
@@ -24,18 +24,6 @@ from engine.warmup import warm_up
 
 CLOCK = MonotonicClock()
 CONFIG = Config()
-
-
-@pytest.fixture(scope="module")
-def runtime():
-    runtime = Runtime(num_threads=1, shared_thread_pool=False)
-    yield runtime
-    runtime.close()
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle, runtime) -> Bundle:
-    return load_bundle(tiny_bundle, runtime)
 
 
 def without(bundle: Bundle, *parts: str) -> Bundle:
