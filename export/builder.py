@@ -25,6 +25,7 @@ _CONTRIB_OPS = {
 DTYPES = {
     "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
     "bool": TensorProto.BOOL,
 }
 
@@ -33,6 +34,7 @@ DTYPES = {
 class Weights:
     """Initializers of a graph by name; equal small constants are stored once."""
 
+    real_type: str = "float32"  # of all real numbers inside the graph: float32 or float16
     tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)
     _constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
@@ -41,6 +43,10 @@ class Weights:
         assert name not in self.tensors, name
         self.tensors[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
+
+    def add_real(self, name: str, value: NDArray[Any]) -> str:
+        """Stores a tensor of real numbers in the graph's type."""
+        return self.add(name, np.asarray(value, self.real_type))
 
     def constant(self, value: Any, dtype: str = "int64") -> str:
         """Returns the name of a small constant, stored once however often it is asked for."""
@@ -80,6 +86,14 @@ class Scope:
     def constant(self, value: Any, dtype: str = "int64") -> str:
         """Returns the name of a constant."""
         return self.weights.constant(value, dtype)
+
+    def real(self, value: Any) -> str:
+        """Returns the name of a constant of the graph's real type."""
+        return self.weights.constant(value, self.weights.real_type)
+
+    def cast(self, x: str, dtype: str) -> str:
+        """Returns `x` in another type."""
+        return self.op("Cast", x, to=DTYPES[dtype])
 
     def reshape(self, x: str, *shape: int | str) -> str:
         """Reshapes `x`; a dimension is a number (0 copies, -1 infers) or a scalar's name."""

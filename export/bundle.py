@@ -37,8 +37,6 @@ from export.requests import decoding, max_new_tokens, sample_requests
 
 Precision = Literal["int8", "fp32"]
 Mode = Literal["slots", "list"]
-# uint8 x int8 products saturate 16-bit sums on CPUs without these instructions.
-_INT8_CPU_FEATURES = ["avx512_vnni|avx_vnni"]
 _MIN_COSINE = 0.98
 _TOLERANCE = 1e-3
 _NUM_CALIBRATION = 96
@@ -297,7 +295,6 @@ class _Writer:
             precision=self.precision,
             inputs={i.name: _signature(i) for i in graph.graph.input},
             outputs={o.name: _signature(o) for o in graph.graph.output},
-            required_cpu_features=_INT8_CPU_FEATURES if self.precision == "int8" else [],
         )
 
 

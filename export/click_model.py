@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from export.attention import causal_mask, mask_where
 from export.builder import Scope, Weights, make_model, value
-from export.decoder import Array, Decoder, DecoderShape, Stream, causal_mask
+from export.decoder import Array, Decoder, DecoderShape
 
 
 def build_click_model(
@@ -35,21 +36,19 @@ def build_click_model(
         cos_sin: rotary tables.
         activation_scales: see `Decoder`.
     """
-    weights = Weights()
-    decoder = Decoder(weights, state, shape, cos_sin, activation_scales)
-    scope = Scope(weights)
+    scope = Scope(Weights())
+    weights = scope.weights
+    decoder = Decoder(scope, state, shape, cos_sin, activation_scales)
     context_kv = decoder.prefix(scope, "context_ids")
     num_candidates, length = scope.dim("candidate_ids", 1), scope.dim("candidate_ids", 2)
-    frame = decoder.suffix_frame(scope, "context_mask", num_candidates, length)
     context_lengths = scope.op("ReduceSum", "context_mask", scope.constant([1]), keepdims=1)
     steps = scope.op(
         "Range", scope.constant(0), scope.op("Squeeze", length), scope.constant(1)
     )  # (T)
     per_candidate = scope.op("Expand", steps, scope.op("Shape", "candidate_ids"))
     positions = scope.op("Add", context_lengths, scope.reshape(per_candidate, 0, -1))  # (B, X)
-    positions = scope.reshape(positions, -1, 1)
-    groups = shape.num_heads // shape.num_kv_heads
-    mask = _suffix_mask(scope, length, groups)
+    rows = scope.op("Mul", num_candidates, scope.constant([decoder.attention.groups]))
+    mask = _mask(scope, length, rows)
 
     last = scope.op("ReduceSum", "candidate_mask", scope.constant([2]), keepdims=0)
     last = scope.op("Max", scope.op("Sub", last, scope.constant(1)), scope.constant(0))  # (B, C)
@@ -59,14 +58,17 @@ def build_click_model(
     last = scope.op("Add", last, scope.op("Mul", order, length))
     last = scope.op("Unsqueeze", last, scope.constant([2]))  # (B, C, 1), into X
 
-    ids = scope.reshape("candidate_ids", 0, -1)
-    stream = Stream(decoder.embed(scope, ids))
+    stream = decoder.embed(scope, scope.reshape("candidate_ids", 0, -1))
     for layer in range(shape.num_layers):
-        is_last = layer == shape.num_layers - 1
-        stream, _ = decoder.suffix_layer(
-            scope, layer, stream, frame, positions, context_kv[layer],
-            suffix_mask=mask, keep=last if is_last else None,
-        )  # fmt: skip
+        heads, x = decoder.heads(scope, layer, stream, positions)
+        mixed = decoder.attention.blocks(
+            scope, heads, context_kv[layer], mask, num_candidates, length
+        )
+        mixed = decoder.joined(scope, mixed)
+        if layer == shape.num_layers - 1:  # of each candidate only the last token is read
+            mixed = scope.op("GatherND", mixed, last, batch_dims=1)
+            x = scope.op("GatherND", x, last, batch_dims=1)
+        stream = decoder.after_attention(scope, layer, x, mixed)
     hidden = decoder.final_norm(scope, stream)  # (B, C, D)
     joint = scope.op("Concat", hidden, "features", axis=2)
     h = scope.op("MatMul", joint, weights.add("head.hidden.weight", head["hidden.weight"].T))
@@ -90,14 +92,16 @@ def build_click_model(
     )
 
 
-def _suffix_mask(scope: Scope, length: str, groups: int) -> str:
-    """Returns the causal mask (T * G, T) of candidates whose queries stand in T-major order."""
-    mask = causal_mask(scope, length)
-    if groups == 1:
-        return mask
-    repeated = scope.op("Unsqueeze", mask, scope.constant([1]))
-    repeated = scope.op("Tile", repeated, scope.constant([1, groups, 1]))
-    return scope.op("Reshape", repeated, scope.shape(-1, length))
+def _mask(scope: Scope, length: str, num_blocks: str) -> str:
+    """Returns float (B, 1, G * C * T, T + P): causal in a candidate, and the context's tokens."""
+    own = scope.op("Expand", causal_mask(scope, length), scope.shape(num_blocks, 1, 1))
+    own = scope.reshape(own, 1, 1, -1, length)
+    hidden = scope.op("Equal", "context_mask", scope.constant(0))
+    context = scope.op("Unsqueeze", mask_where(scope, hidden), scope.constant([1, 2]))
+    num_rows = scope.op("Mul", num_blocks, length)
+    own = scope.op("Expand", own, scope.shape(scope.dim("context_mask", 0), 1, 1, 1))
+    context = scope.op("Expand", context, scope.shape(1, 1, num_rows, 1))
+    return scope.op("Concat", own, context, axis=3)
 
 
 def head_state(state: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,30 +1,34 @@
-"""The generator as one graph: prefill, then the whole decode loop inside ONNX.
-
-Inputs and outputs (design of the bundle, `generator`):
+"""The whole decode as one ONNX graph: prompt once, then a loop over new tokens.
 
     input_ids, attention_mask   int64 (B, P), right padded
     slots                       int64 (B, S): the token that starts each sequence
     max_new_tokens              int64 (B, S): at least 1 is taken
     first_token_range           int64 (B, 2): [first, end) of the ids that may begin a text,
                                 that is, the first new token and each one after <|sep|>
-    sequences                   int64 (B, S, N): greedy; <|pad|> after <|eos|> or the limit
+    sequences                   int64 (B, S, N): <|pad|> after <|eos|> or the limit
     logprobs                    float32 (B, S), optional: sum over the new tokens of the log
                                 of softmax over the ids that were allowed
 
-`slots` mode gives S slot tokens, `list` mode one <|list|> token: the graph is the same.
+`slots` gives S slot tokens, `list` one <|list|> token, both greedy and the same graph. With
+`beams`, the sequences of a row that begin with the token of its last one are the beams of one
+search, best first; they share a limit. Keys and values of beams never move: a mask says which of
+the row's tokens are a beam's own.
 
-# R = B * S rows, V vocabulary, C = V / 128 groups of ids
+# R = B * S rows, V vocabulary, U tokens of a row so far, G query heads per kv head
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
+from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS
+from export.attention import KeyValue, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
-from export.decoder import MASKED, Array, Decoder, DecoderShape, KeyValue, Stream, SuffixFrame
+from export.choice import NONE, beam_search, greedy
+from export.decoder import Array, Decoder, DecoderShape
 
 
 def build_generator(
@@ -33,49 +37,31 @@ def build_generator(
     cos_sin: tuple[Array, Array],
     *,
     activation_scales: Mapping[str, float] | None = None,
+    beams: bool = False,
     with_logprobs: bool = False,
+    real_type: str = "float32",
 ) -> onnx.ModelProto:
-    """Returns the generator graph of a checkpoint; see `Decoder` for the arguments.
+    """Returns the generator graph of a checkpoint.
+
+    Args:
+        state: see `Decoder`, like the next two.
+        shape: sizes.
+        cos_sin: rotary tables.
+        activation_scales: see `Decoder`.
+        beams: search instead of choosing greedily.
+        with_logprobs: add the output `logprobs`.
+        real_type: of weights and activations, float32 or float16; int8 goes with float32.
 
     Raises:
         ValueError: the vocabulary is not a multiple of 128.
     """
     if shape.vocabulary % NUM_CONTROL_IDS:
         raise ValueError(f"vocabulary of {shape.vocabulary} is not a multiple of {NUM_CONTROL_IDS}")
-    weights = Weights()
-    decoder = Decoder(weights, state, shape, cos_sin, activation_scales)
-    scope = Scope(weights)
-    prompt_kv = decoder.prefix(scope, "input_ids")
-    num_slots = scope.dim("slots", 1)
-    frame = decoder.suffix_frame(scope, "attention_mask", num_slots, scope.constant([1]))
-    lengths = scope.op("ReduceSum", "attention_mask", scope.constant([1]), keepdims=1)  # (B, 1)
-    limits = scope.op("Max", "max_new_tokens", scope.constant(1))
-    slot_shape = scope.op("Shape", "slots")
-    num_kv = scope.constant([shape.num_kv_heads])
-    empty = scope.op(
-        "ConstantOfShape",
-        scope.op(
-            "Concat",
-            scope.dim("slots", 0), num_kv, num_slots, scope.constant([0, shape.head_dim]),
-            axis=0,
-        ),
-    )  # fmt: skip
-    zeros = scope.op("Expand", scope.constant(0, "float32"), slot_shape)
-    running = scope.op("Expand", scope.constant(False, "bool"), slot_shape)
-
-    body, carried = _loop_body(decoder, frame, lengths, limits, prompt_kv, with_logprobs)
-    initial = ["slots", running, zeros, *([empty] * (2 * shape.num_layers))]
-    outputs = scope.ops(
-        "Loop",
-        [scope.op("ReduceMax", limits, keepdims=0), scope.constant(True, "bool"), *initial],
-        carried + 1,
-        body=body,
-    )
-    scope.nodes.append(
-        onnx.helper.make_node("Transpose", [outputs[carried]], ["sequences"], perm=[1, 2, 0])
-    )
-    if with_logprobs:
-        scope.nodes.append(onnx.helper.make_node("Identity", [outputs[2]], ["logprobs"]))
+    outer = Scope(Weights(real_type))
+    decoder = Decoder(outer, state, shape, cos_sin, activation_scales)
+    prompt_kv = decoder.prefix(outer, "input_ids")
+    loop = _Loop(outer, decoder, prompt_kv, beams=beams, with_logprobs=with_logprobs)
+    loop.emit()
     inputs = [
         value("input_ids", "int64", ["batch", "prompt"]),
         value("attention_mask", "int64", ["batch", "prompt"]),
@@ -86,121 +72,202 @@ def build_generator(
     results = [value("sequences", "int64", ["batch", "slots", "new_tokens"])]
     if with_logprobs:
         results.append(value("logprobs", "float32", ["batch", "slots"]))
-    return make_model(scope, "generator", inputs, results)
+    return make_model(outer, "generator", inputs, results)
 
 
-def _loop_body(
-    decoder: Decoder,
-    frame: SuffixFrame,
-    lengths: str,
-    limits: str,
-    prompt_kv: list[KeyValue],
-    with_logprobs: bool,
-) -> tuple[onnx.GraphProto, int]:
-    """Returns the body of the decode loop and the number of values it carries.
+@dataclass
+class _State:
+    """What the loop carries from step to step: names inside, and outside before and after."""
 
-    Names from the outer graph: `lengths` int64 (B, 1) of the prompts, `limits` int64 (B, S).
-    """
-    shape = decoder.shape
-    body = Scope(decoder.weights, "step_")
-    names = ["step", "running_in", "tokens", "finished", "logprobs_in"]
-    dtypes = ["int64", "bool", "int64", "bool", "float32"]
-    past = [KeyValue(f"keys_{i}", f"values_{i}") for i in range(shape.num_layers)]
-    kv_names = [name for kv in past for name in kv]
-    inputs = [
-        value(n, d, [] if n in ("step", "running_in") else None)
-        for n, d in zip([*names, *kv_names], [*dtypes, *["float32"] * len(kv_names)], strict=True)
-    ]
-    positions = body.op("Expand", body.op("Add", lengths, "step"), body.op("Shape", "tokens"))
-    positions = body.reshape(positions, -1, 1)
-    stream, new_kv = Stream(decoder.embed(body, "tokens")), list[str]()
-    for layer in range(shape.num_layers):
-        stream, kv = decoder.suffix_layer(
-            body, layer, stream, frame, positions, prompt_kv[layer], past=past[layer]
+    names: list[str] = field(default_factory=list)
+    dtypes: list[str] = field(default_factory=list)
+    initial: list[str] = field(default_factory=list)
+
+    def carry(self, name: str, dtype: str, initial: str) -> str:
+        self.names.append(name)
+        self.dtypes.append(dtype)
+        self.initial.append(initial)
+        return name
+
+
+class _Loop:
+    """Emits the decode loop."""
+
+    def __init__(
+        self,
+        outer: Scope,
+        decoder: Decoder,
+        prompt_kv: list[KeyValue],
+        *,
+        beams: bool,
+        with_logprobs: bool,
+    ) -> None:
+        self.outer, self.decoder, self.prompt_kv = outer, decoder, prompt_kv
+        self.beams, self.with_logprobs = beams, with_logprobs
+        self.num_slots = outer.dim("slots", 1)
+        self.lengths = outer.op(
+            "ReduceSum", "attention_mask", outer.constant([1]), keepdims=1
+        )  # (B, 1)
+        self.limits = outer.op("Max", "max_new_tokens", outer.constant(1))
+        order = outer.op(
+            "Range", outer.constant(0), outer.op("Squeeze", self.num_slots), outer.constant(1)
         )
-        new_kv += kv
-    logits = decoder.logits(body, stream)  # (B, S, V)
-    token, logprob = _choose(body, logits, shape.vocabulary, with_logprobs)
-    token = body.op("Reshape", token, body.op("Shape", "tokens"))
-    total = "logprobs_in"
-    if with_logprobs:
-        logprob = body.op("Reshape", logprob, body.op("Shape", "tokens"))
-        kept = body.op("Where", "finished", body.constant(0, "float32"), logprob)
-        total = body.op("Add", total, kept)
-    token = body.op("Where", "finished", body.constant(0), token)
-    at_limit = body.op("GreaterOrEqual", body.op("Add", "step", body.constant(1)), limits)
-    ended = body.op("Or", body.op("Equal", token, body.constant(EOS_ID)), at_limit)
-    finished = body.op("Or", "finished", ended)
-    still = body.op("Cast", body.op("Not", finished), to=7)
-    running = body.op("Cast", body.op("ReduceMax", still, keepdims=0), to=9)
-    carried = [running, token, finished, body.op("Identity", total), *new_kv]
-    kinds = ["bool", "int64", "bool", "float32", *["float32"] * len(new_kv), "int64"]
-    emitted = body.op("Identity", token)
-    return body.subgraph("decode", inputs, [*carried, emitted], kinds), len(carried) - 1
+        self.order = outer.op("Unsqueeze", order, outer.constant([0]))  # (1, S)
 
+    def emit(self) -> None:
+        """Appends the loop and the graph's outputs to the outer scope."""
+        outer, shape = self.outer, self.decoder.shape
+        slot_shape = outer.op("Shape", "slots")
+        state = _State()
+        tokens = state.carry("tokens", "int64", "slots")
+        finished = state.carry(
+            "finished", "bool", outer.op("Expand", outer.constant(False, "bool"), slot_shape)
+        )
+        sums = self.beams or self.with_logprobs
+        if sums:
+            state.carry("totals", "float32", self._initial_totals(slot_shape))
+        if self.beams:
+            none = outer.op(
+                "Expand", outer.constant([[[0]]]), outer.shape(outer.dim("slots", 0), self.num_slots, 0)
+            )
+            state.carry("written", "int64", none)  # (B, S, step)
+            state.carry("owners", "int64", none)  # (B, S, step): whose each earlier token was
+        else:
+            state.carry("mask", self.outer.weights.real_type, self._prompt_mask())
+        empty = outer.op(
+            "Expand",
+            outer.real([[[[0]]]]),
+            outer.shape(outer.dim("slots", 0), shape.num_kv_heads, 0, shape.head_dim),
+        )
+        for layer in range(shape.num_layers):
+            for part in ("keys", "values"):
+                state.carry(f"{part}_{layer}", outer.weights.real_type, empty)
 
-def _choose(body: Scope, logits: str, vocabulary: int, with_logprobs: bool) -> tuple[str, str]:
-    """Emits the greedy choice; returns int64 (R) tokens and float32 (R) log-probabilities.
+        body = Scope(outer.weights, "step_")
+        carried, emitted = self._body(body, tokens, finished)
+        is_running = carried.pop("running")
+        outputs = [is_running, *(carried[n] for n in state.names), *emitted]
+        kinds = ["bool", *state.dtypes, *["int64"] * len(emitted)]
+        inputs = [value("step", "int64", []), value("running_in", "bool", [])]
+        inputs += [value(n, d, None) for n, d in zip(state.names, state.dtypes, strict=True)]
+        results = outer.ops(
+            "Loop",
+            [
+                outer.op("ReduceMax", self.limits, keepdims=0),
+                outer.constant(True, "bool"),
+                *state.initial,
+            ],
+            len(state.names) + len(emitted),
+            body=body.subgraph("decode", inputs, outputs, kinds),
+        )
+        final = dict(zip(state.names, results, strict=False))
+        if self.beams:
+            last = onnx.helper.make_node("Identity", [final["written"]], ["sequences"])
+        else:
+            last = onnx.helper.make_node("Transpose", [results[-1]], ["sequences"], perm=[1, 2, 0])
+        outer.nodes.append(last)
+        if self.with_logprobs:
+            outer.nodes.append(onnx.helper.make_node("Identity", [final["totals"]], ["logprobs"]))
 
-    Where a text begins (first step, or after <|sep|>) the choice is limited to the row's range.
-    Masking the logits costs about as much as the choice itself, so it has a branch of its own.
-    """
-    begins = body.op(
-        "Or",
-        body.op("Equal", "step", body.constant(0)),
-        body.op("Equal", "tokens", body.constant(SEP_ID)),
-    )  # (B, S)
-    any_begins = body.op("ReduceMax", body.op("Cast", begins, to=7), keepdims=0)
+    def _body(self, body: Scope, tokens: str, finished: str) -> tuple[dict[str, str], list[str]]:
+        """Emits one step; returns what it carries on, by name, and what it appends to outputs."""
+        shape, decoder = self.decoder.shape, self.decoder
+        carried: dict[str, str] = {}
+        positions = body.op("Add", self.lengths, "step")
+        positions = body.op("Expand", positions, body.op("Shape", tokens))  # (B, S)
+        if self.beams:
+            mask = self._beam_mask(body)
+        else:
+            mask = carried["mask"] = body.op("Concat", self._slot_mask(), "mask", axis=-1)
+        stream = decoder.embed(body, tokens)
+        for layer in range(shape.num_layers):
+            heads, x = decoder.heads(body, layer, stream, positions)
+            past = KeyValue(f"keys_{layer}", f"values_{layer}")
+            mixed, seen = decoder.attention.step(body, heads, self.prompt_kv[layer], past, mask)
+            carried[past.keys], carried[past.values] = seen
+            stream = decoder.after_attention(body, layer, x, decoder.joined(body, mixed))
+        logits = decoder.logits(body, stream)  # (B, S, V)
+        emitted: list[str] = []
+        if self.beams:
+            chosen = beam_search(body, logits, shape.vocabulary, self.num_slots, "totals", finished)
+            by_row = body.op("Unsqueeze", chosen.parents, body.constant([2]))
+            finished = body.op("GatherElements", finished, chosen.parents, axis=1)
+            token = chosen.tokens
+            new = body.op("Unsqueeze", token, body.constant([2]))
+            written = body.op("GatherND", "written", by_row, batch_dims=1)
+            carried["written"] = body.op("Concat", written, new, axis=2)
+            owners = body.op("GatherND", self._with_own(body), by_row, batch_dims=1)
+            carried["owners"] = owners
+            carried["totals"] = chosen.totals
+        else:
+            token, logprob = greedy(
+                body, logits, shape.vocabulary, with_logprobs=self.with_logprobs
+            )
+            if self.with_logprobs:
+                kept = body.op("Where", finished, body.constant(0, "float32"), logprob)
+                carried["totals"] = body.op("Add", "totals", kept)
+            token = body.op("Where", finished, body.constant(0), token)
+            emitted.append(body.op("Identity", token))
+        at_limit = body.op(
+            "GreaterOrEqual", body.op("Add", "step", body.constant(1)), self.limits
+        )
+        ended = body.op("Or", body.op("Equal", token, body.constant(EOS_ID)), at_limit)
+        carried["tokens"] = token
+        carried["finished"] = body.op("Or", finished, ended)
+        still = body.cast(body.op("Not", carried["finished"]), "int64")
+        carried["running"] = body.cast(body.op("ReduceMax", still, keepdims=0), "bool")
+        return carried, emitted
 
-    masked = Scope(body.weights, "begin_")
-    ids = masked.constant(np.arange(vocabulary))
-    first, end = masked.ops("Split", ["first_token_range"], 2, axis=1, num_outputs=2)
-    first, end = (masked.op("Unsqueeze", b, masked.constant([2])) for b in (first, end))  # (B,1,1)
-    inside = masked.op(
-        "And", masked.op("GreaterOrEqual", ids, first), masked.op("Less", ids, end)
-    )  # (B, 1, V)
-    continues = masked.op("Unsqueeze", masked.op("Not", begins), masked.constant([2]))
-    allowed = masked.op("Or", inside, continues)
-    limited = masked.op("Where", allowed, logits, masked.constant(MASKED, "float32"))
+    def _initial_totals(self, slot_shape: str) -> str:
+        """Returns float32 (B, S) zeros; of the beams that begin alike all but the first are out.
 
-    free = Scope(body.weights, "free_")
-    branches: list[onnx.GraphProto] = []
-    for scope, source in ((masked, limited), (free, logits)):
-        chosen = _argmax(scope, source, vocabulary, with_logprobs)
-        kinds = ["int64", "float32"][: len(chosen)]
-        branches.append(scope.subgraph(scope.prefix + "choice", [], chosen, kinds))
-    outputs = body.ops(
-        "If",
-        [body.op("Cast", any_begins, to=9)],
-        2 if with_logprobs else 1,
-        then_branch=branches[0],
-        else_branch=branches[1],
-    )
-    return outputs[0], outputs[-1]
+        Also emits `is_beam`, bool (B, S): whether a sequence begins like the last one of its row.
+        """
+        outer = self.outer
+        zeros = outer.op("Expand", outer.constant(0, "float32"), slot_shape)
+        if not self.beams:
+            return zeros
+        last = outer.op("Gather", "slots", outer.constant([-1]), axis=1)
+        equal = onnx.helper.make_node("Equal", ["slots", last], ["is_beam"], name="is_beam")
+        outer.nodes.append(equal)
+        number = outer.op("CumSum", outer.cast("is_beam", "int64"), outer.constant(1))
+        is_later = outer.op("And", "is_beam", outer.op("Greater", number, outer.constant(1)))
+        return outer.op("Where", is_later, outer.constant(NONE, "float32"), zeros)
 
+    def _prompt_mask(self) -> str:
+        """Returns real (B, 1, G * S, P): which prompt tokens exist."""
+        outer = self.outer
+        hidden = outer.op("Equal", "attention_mask", outer.constant(0))
+        mask = outer.op("Unsqueeze", mask_where(outer, hidden), outer.constant([1, 2]))
+        rows = outer.op("Mul", self.num_slots, outer.constant([self.decoder.attention.groups]))
+        return outer.op("Expand", mask, outer.shape(1, 1, rows, 1))
 
-def _argmax(scope: Scope, logits: str, vocabulary: int, with_logprobs: bool) -> list[str]:
-    """Emits argmax over ids 128 to V - 1 in two levels: over groups of 128, then inside one.
+    def _slot_mask(self) -> str:
+        """Returns real (B, 1, G * S, S): of the tokens of one step, each slot sees its own."""
+        outer = self.outer
+        if not hasattr(self, "_slot_block"):
+            column = outer.transpose(self.order, 1, 0)
+            other = outer.op("Not", outer.op("Equal", column, self.order))  # (S, S)
+            block = by_group(outer, mask_where(outer, other), self.decoder.attention.groups)
+            batch = outer.shape(outer.dim("slots", 0), 1, 1, 1)
+            self._slot_block = outer.op("Expand", block, batch)
+        return self._slot_block
 
-    Group 0 holds the control tokens, which are never generated. Ties go to the lower id.
-    """
-    groups = vocabulary // NUM_CONTROL_IDS
-    by_group = scope.reshape(logits, -1, groups, NUM_CONTROL_IDS)  # (R, C, 128)
-    maxima = scope.op("ReduceMax", by_group, scope.constant([2]), keepdims=0)
-    maxima = scope.slice(maxima, 1, groups, 1)
-    group = scope.op("ArgMax", maxima, axis=1, keepdims=1)
-    group = scope.op("Add", group, scope.constant(1))  # (R, 1)
-    inside = scope.op("GatherND", by_group, group, batch_dims=1)  # (R, 128)
-    within = scope.op("ArgMax", inside, axis=1, keepdims=0)
-    base = scope.op("Mul", scope.op("Squeeze", group, scope.constant([1])), scope.constant(128))
-    token = scope.op("Add", base, within)
-    if not with_logprobs:
-        return [token]
-    best = scope.op("ReduceMax", maxima, scope.constant([1]), keepdims=1)
-    emittable = scope.slice(by_group, 1, groups, 1)
-    shifted = scope.op("Sub", emittable, scope.op("Unsqueeze", best, scope.constant([2])))
-    total = scope.op("ReduceSum", scope.op("Exp", shifted), scope.constant([1, 2]), keepdims=0)
-    return [token, scope.op("Neg", scope.op("Log", total))]
+    def _with_own(self, body: Scope) -> str:
+        """Returns int64 (B, S, step + 1): whose token each sequence sees, the newest first."""
+        own = body.op("Expand", self.order, body.op("Shape", "tokens"))
+        return body.op("Concat", body.op("Unsqueeze", own, body.constant([2])), "owners", axis=2)
+
+    def _beam_mask(self, body: Scope) -> str:
+        """Returns real (B, 1, G * S, U + P): a beam sees its own tokens and the prompt."""
+        owners = body.op("Unsqueeze", self._with_own(body), body.constant([3]))
+        other = body.op("Not", body.op("Equal", owners, body.reshape(self.order, 1, 1, 1, -1)))
+        own = body.reshape(mask_where(body, other), 0, 0, -1)  # (B, S, U)
+        own = body.op("Unsqueeze", own, body.constant([1]))
+        if not hasattr(self, "_prompt_block"):
+            self._prompt_block = self._prompt_mask()
+        own = by_group(body, own, self.decoder.attention.groups)
+        return body.op("Concat", own, self._prompt_block, axis=-1)
 
 
 def rotary_tables(

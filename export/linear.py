@@ -1,16 +1,21 @@
-"""Matrix products of a checkpoint as ONNX nodes, in fp32 or static int8; stores each once.
+"""Matrix products of a checkpoint as ONNX nodes, real-valued or static int8; stores each once.
 
 Knows nothing of transformers beyond the names of their weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.builder import Scope, Weights
+from export.builder import Scope
 
 Array = NDArray[np.float32]
+
+# CPUs without VNNI add pairs of uint8 x int8 products in 16 bits that saturate: 2 * 255 * 64 is
+# the most that fits. Weights of this range are exact everywhere, so one graph serves every CPU.
+_MAX_WEIGHT = 64
 
 
 class Linears:
@@ -18,97 +23,112 @@ class Linears:
 
     def __init__(
         self,
-        weights: Weights,
+        outer: Scope,
         state: Mapping[str, Array],
         activation_scales: Mapping[str, float] | None,
     ) -> None:
         """Stores the embedding; other matrices are stored when first used.
 
         Args:
-            weights: where initializers go.
+            outer: the outermost scope, whose tensors all scopes see.
             state: arrays by their transformers names, without the leading "model.".
             activation_scales: scale of the input of each linear layer, by the names that
-                `export.calibration` gives; None builds fp32.
+                `export.calibration` gives; None builds real-valued products.
         """
-        self.weights = weights
         self.state = state
+        self._outer = outer
+        self._weights = outer.weights
         self._scales = activation_scales
-        self._stored: dict[str, tuple[str, str, str]] = {}  # matrix, its scale, bias
-        self._is_tied = "lm_head.weight" not in state
+        self._stored: dict[str, _Matrix] = {}
+        self._quantised: dict[tuple[int, str, float], str] = {}  # by scope, input and scale
         embedding = state["embed_tokens.weight"]
         self._num_ids = len(embedding)
+        self._is_tied = "lm_head.weight" not in state
+        self._embedding_scale = ""
         if activation_scales is None:
-            weights.add("embedding", embedding)
+            self._weights.add_real("embedding", embedding)
         else:
-            self._store("embedding", embedding.T, "")
+            by_column, scale = quantise_columns(embedding.T)
+            self._weights.add("embedding", by_column.T)
+            self._embedding_scale = self._weights.add("embedding_scale", scale)
 
     def embed(self, scope: Scope, ids: str) -> str:
-        """Returns float32 (B, X, D) embeddings of int64 (B, X) ids; ids out of range are clipped.
-
-        Int8 embeddings lie transposed, because the tied output matrix needs them so.
-        """
+        """Returns real (B, X, D) embeddings of int64 (B, X) ids; ids out of range are clipped."""
         ids = scope.op("Clip", ids, scope.constant(0), scope.constant(self._num_ids - 1))
+        rows = scope.op("Gather", "embedding", ids, axis=0)
         if self._scales is None:
-            return scope.op("Gather", "embedding", ids, axis=0)
-        matrix, scale, _ = self._stored["embedding"]
-        columns = scope.op("Gather", matrix, ids, axis=1)  # int8 (D, B, X)
-        rows = scope.op("Cast", scope.transpose(columns, 1, 2, 0), to=1)
-        scale = scope.op("Gather", scale, ids, axis=0)
-        return scope.op("Mul", rows, scope.op("Unsqueeze", scale, scope.constant([-1])))
+            return rows
+        scale = scope.op("Gather", self._embedding_scale, ids, axis=0)
+        scale = scope.op("Unsqueeze", scale, scope.constant([-1]))
+        return scope.op("Mul", scope.cast(rows, "float32"), scale)
 
     def logits(self, scope: Scope, x: str) -> str:
-        """Returns float32 (B, X, V) logits of normalised hidden states (B, X, D)."""
+        """Returns real (B, X, V) logits of normalised hidden states (B, X, D)."""
         if not self._is_tied:
             return self.linear(scope, x, "lm_head", ["lm_head"])
         if self._scales is None:
             return scope.op("FusedMatMul", x, "embedding", transB=1)
-        return self._integer_matmul(scope, x, self._scales["lm_head"], self._stored["embedding"])
+        if "lm_head" not in self._stored:
+            # Stored once, by row; ONNX Runtime makes the transposed copy when it loads the graph.
+            turned = self._outer.transpose("embedding", 1, 0)
+            self._stored["lm_head"] = _Matrix(turned, self._embedding_scale, "")
+        return self._integer_matmul(scope, x, "lm_head", "lm_head")
 
-    def linear(self, scope: Scope, x: str, key: str, names: list[str]) -> str:
+    def linear(self, scope: Scope, x: str, key: str, names: Sequence[str]) -> str:
         """Applies the linear layers `names`, which share an input, as one matrix product.
 
         Args:
             scope: where nodes go.
-            x: float32 (..., inputs).
+            x: real (..., inputs).
             key: the input's name in the activation scales.
             names: of the layers, in the order of their outputs.
         """
-        if key not in self._stored:
+        name = names[0] if len(names) == 1 else key
+        if name not in self._stored:
             matrix = np.concatenate([self.state[f"{n}.weight"] for n in names]).T
             biases = [self.state[f"{n}.bias"] for n in names if f"{n}.bias" in self.state]
             assert len(biases) in (0, len(names)), names
-            bias = self.weights.add(f"{key}.bias", np.concatenate(biases)) if biases else ""
-            self._store(key, matrix, bias)
+            bias = self._weights.add_real(f"{name}.bias", np.concatenate(biases)) if biases else ""
+            self._stored[name] = self._store(name, matrix, bias)
         if self._scales is not None:
-            return self._integer_matmul(scope, x, self._scales[key], self._stored[key])
-        matrix_name, _, bias = self._stored[key]
-        out = scope.op("MatMul", x, matrix_name)
-        return scope.op("Add", out, bias) if bias else out
+            return self._integer_matmul(scope, x, key, name)
+        stored = self._stored[name]
+        out = scope.op("MatMul", x, stored.values)
+        return scope.op("Add", out, stored.bias) if stored.bias else out
 
-    def _store(self, key: str, matrix: Array, bias: str) -> None:
+    def _store(self, name: str, matrix: Array, bias: str) -> "_Matrix":
         if self._scales is None:
-            self._stored[key] = (self.weights.add(f"{key}.weight", matrix), "", bias)
-            return
+            return _Matrix(self._weights.add_real(f"{name}.weight", matrix), "", bias)
         quantised, scale = quantise_columns(matrix)
-        name = self.weights.add(f"{key}.weight_q", quantised)
-        self._stored[key] = (name, self.weights.add(f"{key}.weight_scale", scale), bias)
+        values = self._weights.add(f"{name}.weight_q", quantised)
+        return _Matrix(values, self._weights.add(f"{name}.weight_scale", scale), bias)
 
-    def _integer_matmul(
-        self, scope: Scope, x: str, scale: float, stored: tuple[str, str, str]
-    ) -> str:
-        """Multiplies uint8 activations by int8 weights: the fast pair on x86 with VNNI.
+    def _integer_matmul(self, scope: Scope, x: str, key: str, name: str) -> str:
+        """Multiplies uint8 activations by int8 weights: the fast pair on x86.
 
         The activation scale is a constant and the zero point 128, so a row's result does not
         depend on the other rows of its batch.
         """
-        a_scale, zero = scope.constant(scale, "float32"), scope.constant(128, "uint8")
-        matrix, w_scale, bias = stored
-        quantised = scope.op("QuantizeLinear", x, a_scale, zero)
-        inputs = [quantised, matrix, a_scale, w_scale, zero, "", bias]
-        return scope.op("MatMulIntegerToFloat", *(inputs if bias else inputs[:5]))
+        assert self._scales is not None
+        scale, zero = scope.constant(self._scales[key], "float32"), scope.constant(128, "uint8")
+        place = (id(scope), x, self._scales[key])
+        if place not in self._quantised:
+            self._quantised[place] = scope.op("QuantizeLinear", x, scale, zero)
+        matrix = self._stored[name]
+        inputs = [self._quantised[place], matrix.values, scale, matrix.scale, zero, "", matrix.bias]
+        return scope.op("MatMulIntegerToFloat", *(inputs if matrix.bias else inputs[:5]))
+
+
+class _Matrix(NamedTuple):
+    """Names of a stored matrix (inputs, outputs) and what belongs to it; "" where missing."""
+
+    values: str
+    scale: str
+    bias: str
 
 
 def quantise_columns(matrix: Array) -> tuple[NDArray[np.int8], Array]:
     """Returns int8 (rows, columns) weights and a float32 (columns) scale per output channel."""
-    scale = np.maximum(np.abs(matrix).max(axis=0), 1e-8).astype(np.float32) / 127
-    return np.clip(np.rint(matrix / scale), -127, 127).astype(np.int8), scale
+    scale = np.maximum(np.abs(matrix).max(axis=0), 1e-8).astype(np.float32) / _MAX_WEIGHT
+    rounded = np.rint(matrix / scale)
+    return np.clip(rounded, -_MAX_WEIGHT, _MAX_WEIGHT).astype(np.int8), scale

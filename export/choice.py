@@ -1,0 +1,203 @@
+"""Which token comes next: greedy choice and beam search as ONNX nodes.
+
+Control tokens, ids 0 to 127, are never chosen. Where a text begins the choice is limited to the
+row's range of ids. Knows nothing of layers.
+
+# B batch, S sequences, R = B * S rows, V vocabulary, C = V / 128 groups of ids
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
+from export.attention import masked
+from export.builder import Scope
+
+NONE = -1e9  # log-probability of a continuation that does not exist
+_DEAD = -1e8  # a total below this has one in it
+
+
+class Beams(NamedTuple):
+    """What beam search chose; names of int64 and float32 (B, S) tensors."""
+
+    parents: str  # which sequence each one continues
+    tokens: str
+    totals: str  # summed log-probabilities
+
+
+def greedy(scope: Scope, logits: str, vocabulary: int, *, with_logprobs: bool) -> tuple[str, str]:
+    """Emits the greedy choice; returns int64 (B, S) tokens and float32 log-probabilities.
+
+    Args:
+        scope: the loop's body, with `step`, `tokens` and `first_token_range` in sight.
+        logits: real (B, S, V).
+        vocabulary: V.
+        with_logprobs: False returns "" for the log-probabilities.
+    """
+    outputs = _limited(scope, logits, vocabulary, 1, with_logprobs=with_logprobs)
+    shape = scope.op("Shape", "tokens")
+    return (
+        scope.op("Reshape", outputs[0], shape),
+        scope.op("Reshape", outputs[1], shape) if with_logprobs else "",
+    )
+
+
+def beam_search(
+    scope: Scope, logits: str, vocabulary: int, width: str, totals: str, finished: str
+) -> Beams:
+    """Emits a step of beam search.
+
+    The sequences of a row that began with the same token as its last one are the beams of one
+    search; each other sequence, such as the auxiliary text, continues greedily by itself. A
+    finished beam keeps its total. Where fewer continuations are allowed than there are beams, the
+    others end at once, empty.
+
+    Args:
+        scope: the loop's body, with `step`, `tokens`, `is_beam` bool (B, S) and
+            `first_token_range` in sight.
+        logits: real (B, S, V).
+        vocabulary: V.
+        width: S, int64 vector of one element.
+        totals: float32 (B, S) of the sequences so far; of beams that began alike, all but one
+            stand below any real total.
+        finished: bool (B, S).
+    """
+    tokens, logprobs = _limited(scope, logits, vocabulary, width, with_logprobs=True)  # (R, S)
+    by_sequence = scope.shape(-1, width, width)
+    tokens, logprobs = (scope.op("Reshape", x, by_sequence) for x in (tokens, logprobs))
+    last = scope.constant([2])
+    is_over = scope.op("Unsqueeze", finished, last)
+    order = scope.op(
+        "Range", scope.constant(0), scope.op("Squeeze", width), scope.constant(1)
+    )  # (S)
+    only_first = scope.op(
+        "Where",
+        scope.op("Equal", order, scope.constant(0)),
+        scope.constant(0, "float32"),
+        scope.constant(NONE, "float32"),
+    )
+    logprobs = scope.op("Where", is_over, only_first, logprobs)
+    tokens = scope.op("Where", is_over, scope.constant(0), tokens)
+    sums = scope.op("Add", scope.op("Unsqueeze", totals, last), logprobs)  # (B, S, S)
+    outside = scope.constant(4 * NONE, "float32")
+    ranked = scope.op("Where", scope.op("Unsqueeze", "is_beam", last), sums, outside)
+    flat = scope.constant([0, -1])
+    best, places = scope.ops(
+        "TopK", [scope.op("Reshape", ranked, flat), width], 2, axis=1, sorted=1
+    )  # (B, S)
+    # The n-th beam of a row takes the n-th best continuation.
+    rank = scope.op("CumSum", scope.cast("is_beam", "int64"), scope.constant(1))
+    rank = scope.op("Max", scope.op("Sub", rank, scope.constant(1)), scope.constant(0))
+    best, places = (scope.op("GatherElements", x, rank, axis=1) for x in (best, places))
+    new = scope.op("GatherElements", scope.op("Reshape", tokens, flat), places, axis=1)
+    is_dead = scope.op("Less", best, scope.constant(_DEAD, "float32"))
+    new = scope.op("Where", is_dead, scope.constant(EOS_ID), new)
+    own_token, own_sum = (
+        scope.op("Squeeze", scope.slice(x, 0, 1, 2), last) for x in (tokens, sums)
+    )
+    return Beams(
+        scope.op("Where", "is_beam", scope.op("Div", places, width), order),
+        scope.op("Where", "is_beam", new, own_token),
+        scope.op("Where", "is_beam", best, own_sum),
+    )
+
+
+def _limited(
+    scope: Scope, logits: str, vocabulary: int, count: int | str, *, with_logprobs: bool
+) -> list[str]:
+    """Emits a choice that keeps to the row's range where a text begins.
+
+    Masking the logits costs about as much as the choice itself, so it has a branch of its own.
+    """
+    begins = scope.op(
+        "Or",
+        scope.op("Equal", "step", scope.constant(0)),
+        scope.op("Equal", "tokens", scope.constant(SEP_ID)),
+    )  # (B, S)
+    any_begins = scope.op("ReduceMax", scope.cast(begins, "int64"), keepdims=0)
+
+    limited = Scope(scope.weights, "begin_")
+    ids = limited.constant(np.arange(vocabulary))
+    first, end = limited.ops("Split", ["first_token_range"], 2, axis=1, num_outputs=2)
+    first, end = (limited.op("Unsqueeze", b, limited.constant([2])) for b in (first, end))
+    inside = limited.op(
+        "And", limited.op("GreaterOrEqual", ids, first), limited.op("Less", ids, end)
+    )  # (B, 1, V)
+    continues = limited.op("Unsqueeze", limited.op("Not", begins), limited.constant([2]))
+    allowed = limited.op("Or", inside, continues)
+    source = limited.op("Where", allowed, logits, masked(limited))
+
+    free = Scope(scope.weights, "free_")
+    branches: list[onnx.GraphProto] = []
+    for branch, values in ((limited, source), (free, logits)):
+        chosen = _best(branch, values, vocabulary, count, with_logprobs=with_logprobs)
+        kinds = ["int64", "float32"][: len(chosen)]
+        branches.append(branch.subgraph(branch.prefix + "choice", [], chosen, kinds))
+    return scope.ops(
+        "If",
+        [scope.cast(any_begins, "bool")],
+        2 if with_logprobs else 1,
+        then_branch=branches[0],
+        else_branch=branches[1],
+    )
+
+
+def _best(
+    scope: Scope, logits: str, vocabulary: int, count: int | str, *, with_logprobs: bool
+) -> list[str]:
+    """Emits the best ids from 128 to V - 1 in two levels: groups of 128, then inside the best.
+
+    Group 0 holds the control tokens. Ties go to the lower id.
+
+    Args:
+        scope: where nodes go.
+        logits: real (B, S, V).
+        vocabulary: V.
+        count: 1, or an int64 vector of one element: how many of each row, best first.
+        with_logprobs: also return their log-probabilities among ids that are not masked.
+
+    Returns:
+        int64 (R) or (R, count) ids and, if asked for, float32 log-probabilities alike.
+    """
+    groups = vocabulary // NUM_CONTROL_IDS
+    by_group = scope.reshape(logits, -1, groups, NUM_CONTROL_IDS)  # (R, C, 128)
+    maxima = scope.op("ReduceMax", by_group, scope.constant([2]), keepdims=0)
+    maxima = scope.slice(maxima, 1, groups, 1)
+    one, size = scope.constant(1), scope.constant(NUM_CONTROL_IDS)
+    if isinstance(count, int):
+        group = scope.op("Add", scope.op("ArgMax", maxima, axis=1, keepdims=1), one)  # (R, 1)
+        inside = scope.op("GatherND", by_group, group, batch_dims=1)  # (R, 128)
+        within = scope.op("ArgMax", inside, axis=1, keepdims=0)
+        base = scope.op("Mul", scope.op("Squeeze", group, scope.constant([1])), size)
+        ids = scope.op("Add", base, within)
+        top = scope.op("ReduceMax", maxima, scope.constant([1]), keepdims=1) if with_logprobs else ""
+    else:
+        # The best `count` ids lie in the `count` groups of the greatest maxima.
+        number = scope.op("Min", count, scope.constant([groups - 1]))
+        _, group = scope.ops("TopK", [maxima, number], 2, axis=1, sorted=1)
+        # In the order of ids, so that ties go to the lower one.
+        order, _ = scope.ops("TopK", [group, number], 2, axis=1, largest=0, sorted=1)
+        group = scope.op("Add", order, one)  # (R, count)
+        index = scope.op("Unsqueeze", group, scope.constant([2]))
+        inside = scope.op("GatherND", by_group, index, batch_dims=1)  # (R, count, 128)
+        top, place = scope.ops(
+            "TopK", [scope.op("Reshape", inside, scope.constant([0, -1])), count], 2, axis=1
+        )
+        group = scope.op("GatherElements", group, scope.op("Div", place, size), axis=1)
+        ids = scope.op("Add", scope.op("Mul", group, size), scope.op("Mod", place, size))
+    if not with_logprobs:
+        return [ids]
+    top = scope.cast(top, "float32")
+    best = scope.slice(top, 0, 1, 1)
+    emittable = scope.cast(scope.slice(by_group, 1, groups, 1), "float32")
+    shifted = scope.op("Sub", emittable, scope.op("Unsqueeze", best, scope.constant([2])))
+    total = scope.op("ReduceSum", scope.op("Exp", shifted), scope.constant([1, 2]), keepdims=0)
+    total = scope.op("Unsqueeze", scope.op("Log", total), scope.constant([1]))  # (R, 1)
+    logprobs = scope.op("Sub", scope.op("Sub", top, best), total)
+    if isinstance(count, int):
+        return [ids, scope.op("Squeeze", logprobs, scope.constant([1]))]
+    # A row may have fewer allowed ids than `count`; the others rank below every real total.
+    is_masked = scope.op("Less", top, scope.constant(-5e4, "float32"))
+    return [ids, scope.op("Where", is_masked, scope.constant(NONE, "float32"), logprobs)]
