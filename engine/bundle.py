@@ -67,10 +67,10 @@ def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
         encoder_ids = _tokenizer(directory, spec, vocabulary)
     generator = None
     if spec := manifest.generator:
-        if spec.mode not in ("slots", "list"):
+        if spec.mode not in ("slots", "list", "beam"):
             raise BundleError(
                 f"{directory / MANIFEST_FILE}: generator mode is {spec.mode!r}, "
-                "this engine runs 'slots' and 'list'"
+                "this engine runs 'slots', 'list' and 'beam'"
             )
         if spec.max_prompt_tokens < prompt.max_tokens:
             raise BundleError(
@@ -122,7 +122,8 @@ def _rungs(
     if manifest.generator is None:
         return ()
     list_id = renderer.vocabulary.control_id(LIST)
-    return generation_rungs(scenario, manifest.generator, renderer.slot_ids(scenario.name), list_id)
+    slot_ids = renderer.slot_ids(scenario.name, manifest.generator.mode)
+    return generation_rungs(scenario, manifest.generator, slot_ids, list_id)
 
 
 def _session(directory: Path, spec: ModelSpec, runtime: Runtime):

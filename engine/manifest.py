@@ -59,7 +59,7 @@ class ModelSpec(_Part, frozen=True, kw_only=True):
 class GeneratorSpec(ModelSpec, frozen=True, kw_only=True):
     """The generator: decoding mode and limits of its graph."""
 
-    mode: str  # "slots" or "list"
+    mode: str  # "slots", "list" or "beam"
     max_prompt_tokens: int
     max_new_tokens: int  # upper limit over all slots that the graph's position table allows
 

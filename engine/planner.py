@@ -103,7 +103,7 @@ def generation_rungs(
     Args:
         scenario: The panel.
         generator: Mode and limits of the graph.
-        slot_ids: First tokens of the slots, the auxiliary text's first if there is one.
+        slot_ids: First tokens of the slots or beams, the auxiliary text's first if there is one.
         list_id: First token of list mode.
     """
     auxiliary = [scenario.max_auxiliary_tokens] if scenario.has_auxiliary_text else []

@@ -94,11 +94,18 @@ class PromptRenderer:
         kept = [item for item in side_information if item.kind != COOCCURRING]
         return self._context(scenario, self.vocabulary.encode(query), kept)
 
-    def slot_ids(self, scenario: str) -> list[int]:
-        """Returns the tokens that start each slot; slot 0 only where there is auxiliary text."""
+    def slot_ids(self, scenario: str, mode: str = "slots") -> list[int]:
+        """Returns the tokens that start each sequence of a scenario.
+
+        Slot 0 is there only where there is auxiliary text. Beams all start like the first text.
+        """
         spec = self._scenarios[scenario]
         first = 0 if spec.has_auxiliary_text else 1
-        return [self.vocabulary.control_id(slot_token(first + i)) for i in range(spec.num_slots)]
+        slots = [self.vocabulary.control_id(slot_token(first + i)) for i in range(spec.num_slots)]
+        if mode == "beam":
+            start = 1 - first  # of the texts
+            slots[start:] = [slots[start]] * len(slots[start:])
+        return slots
 
     def _context(
         self, scenario: str, query_ids: list[int], side_information: Sequence[SideInformation]

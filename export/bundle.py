@@ -27,16 +27,17 @@ from engine.manifest import (
     sha256_of,
     write_manifest,
 )
+from engine.planner import SCORED_SIZES
+from engine.vocabulary import MAX_SLOTS
 from export import parity
 from export.calibration import activation_scales
 from export.checkpoint import DecoderCheckpoint, Run
 from export.click_model import build_click_model
 from export.encoder import build_encoder, quantise_encoder
-from export.generator import build_generator
+from export.generator import Mode, build_generator
 from export.requests import decoding, max_new_tokens, sample_requests
 
 Precision = Literal["int8", "fp32"]
-Mode = Literal["slots", "list"]
 _MIN_COSINE = 0.98
 _TOLERANCE = 1e-3
 _NUM_CALIBRATION = 96
@@ -183,9 +184,9 @@ class _Writer:
         self.run.check_mode(self.mode)
         checkpoint = self.run.generator()
         longest = max_new_tokens(self.run, self.mode)
-        tables = checkpoint.cos_sin(self.run.prompt.max_tokens + longest + 1)
+        tables = checkpoint.cos_sin(self.run.prompt.max_tokens + max(longest, MAX_SLOTS) + 8)
         build = lambda scales, logprobs: build_generator(  # noqa: E731
-            checkpoint.state, checkpoint.shape, tables,
+            checkpoint.state, checkpoint.shape, tables, mode=self.mode,
             activation_scales=scales, with_logprobs=logprobs,
         )  # fmt: skip
         exact = parity.session_of(build(None, True))
@@ -241,7 +242,8 @@ class _Writer:
                 f"{head['hidden.weight'].shape[1] - checkpoint.shape.hidden} features, this "
                 f"release computes {len(FEATURE_NAMES)}: train it again"
             )
-        tables = checkpoint.cos_sin(self.run.prompt.max_tokens + MAX_CANDIDATE_TOKENS)
+        most_tokens = SCORED_SIZES[0] * MAX_CANDIDATE_TOKENS  # of all candidates of a row
+        tables = checkpoint.cos_sin(self.run.prompt.max_tokens + most_tokens)
         requests = sample_requests(self.run, self.num_parity, seed=5)
         rng = np.random.default_rng(6)
         features = rng.random((len(requests), 8, len(FEATURE_NAMES)), np.float32)

@@ -135,17 +135,18 @@ class Run:
         )
 
     def check_mode(self, mode: str) -> None:
-        """Checks that the generator was taught to decode in a mode.
+        """Checks that the generator was taught the form of a decoding mode.
 
         Raises:
-            ValueError: it was taught the other one only.
+            ValueError: it was taught another one.
         """
         path = self.directory / "generator/metrics.json"
-        taught = json.loads(path.read_text()).get("mode", "both") if path.is_file() else "both"
-        if taught not in (mode, "both"):
+        taught = json.loads(path.read_text()).get("mode", mode) if path.is_file() else mode
+        if taught != mode and (taught != "both" or mode == "beam"):
+            usable = "slots" if taught == "both" else taught
             raise ValueError(
                 f"{self.directory}/generator: was trained with generator.mode {taught!r}, asked "
-                f"for is {mode!r}: export with --mode {taught} or train again"
+                f"for is {mode!r}: export with --mode {usable} or train again"
             )
 
     def metrics(self, part: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Which token comes next: greedy choice and beam search as ONNX nodes.
 
 Control tokens, ids 0 to 127, are never chosen. Where a text begins the choice is limited to the
-row's range of ids. Knows nothing of layers.
+row's range of ids. Knows nothing of layers and loops.
 
 # B batch, S sequences, R = B * S rows, V vocabulary, C = V / 128 groups of ids
 """
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
-from export.attention import masked
+from export.attention import mask_where
 from export.builder import Scope
 
 NONE = -1e9  # log-probability of a continuation that does not exist
@@ -27,125 +27,132 @@ class Beams(NamedTuple):
     totals: str  # summed log-probabilities
 
 
-def greedy(scope: Scope, logits: str, vocabulary: int, *, with_logprobs: bool) -> tuple[str, str]:
-    """Emits the greedy choice; returns int64 (B, S) tokens and float32 log-probabilities.
+class Chooser:
+    """Emits choices among the ids of a vocabulary."""
 
-    Args:
-        scope: the loop's body, with `step`, `tokens` and `first_token_range` in sight.
-        logits: real (B, S, V).
-        vocabulary: V.
-        with_logprobs: False returns "" for the log-probabilities.
-    """
-    outputs = _limited(scope, logits, vocabulary, 1, with_logprobs=with_logprobs)
-    shape = scope.op("Shape", "tokens")
-    return (
-        scope.op("Reshape", outputs[0], shape),
-        scope.op("Reshape", outputs[1], shape) if with_logprobs else "",
-    )
+    def __init__(
+        self, outer: Scope, vocabulary: int, *, num_slots: str = "", with_logprobs: bool = False
+    ) -> None:
+        """Emits what all steps share.
 
+        Args:
+            outer: the outermost scope, with `first_token_range` int64 (B, 2) in sight.
+            vocabulary: V.
+            num_slots: S, int64 vector of one element; needed for beam search.
+            with_logprobs: whether greedy choices come with their log-probabilities.
+        """
+        self._vocabulary = vocabulary
+        self._num_slots = num_slots
+        self._with_logprobs = with_logprobs
+        ids = outer.constant(np.arange(vocabulary))
+        first, end = outer.ops("Split", ["first_token_range"], 2, axis=1, num_outputs=2)
+        outside = outer.op("Or", outer.op("Less", ids, first), outer.op("GreaterOrEqual", ids, end))
+        # real (B, 1, V), added to logits where a text begins
+        self._range_mask = outer.op("Unsqueeze", mask_where(outer, outside), outer.constant([1]))
 
-def beam_search(
-    scope: Scope, logits: str, vocabulary: int, width: str, totals: str, finished: str
-) -> Beams:
-    """Emits a step of beam search.
+    def begin(self, scope: Scope, logits: str) -> str:
+        """Returns the logits (B, S, V) of a text's first token, limited to the row's range."""
+        return scope.op("Add", logits, self._range_mask)
 
-    The sequences of a row that began with the same token as its last one are the beams of one
-    search; each other sequence, such as the auxiliary text, continues greedily by itself. A
-    finished beam keeps its total. Where fewer continuations are allowed than there are beams, the
-    others end at once, empty.
+    def greedy(self, scope: Scope, logits: str, tokens: str) -> tuple[str, str]:
+        """Emits the greedy choice; returns int64 (B, S) ids and float32 (B, S) log-probabilities.
 
-    Args:
-        scope: the loop's body, with `step`, `tokens`, `is_beam` bool (B, S) and
-            `first_token_range` in sight.
-        logits: real (B, S, V).
-        vocabulary: V.
-        width: S, int64 vector of one element.
-        totals: float32 (B, S) of the sequences so far; of beams that began alike, all but one
-            stand below any real total.
-        finished: bool (B, S).
-    """
-    tokens, logprobs = _limited(scope, logits, vocabulary, width, with_logprobs=True)  # (R, S)
-    by_sequence = scope.shape(-1, width, width)
-    tokens, logprobs = (scope.op("Reshape", x, by_sequence) for x in (tokens, logprobs))
-    last = scope.constant([2])
-    is_over = scope.op("Unsqueeze", finished, last)
-    order = scope.op(
-        "Range", scope.constant(0), scope.op("Squeeze", width), scope.constant(1)
-    )  # (S)
-    only_first = scope.op(
-        "Where",
-        scope.op("Equal", order, scope.constant(0)),
-        scope.constant(0, "float32"),
-        scope.constant(NONE, "float32"),
-    )
-    logprobs = scope.op("Where", is_over, only_first, logprobs)
-    tokens = scope.op("Where", is_over, scope.constant(0), tokens)
-    sums = scope.op("Add", scope.op("Unsqueeze", totals, last), logprobs)  # (B, S, S)
-    outside = scope.constant(4 * NONE, "float32")
-    ranked = scope.op("Where", scope.op("Unsqueeze", "is_beam", last), sums, outside)
-    flat = scope.constant([0, -1])
-    best, places = scope.ops(
-        "TopK", [scope.op("Reshape", ranked, flat), width], 2, axis=1, sorted=1
-    )  # (B, S)
-    # The n-th beam of a row takes the n-th best continuation.
-    rank = scope.op("CumSum", scope.cast("is_beam", "int64"), scope.constant(1))
-    rank = scope.op("Max", scope.op("Sub", rank, scope.constant(1)), scope.constant(0))
-    best, places = (scope.op("GatherElements", x, rank, axis=1) for x in (best, places))
-    new = scope.op("GatherElements", scope.op("Reshape", tokens, flat), places, axis=1)
-    is_dead = scope.op("Less", best, scope.constant(_DEAD, "float32"))
-    new = scope.op("Where", is_dead, scope.constant(EOS_ID), new)
-    own_token, own_sum = (
-        scope.op("Squeeze", scope.slice(x, 0, 1, 2), last) for x in (tokens, sums)
-    )
-    return Beams(
-        scope.op("Where", "is_beam", scope.op("Div", places, width), order),
-        scope.op("Where", "is_beam", new, own_token),
-        scope.op("Where", "is_beam", best, own_sum),
-    )
+        Args:
+            scope: where nodes go.
+            logits: real (B, S, V).
+            tokens: int64 (B, S): the tokens so far, for their shape.
+        """
+        return self._shaped(
+            scope, _best(scope, logits, self._vocabulary, 1, self._with_logprobs), tokens
+        )
 
+    def greedy_in_list(self, scope: Scope, logits: str, tokens: str) -> tuple[str, str]:
+        """Does as `greedy`, and limits the choice after <|sep|>, where the next text begins.
 
-def _limited(
-    scope: Scope, logits: str, vocabulary: int, count: int | str, *, with_logprobs: bool
-) -> list[str]:
-    """Emits a choice that keeps to the row's range where a text begins.
+        Masking the logits costs about as much as the choice itself, so it has a branch of its own.
+        """
+        begins = scope.op("Equal", tokens, scope.constant(SEP_ID))
+        any_begins = scope.op("ReduceMax", scope.cast(begins, "int64"), keepdims=0)
+        limited, free = Scope(scope.weights, "begin_"), Scope(scope.weights, "free_")
+        share = limited.op("Unsqueeze", begins, limited.constant([2]))
+        share = limited.cast(share, scope.weights.real_type)
+        mask = limited.op("Mul", self._range_mask, share)
+        branches: list[onnx.GraphProto] = []
+        for branch, source in ((limited, limited.op("Add", logits, mask)), (free, logits)):
+            chosen = _best(branch, source, self._vocabulary, 1, self._with_logprobs)
+            kinds = ["int64", "float32"][: len(chosen)]
+            branches.append(branch.subgraph(branch.prefix + "choice", [], chosen, kinds))
+        chosen = scope.ops(
+            "If",
+            [scope.cast(any_begins, "bool")],
+            2 if self._with_logprobs else 1,
+            then_branch=branches[0],
+            else_branch=branches[1],
+        )
+        return self._shaped(scope, chosen, tokens)
 
-    Masking the logits costs about as much as the choice itself, so it has a branch of its own.
-    """
-    begins = scope.op(
-        "Or",
-        scope.op("Equal", "step", scope.constant(0)),
-        scope.op("Equal", "tokens", scope.constant(SEP_ID)),
-    )  # (B, S)
-    any_begins = scope.op("ReduceMax", scope.cast(begins, "int64"), keepdims=0)
+    def beams(self, scope: Scope, logits: str, is_beam: str, totals: str, finished: str) -> Beams:
+        """Emits a step of beam search.
 
-    limited = Scope(scope.weights, "begin_")
-    ids = limited.constant(np.arange(vocabulary))
-    first, end = limited.ops("Split", ["first_token_range"], 2, axis=1, num_outputs=2)
-    first, end = (limited.op("Unsqueeze", b, limited.constant([2])) for b in (first, end))
-    inside = limited.op(
-        "And", limited.op("GreaterOrEqual", ids, first), limited.op("Less", ids, end)
-    )  # (B, 1, V)
-    continues = limited.op("Unsqueeze", limited.op("Not", begins), limited.constant([2]))
-    allowed = limited.op("Or", inside, continues)
-    source = limited.op("Where", allowed, logits, masked(limited))
+        Sequences that are no beam continue greedily by themselves. A finished beam keeps its
+        total. Where fewer continuations are allowed than there are beams, the others end at once,
+        empty.
 
-    free = Scope(scope.weights, "free_")
-    branches: list[onnx.GraphProto] = []
-    for branch, values in ((limited, source), (free, logits)):
-        chosen = _best(branch, values, vocabulary, count, with_logprobs=with_logprobs)
-        kinds = ["int64", "float32"][: len(chosen)]
-        branches.append(branch.subgraph(branch.prefix + "choice", [], chosen, kinds))
-    return scope.ops(
-        "If",
-        [scope.cast(any_begins, "bool")],
-        2 if with_logprobs else 1,
-        then_branch=branches[0],
-        else_branch=branches[1],
-    )
+        Args:
+            scope: where nodes go.
+            logits: real (B, S, V).
+            is_beam: bool (B, S); the beams of a row belong to one search.
+            totals: float32 (B, S) of the sequences so far; of beams that began alike, all but one
+                stand below any real total.
+            finished: bool (B, S).
+        """
+        width, last = self._num_slots, scope.constant([2])
+        chosen = _best(scope, logits, self._vocabulary, width, True)  # (R, S)
+        by_sequence = scope.shape(-1, width, width)
+        tokens, logprobs = (scope.op("Reshape", x, by_sequence) for x in chosen)
+        is_over = scope.op("Unsqueeze", finished, last)
+        order = scope.op("Range", scope.constant(0), scope.op("Squeeze", width), scope.constant(1))
+        only_first = scope.op(
+            "Where",
+            scope.op("Equal", order, scope.constant(0)),
+            scope.constant(0, "float32"),
+            scope.constant(NONE, "float32"),
+        )
+        logprobs = scope.op("Where", is_over, only_first, logprobs)
+        tokens = scope.op("Where", is_over, scope.constant(0), tokens)
+        sums = scope.op("Add", scope.op("Unsqueeze", totals, last), logprobs)  # (B, S, S)
+        ranked = scope.op(
+            "Where",
+            scope.op("Unsqueeze", is_beam, last),
+            sums,
+            scope.constant(4 * NONE, "float32"),
+        )
+        flat = scope.constant([0, -1])
+        best, places = scope.ops("TopK", [scope.op("Reshape", ranked, flat), width], 2, axis=1)
+        # The n-th beam of a row takes the n-th best continuation.
+        rank = scope.op("CumSum", scope.cast(is_beam, "int64"), scope.constant(1))
+        rank = scope.op("Max", scope.op("Sub", rank, scope.constant(1)), scope.constant(0))
+        best, places = (scope.op("GatherElements", x, rank, axis=1) for x in (best, places))
+        new = scope.op("GatherElements", scope.op("Reshape", tokens, flat), places, axis=1)
+        is_dead = scope.op("Less", best, scope.constant(_DEAD, "float32"))
+        new = scope.op("Where", is_dead, scope.constant(EOS_ID), new)
+        own_token, own_sum = (
+            scope.op("Squeeze", scope.slice(x, 0, 1, 2), last) for x in (tokens, sums)
+        )
+        return Beams(
+            scope.op("Where", is_beam, scope.op("Div", places, width), order),
+            scope.op("Where", is_beam, new, own_token),
+            scope.op("Where", is_beam, best, own_sum),
+        )
+
+    def _shaped(self, scope: Scope, chosen: list[str], tokens: str) -> tuple[str, str]:
+        shape = scope.op("Shape", tokens)
+        ids, *logprobs = (scope.op("Reshape", x, shape) for x in chosen)
+        return ids, logprobs[0] if logprobs else ""
 
 
 def _best(
-    scope: Scope, logits: str, vocabulary: int, count: int | str, *, with_logprobs: bool
+    scope: Scope, logits: str, vocabulary: int, count: int | str, with_logprobs: bool
 ) -> list[str]:
     """Emits the best ids from 128 to V - 1 in two levels: groups of 128, then inside the best.
 
@@ -172,7 +179,9 @@ def _best(
         within = scope.op("ArgMax", inside, axis=1, keepdims=0)
         base = scope.op("Mul", scope.op("Squeeze", group, scope.constant([1])), size)
         ids = scope.op("Add", base, within)
-        top = scope.op("ReduceMax", maxima, scope.constant([1]), keepdims=1) if with_logprobs else ""
+        top = (
+            scope.op("ReduceMax", maxima, scope.constant([1]), keepdims=1) if with_logprobs else ""
+        )
     else:
         # The best `count` ids lie in the `count` groups of the greatest maxima.
         number = scope.op("Min", count, scope.constant([groups - 1]))

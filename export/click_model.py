@@ -1,4 +1,6 @@
-"""The click model as one graph: the context is read once, all candidates attend to it.
+"""The click model as one graph: context and candidates in one pass.
+
+The context is read once, and all candidates attend to it.
 
     context_ids, context_mask       int64 (B, P), right padded
     candidate_ids, candidate_mask   int64 (B, C, T), right padded
@@ -13,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from export.attention import causal_mask, mask_where
+from export.attention import Heads, by_group, causal_mask, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.decoder import Array, Decoder, DecoderShape
 
@@ -39,35 +41,40 @@ def build_click_model(
     scope = Scope(Weights())
     weights = scope.weights
     decoder = Decoder(scope, state, shape, cos_sin, activation_scales)
-    context_kv = decoder.prefix(scope, "context_ids")
     num_candidates, length = scope.dim("candidate_ids", 1), scope.dim("candidate_ids", 2)
+    num_context = scope.dim("context_ids", 1)
+    num_tokens = scope.op("Mul", num_candidates, length)
     context_lengths = scope.op("ReduceSum", "context_mask", scope.constant([1]), keepdims=1)
-    steps = scope.op(
-        "Range", scope.constant(0), scope.op("Squeeze", length), scope.constant(1)
-    )  # (T)
-    per_candidate = scope.op("Expand", steps, scope.op("Shape", "candidate_ids"))
-    positions = scope.op("Add", context_lengths, scope.reshape(per_candidate, 0, -1))  # (B, X)
-    rows = scope.op("Mul", num_candidates, scope.constant([decoder.attention.groups]))
-    mask = _mask(scope, length, rows)
+    order = scope.op("Add", context_lengths, _range(scope, length))  # (B, T)
+    positions = scope.op(
+        "Concat",
+        scope.op("Tile", order, scope.shape(1, num_candidates)),
+        scope.op("Expand", _range(scope, num_context), scope.op("Shape", "context_ids")),
+        axis=1,
+    )
+    groups = decoder.attention.groups
+    mask = _mask(scope, length, scope.op("Mul", num_candidates, scope.constant([groups])))
+    context_mask = by_group(scope, causal_mask(scope, num_context), groups)
 
     last = scope.op("ReduceSum", "candidate_mask", scope.constant([2]), keepdims=0)
     last = scope.op("Max", scope.op("Sub", last, scope.constant(1)), scope.constant(0))  # (B, C)
-    order = scope.op(
-        "Range", scope.constant(0), scope.op("Squeeze", num_candidates), scope.constant(1)
-    )
-    last = scope.op("Add", last, scope.op("Mul", order, length))
-    last = scope.op("Unsqueeze", last, scope.constant([2]))  # (B, C, 1), into X
+    starts = scope.op("Mul", _range(scope, num_candidates), length)
+    last = scope.op("Unsqueeze", scope.op("Add", last, starts), scope.constant([2]))  # into X
 
-    stream = decoder.embed(scope, scope.reshape("candidate_ids", 0, -1))
+    ids = scope.op("Concat", scope.reshape("candidate_ids", 0, -1), "context_ids", axis=1)
+    stream = decoder.embed(scope, ids)
+    sizes = scope.op("Concat", num_tokens, num_context, axis=0)
     for layer in range(shape.num_layers):
         heads, x = decoder.heads(scope, layer, stream, positions)
-        mixed = decoder.attention.blocks(
-            scope, heads, context_kv[layer], mask, num_candidates, length
-        )
-        mixed = decoder.joined(scope, mixed)
+        parts = [scope.ops("Split", [part, sizes], 2, axis=2) for part in heads]
+        own, context = (Heads(*part) for part in zip(*parts, strict=True))
+        mixed = decoder.attention.blocks(scope, own, context, mask, num_candidates, length)
         if layer == shape.num_layers - 1:  # of each candidate only the last token is read
-            mixed = scope.op("GatherND", mixed, last, batch_dims=1)
+            mixed = scope.op("GatherND", decoder.joined(scope, mixed), last, batch_dims=1)
             x = scope.op("GatherND", x, last, batch_dims=1)
+        else:
+            read = decoder.attention.attend(scope, context, context_mask)
+            mixed = decoder.joined(scope, scope.op("Concat", mixed, read, axis=2))
         stream = decoder.after_attention(scope, layer, x, mixed)
     hidden = decoder.final_norm(scope, stream)  # (B, C, D)
     joint = scope.op("Concat", hidden, "features", axis=2)
@@ -90,6 +97,11 @@ def build_click_model(
     return make_model(
         scope, "click_model", inputs, [value("click_logit", "float32", ["batch", "candidates"])]
     )
+
+
+def _range(scope: Scope, length: str) -> str:
+    """Returns int64 (length): 0, 1, ..."""
+    return scope.op("Range", scope.constant(0), scope.op("Squeeze", length), scope.constant(1))
 
 
 def _mask(scope: Scope, length: str, num_blocks: str) -> str:

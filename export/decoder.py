@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from export.attention import Attention, Heads, KeyValue, by_group, causal_mask
+from export.attention import Attention, Heads
 from export.builder import Scope
 from export.linear import Array, Linears
 
@@ -107,26 +107,7 @@ class Decoder:
         """Returns the normalised output of the last layer."""
         return self._norm(scope, "norm", stream)[0]
 
-    def prefix(self, scope: Scope, ids: str) -> list[KeyValue]:
-        """Returns each layer's keys and values of int64 (B, P) prefix ids.
-
-        Rows are right padded; padding needs no mask here, since later tokens are never seen.
-        The last layer stops after its keys and values: nothing else of it is read.
-        """
-        mask = by_group(scope, causal_mask(scope, scope.dim(ids, 1)), self.attention.groups)
-        first_position = scope.constant([0])
-        stream, cache = self.embed(scope, ids), list[KeyValue]()
-        for layer in range(self.shape.num_layers - 1):
-            heads, x = self.heads(scope, layer, stream, first_position)
-            mixed, key_value = self.attention.causal(scope, heads, mask)
-            cache.append(key_value)
-            stream = self.after_attention(scope, layer, x, self.joined(scope, mixed))
-        heads, _ = self.heads(scope, self.shape.num_layers - 1, stream, first_position)
-        return [*cache, self.attention.prefix(scope, heads)]
-
-    def heads(
-        self, scope: Scope, layer: int, stream: Stream, positions: str
-    ) -> tuple[Heads, str]:
+    def heads(self, scope: Scope, layer: int, stream: Stream, positions: str) -> tuple[Heads, str]:
         """Starts a layer: returns queries, keys and values, and the stream with its addition made.
 
         Args:

@@ -1,34 +1,41 @@
-"""The whole decode as one ONNX graph: prompt once, then a loop over new tokens.
+"""The whole decode as one ONNX graph: the prompt once, then a loop over new tokens.
 
     input_ids, attention_mask   int64 (B, P), right padded
     slots                       int64 (B, S): the token that starts each sequence
     max_new_tokens              int64 (B, S): at least 1 is taken
-    first_token_range           int64 (B, 2): [first, end) of the ids that may begin a text,
-                                that is, the first new token and each one after <|sep|>
-    sequences                   int64 (B, S, N): <|pad|> after <|eos|> or the limit
+    first_token_range           int64 (B, 2): [first, end) of the ids that may begin a text
+    sequences                   int64 (B, S, N): <|pad|> after the end or the limit
     logprobs                    float32 (B, S), optional: sum over the new tokens of the log
                                 of softmax over the ids that were allowed
 
-`slots` gives S slot tokens, `list` one <|list|> token, both greedy and the same graph. With
-`beams`, the sequences of a row that begin with the token of its last one are the beams of one
-search, best first; they share a limit. Keys and values of beams never move: a mask says which of
-the row's tokens are a beam's own.
+Modes, one graph each:
+
+    slots   every sequence is a text, begun by its own slot token; greedy; ends at <|eos|> or <|sep|>
+    list    as slots, but <|sep|> parts the texts of a sequence, and each begins in the range
+    beam    the sequences of a row that begin with the token of its last one are the beams of one
+            search, best first, with a common limit; the others, such as the auxiliary text, are
+            greedy
+
+Prompt and starting tokens are read in one pass. Keys and values of beams never move: a mask says
+which of the row's tokens are a beam's own.
 
 # R = B * S rows, V vocabulary, U tokens of a row so far, G query heads per kv head
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS
-from export.attention import KeyValue, by_group, mask_where
+from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
+from export.attention import Heads, by_group, causal_mask, mask_where, masked
 from export.builder import Scope, Weights, make_model, value
-from export.choice import NONE, beam_search, greedy
+from export.choice import NONE, Chooser
 from export.decoder import Array, Decoder, DecoderShape
+
+Mode = Literal["slots", "list", "beam"]
 
 
 def build_generator(
@@ -36,8 +43,8 @@ def build_generator(
     shape: DecoderShape,
     cos_sin: tuple[Array, Array],
     *,
+    mode: Mode = "slots",
     activation_scales: Mapping[str, float] | None = None,
-    beams: bool = False,
     with_logprobs: bool = False,
     real_type: str = "float32",
 ) -> onnx.ModelProto:
@@ -47,8 +54,8 @@ def build_generator(
         state: see `Decoder`, like the next two.
         shape: sizes.
         cos_sin: rotary tables.
+        mode: how it decodes.
         activation_scales: see `Decoder`.
-        beams: search instead of choosing greedily.
         with_logprobs: add the output `logprobs`.
         real_type: of weights and activations, float32 or float16; int8 goes with float32.
 
@@ -59,9 +66,7 @@ def build_generator(
         raise ValueError(f"vocabulary of {shape.vocabulary} is not a multiple of {NUM_CONTROL_IDS}")
     outer = Scope(Weights(real_type))
     decoder = Decoder(outer, state, shape, cos_sin, activation_scales)
-    prompt_kv = decoder.prefix(outer, "input_ids")
-    loop = _Loop(outer, decoder, prompt_kv, beams=beams, with_logprobs=with_logprobs)
-    loop.emit()
+    _Decode(outer, decoder, mode, with_logprobs=with_logprobs).emit()
     inputs = [
         value("input_ids", "int64", ["batch", "prompt"]),
         value("attention_mask", "int64", ["batch", "prompt"]),
@@ -75,36 +80,40 @@ def build_generator(
     return make_model(outer, "generator", inputs, results)
 
 
-@dataclass
-class _State:
-    """What the loop carries from step to step: names inside, and outside before and after."""
+class _State(dict[str, str]):
+    """Names of the tensors that go from step to step, by what they are.
 
-    names: list[str] = field(default_factory=list)
-    dtypes: list[str] = field(default_factory=list)
-    initial: list[str] = field(default_factory=list)
+    tokens, finished    int64, bool (B, S): the last token of each sequence, and whether it ended
+    written             int64 (B, S, step): all tokens
+    totals              float32 (B, S): summed log-probabilities, where wanted
+    mask                real (B, 1, G * S, U): what a sequence sees; of greedy modes
+    owners              int64 (B, S, step): whose each token is that a beam sees, newest first
+    keys_L, values_L    real (B, K, U, H): of layer L; the newest tokens stand first, the prompt last
+    """
 
-    def carry(self, name: str, dtype: str, initial: str) -> str:
-        self.names.append(name)
-        self.dtypes.append(dtype)
-        self.initial.append(initial)
-        return name
+    def dtype(self, key: str, real_type: str) -> str:
+        """Returns the element type of an entry."""
+        kinds = {"finished": "bool", "totals": "float32"}
+        if key in ("tokens", "written", "owners"):
+            return "int64"
+        return kinds.get(key, real_type)
 
 
-class _Loop:
-    """Emits the decode loop."""
+class _Decode:
+    """Emits prompt, loop and outputs."""
 
-    def __init__(
-        self,
-        outer: Scope,
-        decoder: Decoder,
-        prompt_kv: list[KeyValue],
-        *,
-        beams: bool,
-        with_logprobs: bool,
-    ) -> None:
-        self.outer, self.decoder, self.prompt_kv = outer, decoder, prompt_kv
-        self.beams, self.with_logprobs = beams, with_logprobs
+    def __init__(self, outer: Scope, decoder: Decoder, mode: Mode, *, with_logprobs: bool) -> None:
+        self.outer, self.decoder, self.mode = outer, decoder, mode
+        self.groups = decoder.attention.groups
+        self.has_totals = with_logprobs or mode == "beam"
+        self.with_logprobs = with_logprobs
         self.num_slots = outer.dim("slots", 1)
+        self.chooser = Chooser(
+            outer,
+            decoder.shape.vocabulary,
+            num_slots=self.num_slots,
+            with_logprobs=with_logprobs,
+        )
         self.lengths = outer.op(
             "ReduceSum", "attention_mask", outer.constant([1]), keepdims=1
         )  # (B, 1)
@@ -113,161 +122,178 @@ class _Loop:
             "Range", outer.constant(0), outer.op("Squeeze", self.num_slots), outer.constant(1)
         )
         self.order = outer.op("Unsqueeze", order, outer.constant([0]))  # (1, S)
+        column = outer.transpose(self.order, 1, 0)
+        other = mask_where(outer, outer.op("Not", outer.op("Equal", column, self.order)))
+        # real (B, 1, S, S): of the tokens of one step, each sequence sees its own
+        self.own_mask = outer.op("Expand", other, outer.shape(outer.dim("slots", 0), 1, 1, 1))
+        hidden = outer.op("Equal", "attention_mask", outer.constant(0))
+        prompt = outer.op("Unsqueeze", mask_where(outer, hidden), outer.constant([1, 2]))
+        # real (B, 1, S, P): the prompt's tokens without padding
+        self.prompt_mask = outer.op("Expand", prompt, outer.shape(1, 1, self.num_slots, 1))
+        if mode == "beam":
+            last = outer.op("Gather", "slots", outer.constant([-1]), axis=1)
+            self.is_beam = outer.op("Equal", "slots", last)  # (B, S)
 
     def emit(self) -> None:
-        """Appends the loop and the graph's outputs to the outer scope."""
-        outer, shape = self.outer, self.decoder.shape
-        slot_shape = outer.op("Shape", "slots")
-        state = _State()
-        tokens = state.carry("tokens", "int64", "slots")
-        finished = state.carry(
-            "finished", "bool", outer.op("Expand", outer.constant(False, "bool"), slot_shape)
-        )
-        sums = self.beams or self.with_logprobs
-        if sums:
-            state.carry("totals", "float32", self._initial_totals(slot_shape))
-        if self.beams:
-            none = outer.op(
-                "Expand", outer.constant([[[0]]]), outer.shape(outer.dim("slots", 0), self.num_slots, 0)
-            )
-            state.carry("written", "int64", none)  # (B, S, step)
-            state.carry("owners", "int64", none)  # (B, S, step): whose each earlier token was
-        else:
-            state.carry("mask", self.outer.weights.real_type, self._prompt_mask())
-        empty = outer.op(
-            "Expand",
-            outer.real([[[[0]]]]),
-            outer.shape(outer.dim("slots", 0), shape.num_kv_heads, 0, shape.head_dim),
-        )
-        for layer in range(shape.num_layers):
-            for part in ("keys", "values"):
-                state.carry(f"{part}_{layer}", outer.weights.real_type, empty)
-
+        """Appends everything to the outer scope."""
+        outer = self.outer
+        state = self._first()
+        real = outer.weights.real_type
         body = Scope(outer.weights, "step_")
-        carried, emitted = self._body(body, tokens, finished)
-        is_running = carried.pop("running")
-        outputs = [is_running, *(carried[n] for n in state.names), *emitted]
-        kinds = ["bool", *state.dtypes, *["int64"] * len(emitted)]
+        carried = self._step(body, _State({k: k for k in state}))
         inputs = [value("step", "int64", []), value("running_in", "bool", [])]
-        inputs += [value(n, d, None) for n, d in zip(state.names, state.dtypes, strict=True)]
+        inputs += [value(k, state.dtype(k, real), None) for k in state]
+        outputs = [self._is_running(body, carried), *(carried[k] for k in state)]
+        kinds = ["bool", *(state.dtype(k, real) for k in state)]
+        longest = outer.op("ReduceMax", self.limits, keepdims=0)
         results = outer.ops(
             "Loop",
             [
-                outer.op("ReduceMax", self.limits, keepdims=0),
-                outer.constant(True, "bool"),
-                *state.initial,
+                outer.op("Sub", longest, outer.constant(1)),
+                self._is_running(outer, state),
+                *state.values(),
             ],
-            len(state.names) + len(emitted),
+            len(state),
             body=body.subgraph("decode", inputs, outputs, kinds),
         )
-        final = dict(zip(state.names, results, strict=False))
-        if self.beams:
-            last = onnx.helper.make_node("Identity", [final["written"]], ["sequences"])
-        else:
-            last = onnx.helper.make_node("Transpose", [results[-1]], ["sequences"], perm=[1, 2, 0])
-        outer.nodes.append(last)
-        if self.with_logprobs:
-            outer.nodes.append(onnx.helper.make_node("Identity", [final["totals"]], ["logprobs"]))
+        final = dict(zip(state, results, strict=True))
+        named = {"sequences": "written"} | ({"logprobs": "totals"} if self.with_logprobs else {})
+        for name, key in named.items():
+            outer.nodes.append(onnx.helper.make_node("Identity", [final[key]], [name]))
 
-    def _body(self, body: Scope, tokens: str, finished: str) -> tuple[dict[str, str], list[str]]:
-        """Emits one step; returns what it carries on, by name, and what it appends to outputs."""
-        shape, decoder = self.decoder.shape, self.decoder
-        carried: dict[str, str] = {}
-        positions = body.op("Add", self.lengths, "step")
-        positions = body.op("Expand", positions, body.op("Shape", tokens))  # (B, S)
-        if self.beams:
-            mask = self._beam_mask(body)
+    def _first(self) -> _State:
+        """Reads prompts and starting tokens in one pass and chooses the first new tokens."""
+        outer, decoder, num_layers = self.outer, self.decoder, self.decoder.shape.num_layers
+        num_prompt = outer.dim("input_ids", 1)
+        slot_shape = outer.op("Shape", "slots")
+        ids = outer.op("Concat", "slots", "input_ids", axis=1)
+        steps = outer.op(
+            "Range", outer.constant(0), outer.op("Squeeze", num_prompt), outer.constant(1)
+        )
+        positions = outer.op(
+            "Concat",
+            outer.op("Expand", self.lengths, slot_shape),
+            outer.op("Expand", steps, outer.op("Shape", "input_ids")),
+            axis=1,
+        )
+        slot_mask = outer.op("Concat", self.own_mask, self.prompt_mask, axis=-1)
+        mask = by_group(outer, self._prompt_rows(slot_mask, num_prompt), self.groups)
+        slot_mask = by_group(outer, slot_mask, self.groups)
+        stream, state = decoder.embed(outer, ids), _State()
+        for layer in range(num_layers):
+            heads, x = decoder.heads(outer, layer, stream, positions)
+            state[f"keys_{layer}"], state[f"values_{layer}"] = heads.keys, heads.values
+            is_last = layer == num_layers - 1
+            if is_last:  # of the prompt nothing but keys and values is read any more
+                query = outer.slice(heads.query, 0, self.num_slots, 2)
+                heads = heads._replace(query=query)
+                x = outer.slice(x, 0, self.num_slots, 1)
+            mixed = decoder.attention.attend(outer, heads, slot_mask if is_last else mask)
+            stream = decoder.after_attention(outer, layer, x, decoder.joined(outer, mixed))
+        logits = self.chooser.begin(outer, decoder.logits(outer, stream))
+        state["tokens"] = "slots"
+        state["finished"] = outer.op("Expand", outer.constant(False, "bool"), slot_shape)
+        none = outer.op(
+            "Expand", outer.constant([[[0]]]), outer.shape(outer.dim("slots", 0), self.num_slots, 0)
+        )
+        state["written"] = none
+        if self.has_totals:
+            zeros = outer.op("Expand", outer.constant(0, "float32"), slot_shape)
+            state["totals"] = zeros if self.mode != "beam" else self._one_beam(zeros)
+        if self.mode == "beam":
+            state["owners"] = none
         else:
-            mask = carried["mask"] = body.op("Concat", self._slot_mask(), "mask", axis=-1)
-        stream = decoder.embed(body, tokens)
+            state["mask"] = slot_mask
+        return self._chosen(outer, state, logits, outer.constant(1), is_first=True)
+
+    def _step(self, body: Scope, state: _State) -> _State:
+        """Emits one more token per sequence."""
+        shape, decoder = self.decoder.shape, self.decoder
+        number = body.op("Add", "step", body.constant(1))  # of tokens written before this step
+        positions = body.op(
+            "Expand", body.op("Add", self.lengths, number), body.op("Shape", state["tokens"])
+        )  # (B, S)
+        mask = state["mask"] if self.mode != "beam" else self._beam_mask(body, state["owners"])
+        if self.mode != "beam":
+            own = by_group(self.outer, self.own_mask, self.groups)
+            mask = body.op("Concat", own, mask, axis=-1)
+            state["mask"] = mask
+        stream = decoder.embed(body, state["tokens"])
         for layer in range(shape.num_layers):
             heads, x = decoder.heads(body, layer, stream, positions)
-            past = KeyValue(f"keys_{layer}", f"values_{layer}")
-            mixed, seen = decoder.attention.step(body, heads, self.prompt_kv[layer], past, mask)
-            carried[past.keys], carried[past.values] = seen
+            keys = body.op("Concat", heads.keys, state[f"keys_{layer}"], axis=2)
+            values = body.op("Concat", heads.values, state[f"values_{layer}"], axis=2)
+            state[f"keys_{layer}"], state[f"values_{layer}"] = keys, values
+            mixed = decoder.attention.attend(body, Heads(heads.query, keys, values), mask)
             stream = decoder.after_attention(body, layer, x, decoder.joined(body, mixed))
         logits = decoder.logits(body, stream)  # (B, S, V)
-        emitted: list[str] = []
-        if self.beams:
-            chosen = beam_search(body, logits, shape.vocabulary, self.num_slots, "totals", finished)
-            by_row = body.op("Unsqueeze", chosen.parents, body.constant([2]))
-            finished = body.op("GatherElements", finished, chosen.parents, axis=1)
-            token = chosen.tokens
-            new = body.op("Unsqueeze", token, body.constant([2]))
-            written = body.op("GatherND", "written", by_row, batch_dims=1)
-            carried["written"] = body.op("Concat", written, new, axis=2)
-            owners = body.op("GatherND", self._with_own(body), by_row, batch_dims=1)
-            carried["owners"] = owners
-            carried["totals"] = chosen.totals
+        number = body.op("Add", number, body.constant(1))
+        return self._chosen(body, state, logits, number, is_first=False)
+
+    def _chosen(
+        self, scope: Scope, state: _State, logits: str, number: str, *, is_first: bool
+    ) -> _State:
+        """Chooses the next tokens; `number` counts them, these included."""
+        finished, written = state["finished"], state["written"]
+        if self.mode == "beam":
+            chosen = self.chooser.beams(scope, logits, self.is_beam, state["totals"], finished)
+            token, state["totals"] = chosen.tokens, chosen.totals
+            by_row = scope.op("Unsqueeze", chosen.parents, scope.constant([2]))
+            finished = scope.op("GatherElements", finished, chosen.parents, axis=1)
+            written = scope.op("GatherND", written, by_row, batch_dims=1)
+            owners = self._with_own(scope, state["owners"])
+            state["owners"] = scope.op("GatherND", owners, by_row, batch_dims=1)
         else:
-            token, logprob = greedy(
-                body, logits, shape.vocabulary, with_logprobs=self.with_logprobs
-            )
-            if self.with_logprobs:
-                kept = body.op("Where", finished, body.constant(0, "float32"), logprob)
-                carried["totals"] = body.op("Add", "totals", kept)
-            token = body.op("Where", finished, body.constant(0), token)
-            emitted.append(body.op("Identity", token))
-        at_limit = body.op(
-            "GreaterOrEqual", body.op("Add", "step", body.constant(1)), self.limits
-        )
-        ended = body.op("Or", body.op("Equal", token, body.constant(EOS_ID)), at_limit)
-        carried["tokens"] = token
-        carried["finished"] = body.op("Or", finished, ended)
-        still = body.cast(body.op("Not", carried["finished"]), "int64")
-        carried["running"] = body.cast(body.op("ReduceMax", still, keepdims=0), "bool")
-        return carried, emitted
+            choose = self.chooser.greedy
+            if self.mode == "list" and not is_first:
+                choose = self.chooser.greedy_in_list
+            token, logprob = choose(scope, logits, state["tokens"])
+            if self.has_totals:
+                kept = scope.op("Where", finished, scope.constant(0, "float32"), logprob)
+                state["totals"] = scope.op("Add", state["totals"], kept)
+            token = scope.op("Where", finished, scope.constant(0), token)
+        new = scope.op("Unsqueeze", token, scope.constant([2]))
+        state["tokens"], state["written"] = token, scope.op("Concat", written, new, axis=2)
+        ended = scope.op("Equal", token, scope.constant(EOS_ID))
+        if self.mode != "list":
+            is_separator = scope.op("Equal", token, scope.constant(SEP_ID))
+            ended = scope.op("Or", ended, is_separator)
+        at_limit = scope.op("GreaterOrEqual", number, self.limits)
+        state["finished"] = scope.op("Or", finished, scope.op("Or", ended, at_limit))
+        return state
 
-    def _initial_totals(self, slot_shape: str) -> str:
-        """Returns float32 (B, S) zeros; of the beams that begin alike all but the first are out.
+    def _is_running(self, scope: Scope, state: _State) -> str:
+        """Returns bool: whether some sequence has not ended."""
+        still = scope.cast(scope.op("Not", state["finished"]), "int64")
+        return scope.cast(scope.op("ReduceMax", still, keepdims=0), "bool")
 
-        Also emits `is_beam`, bool (B, S): whether a sequence begins like the last one of its row.
-        """
+    def _prompt_rows(self, slot_mask: str, num_prompt: str) -> str:
+        """Returns real (B, 1, S + P, S + P): below the slots' rows those of the prompt, causal."""
         outer = self.outer
-        zeros = outer.op("Expand", outer.constant(0, "float32"), slot_shape)
-        if not self.beams:
-            return zeros
-        last = outer.op("Gather", "slots", outer.constant([-1]), axis=1)
-        equal = onnx.helper.make_node("Equal", ["slots", last], ["is_beam"], name="is_beam")
-        outer.nodes.append(equal)
-        number = outer.op("CumSum", outer.cast("is_beam", "int64"), outer.constant(1))
-        is_later = outer.op("And", "is_beam", outer.op("Greater", number, outer.constant(1)))
+        unseen = outer.op("Expand", masked(outer), outer.shape(num_prompt, self.num_slots))
+        rows = outer.op("Concat", unseen, causal_mask(outer, num_prompt), axis=-1)
+        rows = outer.op("Expand", rows, outer.shape(outer.dim("slots", 0), 1, 1, 1))
+        return outer.op("Concat", slot_mask, rows, axis=2)
+
+    def _one_beam(self, zeros: str) -> str:
+        """Returns float32 (B, S): of the beams, which begin alike, all but the first are out."""
+        outer = self.outer
+        number = outer.op("CumSum", outer.cast(self.is_beam, "int64"), outer.constant(1))
+        is_later = outer.op("And", self.is_beam, outer.op("Greater", number, outer.constant(1)))
         return outer.op("Where", is_later, outer.constant(NONE, "float32"), zeros)
 
-    def _prompt_mask(self) -> str:
-        """Returns real (B, 1, G * S, P): which prompt tokens exist."""
-        outer = self.outer
-        hidden = outer.op("Equal", "attention_mask", outer.constant(0))
-        mask = outer.op("Unsqueeze", mask_where(outer, hidden), outer.constant([1, 2]))
-        rows = outer.op("Mul", self.num_slots, outer.constant([self.decoder.attention.groups]))
-        return outer.op("Expand", mask, outer.shape(1, 1, rows, 1))
-
-    def _slot_mask(self) -> str:
-        """Returns real (B, 1, G * S, S): of the tokens of one step, each slot sees its own."""
-        outer = self.outer
-        if not hasattr(self, "_slot_block"):
-            column = outer.transpose(self.order, 1, 0)
-            other = outer.op("Not", outer.op("Equal", column, self.order))  # (S, S)
-            block = by_group(outer, mask_where(outer, other), self.decoder.attention.groups)
-            batch = outer.shape(outer.dim("slots", 0), 1, 1, 1)
-            self._slot_block = outer.op("Expand", block, batch)
-        return self._slot_block
-
-    def _with_own(self, body: Scope) -> str:
+    def _with_own(self, scope: Scope, owners: str) -> str:
         """Returns int64 (B, S, step + 1): whose token each sequence sees, the newest first."""
-        own = body.op("Expand", self.order, body.op("Shape", "tokens"))
-        return body.op("Concat", body.op("Unsqueeze", own, body.constant([2])), "owners", axis=2)
+        own = scope.op("Expand", self.order, scope.op("Shape", "slots"))
+        return scope.op("Concat", scope.op("Unsqueeze", own, scope.constant([2])), owners, axis=2)
 
-    def _beam_mask(self, body: Scope) -> str:
-        """Returns real (B, 1, G * S, U + P): a beam sees its own tokens and the prompt."""
-        owners = body.op("Unsqueeze", self._with_own(body), body.constant([3]))
-        other = body.op("Not", body.op("Equal", owners, body.reshape(self.order, 1, 1, 1, -1)))
-        own = body.reshape(mask_where(body, other), 0, 0, -1)  # (B, S, U)
-        own = body.op("Unsqueeze", own, body.constant([1]))
-        if not hasattr(self, "_prompt_block"):
-            self._prompt_block = self._prompt_mask()
-        own = by_group(body, own, self.decoder.attention.groups)
-        return body.op("Concat", own, self._prompt_block, axis=-1)
+    def _beam_mask(self, body: Scope, owners: str) -> str:
+        """Returns real (B, 1, G * S, U): a beam sees its own tokens and the prompt."""
+        seen = body.op("Unsqueeze", self._with_own(body, owners), body.constant([3]))
+        other = body.op("Not", body.op("Equal", seen, body.reshape(self.order, 1, 1, 1, -1)))
+        own = body.reshape(mask_where(body, other), 0, 1, self.num_slots, -1)
+        mask = body.op("Concat", own, self.prompt_mask, axis=-1)
+        return by_group(body, mask, self.groups)
 
 
 def rotary_tables(

@@ -64,7 +64,7 @@ def decoding(run: Run, scenario_name: str, mode: str) -> Decoding:
         total = scenario.num_suggestions * scenario.max_new_tokens + _LIST_MARGIN
         total += scenario.max_auxiliary_tokens * scenario.has_auxiliary_text
         return Decoding([run.vocabulary.control_id(LIST)], [total])
-    slots = run.renderer.slot_ids(scenario_name)
+    slots = run.renderer.slot_ids(scenario_name, mode)
     limits = [scenario.max_new_tokens] * len(slots)
     if scenario.has_auxiliary_text:
         limits[0] = scenario.max_auxiliary_tokens

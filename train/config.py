@@ -15,7 +15,7 @@ from engine.prompt import ANSWER, COOCCURRING, SESSION
 from engine.vocabulary import MAX_SLOTS
 
 Size = Literal["tiny", "demo", "small", "base"]
-Mode = Literal["slots", "list", "both"]
+Mode = Literal["slots", "list", "both", "beam"]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -35,7 +35,7 @@ _MAX_VALID = 400  # examples per scenario that the validation loss is measured o
 class GeneratorMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """How a training went."""
 
-    mode: str  # the forms that were taught: "slots", "list" or "both"
+    mode: str  # the forms that were taught, see `train.responses`
     num_parameters: int
     num_sources: int
     num_steps: int

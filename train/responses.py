@@ -2,6 +2,8 @@
 
     slots   per suggestion one suffix  [slot i] y_1 .. y_n <|eos|>, slot 0 the auxiliary text;
             suggestions in bytewise order, spread over the slots
+    beam    per suggestion one suffix  [slot 1] y_1 .. y_n <|eos|>, slot 0 the auxiliary text: one
+            distribution over all suggestions, for beam search to take the best of
     list    one suffix  [<|list|>] (auxiliary <|sep|>) q_1 <|sep|> q_2 .. <|eos|>, best first
 
 Slots do not see one another. Were they ranks, their distributions would be nearly the same and
@@ -87,17 +89,17 @@ class ResponseEncoder:
     def _slots(
         self, scenario: str, auxiliary: list[int] | None, answers: list[list[int]]
     ) -> list[list[int]]:
-        slot_ids = self._renderer.slot_ids(scenario)
+        slot_ids = self._renderer.slot_ids(scenario, self._mode)
         suffixes: list[list[int]] = []
         if self._scenarios[scenario].has_auxiliary_text:
             if auxiliary is not None:
                 suffixes.append([slot_ids[0], *auxiliary, EOS_ID])
             slot_ids = slot_ids[1:]
         answers = sorted(answers[: len(slot_ids)], key=self._renderer.vocabulary.bytes_of)
-        slots = spread(slot_ids, len(answers))
+        slots = slot_ids if self._mode == "beam" else spread(slot_ids, len(answers))
         return [
             *suffixes,
-            *([slot, *ids, EOS_ID] for slot, ids in zip(slots, answers, strict=True)),
+            *([slot, *ids, EOS_ID] for slot, ids in zip(slots, answers, strict=False)),
         ]
 
 

@@ -22,7 +22,7 @@ def test_shared_context_equals_one_pass_per_candidate(run: Run) -> None:
     checkpoint, head = run.click_backbone(), run.click_head()
     requests = sample_requests(run, 12, seed=1)
     features = np.random.default_rng(0).random((12, 8, len(FEATURE_NAMES)), np.float32)
-    graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(96))
+    graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(300))
     got = parity.click_graph(parity.session_of(graph), run, requests, features)
     expected = parity.click_reference(checkpoint, head, run, requests, features)
     np.testing.assert_allclose(got, expected, atol=1e-4)
@@ -31,7 +31,7 @@ def test_shared_context_equals_one_pass_per_candidate(run: Run) -> None:
 
 def test_candidate_order_and_company_do_not_change_a_score(run: Run) -> None:
     checkpoint, head = run.click_backbone(), run.click_head()
-    graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(96))
+    graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(300))
     session = parity.session_of(graph)
     request = sample_requests(run, 1, seed=2)[0]
     features = np.random.default_rng(0).random((1, 8, len(FEATURE_NAMES)), np.float32)
