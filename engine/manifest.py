@@ -48,7 +48,7 @@ class ModelSpec(_Part, frozen=True, kw_only=True):
     """One ONNX file and the names, element types and shapes of its inputs and outputs."""
 
     file: str
-    precision: str  # "fp32" or "int8"
+    precision: str  # "fp32", "int8" or "fp16"
     inputs: dict[str, list[str | int]]
     outputs: dict[str, list[str | int]]
     tokenizer: str = "tokenizer.json"

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,11 +34,11 @@ from export import parity
 from export.calibration import activation_scales
 from export.checkpoint import DecoderCheckpoint, Run
 from export.click_model import build_click_model
-from export.encoder import build_encoder, quantise_encoder
+from export.encoder import build_encoder, quantise_encoder, to_fp16
 from export.generator import Mode, build_generator
 from export.requests import decoding, max_new_tokens, sample_requests
 
-Precision = Literal["int8", "fp32"]
+Precision = Literal["int8", "fp32", "fp16"]
 _MIN_COSINE = 0.98
 _TOLERANCE = 1e-3
 _NUM_CALIBRATION = 96
@@ -160,20 +161,19 @@ class _Writer:
         if difference > _TOLERANCE:
             raise parity.ParityError(f"encoder differs from torch by {difference:.1e}")
         figures = {"max_difference": difference}
-        if self.precision == "int8":
-            quantised = quantise_encoder(graph, samples)
-            small = parity.session_of(quantised)
+        if self.precision != "fp32":
+            graph = quantise_encoder(graph, samples) if self.precision == "int8" else to_fp16(graph)
+            small = parity.session_of(graph)
             cosines = [
                 float(np.vdot(session.run(None, dict(s))[0], small.run(None, dict(s))[0]))
                 for s in samples
             ]
-            figures["mean_cosine_int8"] = float(np.mean(cosines))
-            if figures["mean_cosine_int8"] < _MIN_COSINE:
+            cosine = figures[f"mean_cosine_{self.precision}"] = float(np.mean(cosines))
+            if cosine < _MIN_COSINE:
                 raise parity.ParityError(
-                    f"int8 encoder's cosine with fp32 is {figures['mean_cosine_int8']:.3f}, "
-                    f"must be at least {_MIN_COSINE}: export with precision fp32"
+                    f"{self.precision} encoder's cosine with fp32 is {cosine:.3f}, must be at "
+                    f"least {_MIN_COSINE}: export with precision fp32"
                 )
-            graph = quantised
         self.parity["encoder"] = figures
         tokenizer = self.run.encoder_tokenizer
         if not (self.directory / tokenizer).exists():
@@ -185,28 +185,28 @@ class _Writer:
         checkpoint = self.run.generator()
         longest = max_new_tokens(self.run, self.mode)
         tables = checkpoint.cos_sin(self.run.prompt.max_tokens + max(longest, MAX_SLOTS) + 8)
-        build = lambda scales, logprobs: build_generator(  # noqa: E731
-            checkpoint.state, checkpoint.shape, tables, mode=self.mode,
-            activation_scales=scales, with_logprobs=logprobs,
-        )  # fmt: skip
-        exact = parity.session_of(build(None, True))
+        build = partial(build_generator, checkpoint.state, checkpoint.shape, tables, mode=self.mode)
+        exact = parity.session_of(build(with_logprobs=True))
         self.report(f"generator: {self.num_parity} requests against the torch reference")
         requests = sample_requests(self.run, self.num_parity, seed=2)
         reference = parity.check_reference(exact, checkpoint, self.run, requests, self.mode)
         self.parity["generator"] = reference
-        scales = None
         if self.precision == "int8":
-            self.report("generator: int8 calibration and comparison with fp32")
-            scales = self._generator_scales(checkpoint, exact)
-            quantised = parity.session_of(build(scales, True))
+            self.report("generator: int8 calibration")
+            build = partial(build, activation_scales=self._generator_scales(checkpoint, exact))
+        elif self.precision == "fp16":
+            build = partial(build, real_type="float16")
+        if self.precision != "fp32":
+            self.report(f"generator: {self.precision} compared with fp32")
+            reduced = parity.session_of(build(with_logprobs=True))
             several = sample_requests(self.run, 4 * self.num_parity, seed=3)
-            self.parity["generator_int8_batching"] = parity.check_batch_invariance(
-                quantised, self.run, several, self.mode
-            )
-            self.parity["generator_int8"] = parity.agreement(
-                exact, quantised, self.run, several, self.mode
-            )
-        spec = self._save(build(scales, False), "generator")
+            name = f"generator_{self.precision}"
+            if self.precision == "int8":
+                self.parity[f"{name}_batching"] = parity.check_batch_invariance(
+                    reduced, self.run, several, self.mode
+                )
+            self.parity[name] = parity.agreement(exact, reduced, self.run, several, self.mode)
+        spec = self._save(build(), "generator")
         return GeneratorSpec(
             **_fields(spec),
             mode=self.mode,
@@ -248,27 +248,32 @@ class _Writer:
         rng = np.random.default_rng(6)
         features = rng.random((len(requests), 8, len(FEATURE_NAMES)), np.float32)
         expected = parity.click_reference(checkpoint, head, self.run, requests, features)
-        graph = build_click_model(checkpoint.state, head, checkpoint.shape, tables)
+        build = partial(build_click_model, checkpoint.state, head, checkpoint.shape, tables)
+        graph = build()
         got = parity.click_graph(parity.session_of(graph), self.run, requests, features)
         difference = float(np.abs(got - expected).max())
         if difference > _TOLERANCE:
             raise parity.ParityError(f"click model differs from torch by {difference:.1e}")
         figures = {"max_difference": difference}
-        if self.precision == "int8":
-            scales = activation_scales(
-                checkpoint.model,
-                lambda: parity.click_reference(checkpoint, head, self.run, requests, features),
-            )
-            graph = build_click_model(
-                checkpoint.state, head, checkpoint.shape, tables, activation_scales=scales
-            )
+        if self.precision != "fp32":
+            if self.precision == "fp16":
+                graph = build(real_type="float16")
+            else:
+                scales = activation_scales(
+                    checkpoint.model,
+                    lambda: parity.click_reference(checkpoint, head, self.run, requests, features),
+                )
+                graph = build(activation_scales=scales)
             session = parity.session_of(graph)
             small = parity.click_graph(session, self.run, requests, features)
-            figures["mean_int8_difference"] = float(np.abs(small - expected).mean())
+            figures[f"mean_{self.precision}_difference"] = float(np.abs(small - expected).mean())
             alone = parity.click_graph(session, self.run, requests[:1], features[:1])
             figures["batch_difference"] = float(np.abs(small[:1] - alone).max())
-            if figures["batch_difference"] > parity.MAX_LOGPROB_DIFFERENCE:
-                raise parity.ParityError("int8 click model gives another answer in a batch")
+            limit = _TOLERANCE if self.precision == "fp16" else parity.MAX_LOGPROB_DIFFERENCE
+            if figures["batch_difference"] > limit:
+                raise parity.ParityError(
+                    f"{self.precision} click model gives another answer in a batch"
+                )
         self.parity["click_model"] = figures
         self.quality |= {f"click_model_{k}": v for k, v in self.run.metrics("click_model").items()}
         return ClickModelSpec(

@@ -27,18 +27,20 @@ def build_click_model(
     cos_sin: tuple[Array, Array],
     *,
     activation_scales: Mapping[str, float] | None = None,
+    real_type: str = "float32",
 ) -> onnx.ModelProto:
     """Returns the click model's graph.
 
     Args:
         state: the backbone's arrays, see `Decoder`.
         head: "hidden.weight" (E, D + F), "hidden.bias" (E), "out.weight" (1, E), "out.bias" (1);
-            logit = out(silu(hidden([last hidden state, features]))). Stays fp32: it is small.
+            logit = out(silu(hidden([last hidden state, features]))). It is never int8: it is small.
         shape: sizes of the backbone.
         cos_sin: rotary tables.
         activation_scales: see `Decoder`.
+        real_type: of weights and activations, float32 or float16; int8 goes with float32.
     """
-    scope = Scope(Weights())
+    scope = Scope(Weights(real_type))
     weights = scope.weights
     decoder = Decoder(scope, state, shape, cos_sin, activation_scales)
     num_candidates, length = scope.dim("candidate_ids", 1), scope.dim("candidate_ids", 2)
@@ -77,15 +79,14 @@ def build_click_model(
             mixed = decoder.joined(scope, scope.op("Concat", mixed, read, axis=2))
         stream = decoder.after_attention(scope, layer, x, mixed)
     hidden = decoder.final_norm(scope, stream)  # (B, C, D)
-    joint = scope.op("Concat", hidden, "features", axis=2)
-    h = scope.op("MatMul", joint, weights.add("head.hidden.weight", head["hidden.weight"].T))
-    h = scope.op("Add", h, weights.add("head.hidden.bias", head["hidden.bias"]))
+    joint = scope.op("Concat", hidden, scope.cast("features", real_type), axis=2)
+    h = scope.op("MatMul", joint, weights.add_real("head.hidden.weight", head["hidden.weight"].T))
+    h = scope.op("Add", h, weights.add_real("head.hidden.bias", head["hidden.bias"]))
     h = scope.op("QuickGelu", h, alpha=1.0)  # alpha 1 is silu
-    logit = scope.op("MatMul", h, weights.add("head.out.weight", head["out.weight"].T))
-    logit = scope.op("Add", logit, weights.add("head.out.bias", head["out.bias"]))
-    scope.nodes.append(
-        onnx.helper.make_node("Squeeze", [logit, scope.constant([2])], ["click_logit"])
-    )
+    logit = scope.op("MatMul", h, weights.add_real("head.out.weight", head["out.weight"].T))
+    logit = scope.op("Add", logit, weights.add_real("head.out.bias", head["out.bias"]))
+    logit = scope.op("Squeeze", scope.cast(logit, "float32"), scope.constant([2]))
+    scope.nodes.append(onnx.helper.make_node("Identity", [logit], ["click_logit"]))
     num_features = head["hidden.weight"].shape[1] - shape.hidden
     inputs = [
         value("context_ids", "int64", ["batch", "context"]),

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnxruntime.transformers import float16
 from optimum.exporters.onnx import onnx_export_from_model
 from transformers import PreTrainedModel
 
@@ -119,6 +120,24 @@ def quantise_encoder(
     return helper.make_model(
         result, opset_imports=opsets, ir_version=quantised.ir_version, producer_name="queryrec"
     )
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the encoder with half-precision weights and activations; the output stays float32."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    # Norms and sums overflow half precision before the embedding is normalised.
+    kept = [
+        "ReduceSum",
+        "ReduceL2",
+        "ReduceMean",
+        "Pow",
+        "Sqrt",
+        "Div",
+        "Max",
+        "LayerNormalization",
+    ]
+    return float16.convert_float_to_float16(copy, keep_io_types=True, op_block_list=kept)
 
 
 def _input_scales(

@@ -10,7 +10,7 @@
 
 Modes, one graph each:
 
-    slots   every sequence is a text, begun by its own slot token; greedy; ends at <|eos|> or <|sep|>
+    slots   every sequence is a text, begun by its own slot token; greedy, to <|eos|> or <|sep|>
     list    as slots, but <|sep|> parts the texts of a sequence, and each begins in the range
     beam    the sequences of a row that begin with the token of its last one are the beams of one
             search, best first, with a common limit; the others, such as the auxiliary text, are
@@ -88,7 +88,7 @@ class _State(dict[str, str]):
     totals              float32 (B, S): summed log-probabilities, where wanted
     mask                real (B, 1, G * S, U): what a sequence sees; of greedy modes
     owners              int64 (B, S, step): whose each token is that a beam sees, newest first
-    keys_L, values_L    real (B, K, U, H): of layer L; the newest tokens stand first, the prompt last
+    keys_L, values_L    real (B, K, U, H): of layer L; the newest tokens first, the prompt last
     """
 
     def dtype(self, key: str, real_type: str) -> str:

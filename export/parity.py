@@ -93,8 +93,15 @@ def check_reference(
     difference = 0.0
     for batch in _by_slots(run, requests, mode, 8):
         for (request, how), got in zip(batch, generate(session, batch), strict=True):
-            args = (request.prompt.ids, *how, request.prompt.first_token_range, mode)
-            row = decode(checkpoint.model, *args)
+            prompt = request.prompt
+            row = decode(
+                checkpoint.model,
+                prompt.ids,
+                how.slots,
+                how.max_new_tokens,
+                prompt.first_token_range,
+                mode,
+            )
             for ids, logprob, expected in zip(got.ids, got.logprobs, row, strict=True):
                 if ids == expected.ids:
                     num_equal += 1

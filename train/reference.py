@@ -5,6 +5,7 @@ or scenarios.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -101,9 +102,7 @@ class _Row:
                         options.append(_Beam(ids, beam.total + value, is_finished))
             options.sort(key=lambda b: -b.total)
             kept = options[: width + 1]
-            gaps.append(
-                min([a.total - b.total for a, b in zip(kept, kept[1:], strict=False)], default=1.0)
-            )
+            gaps.append(min([a.total - b.total for a, b in pairwise(kept)], default=1.0))
             beams = kept[:width]
             if all(b.is_finished for b in beams):
                 break
