@@ -1,4 +1,4 @@
-"""The slow, obvious decoder: one full forward per sequence and new token, no cache, no batch.
+"""The slow, obvious decoder: a full forward per new token, without cache or padding.
 
 What the exported graphs must equal, mode by mode (`export.generator`). Knows nothing of prompts
 or scenarios.
@@ -54,13 +54,18 @@ def decode(
     ends = (EOS_ID,) if mode == "list" else (EOS_ID, SEP_ID)
     row = _Row(model, prompt_ids, first_token_range, ends)
     if mode != "beam":
-        return [row.greedy(s, n) for s, n in zip(slots, max_new_tokens, strict=True)]
-    width = list(slots).count(slots[-1])
+        return row.greedy(slots, max_new_tokens)
+    alone = [i for i, slot in enumerate(slots) if slot != slots[-1]]
+    found = dict(
+        zip(
+            alone,
+            row.greedy([slots[i] for i in alone], [max_new_tokens[i] for i in alone]),
+            strict=True,
+        )
+    )
+    width = len(slots) - len(alone)
     beams = iter(row.search(slots[-1], max_new_tokens[-1], width))
-    return [
-        next(beams) if slot == slots[-1] else row.greedy(slot, limit)
-        for slot, limit in zip(slots, max_new_tokens, strict=True)
-    ]
+    return [found[i] if i in found else next(beams) for i in range(len(slots))]
 
 
 class _Row:
@@ -72,49 +77,53 @@ class _Row:
         self._model, self._prompt_ids = model, prompt_ids
         self._first, self._ends = first, ends
 
-    def greedy(self, slot: int, limit: int) -> Decoded:
-        new, gaps, total = list[int](), list[float](), 0.0
-        while len(new) < limit:
-            logits_V = self._logits(slot, new)
-            best = torch.topk(logits_V, 2).values
-            gaps.append(float(best[0] - best[1]))
-            token = int(logits_V.argmax())
-            total += float(torch.log_softmax(logits_V, -1)[token])
-            new.append(token)
-            if token in self._ends:
-                break
-        return Decoded(new, total, gaps)
+    def greedy(self, slots: Sequence[int], limits: Sequence[int]) -> list[Decoded]:
+        decoded = [Decoded([], 0.0, []) for _ in slots]
+        running = list(range(len(slots)))
+        while running:
+            logits_RV = self._logits([[slots[i], *decoded[i].ids] for i in running])
+            for i, logits_V in zip(list(running), logits_RV, strict=True):
+                ids, total, gaps = decoded[i]
+                best = torch.topk(logits_V, 2).values
+                token = int(logits_V.argmax())
+                total += float(torch.log_softmax(logits_V, -1)[token])
+                decoded[i] = Decoded([*ids, token], total, [*gaps, float(best[0] - best[1])])
+                if token in self._ends or len(ids) + 1 >= limits[i]:
+                    running.remove(i)
+        return decoded
 
     def search(self, slot: int, limit: int, width: int) -> list[Decoded]:
         beams, gaps = [_Beam([], 0.0, False)], list[float]()
         for step in range(limit):
-            options: list[_Beam] = []
-            for beam in beams:
-                if beam.is_finished:
-                    options.append(beam)
-                    continue
-                logprobs_V = torch.log_softmax(self._logits(slot, beam.ids), -1)
+            options = [b for b in beams if b.is_finished]
+            running = [b for b in beams if not b.is_finished]
+            if not running:
+                break
+            logits_RV = self._logits([[slot, *b.ids] for b in running])
+            for beam, logprobs_V in zip(running, torch.log_softmax(logits_RV, -1), strict=True):
                 best = torch.topk(logprobs_V, min(width + 1, len(logprobs_V)))
                 for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                     if value > -torch.inf:
                         is_finished = token in self._ends or step + 1 == limit
-                        ids = [*beam.ids, token]
-                        options.append(_Beam(ids, beam.total + value, is_finished))
+                        options.append(_Beam([*beam.ids, token], beam.total + value, is_finished))
             options.sort(key=lambda b: -b.total)
             kept = options[: width + 1]
             gaps.append(min([a.total - b.total for a, b in pairwise(kept)], default=1.0))
             beams = kept[:width]
-            if all(b.is_finished for b in beams):
-                break
         found = [Decoded(b.ids, b.total, gaps) for b in beams]
         return found + [Decoded([EOS_ID], -1e9, gaps)] * (width - len(found))
 
-    def _logits(self, slot: int, new: list[int]) -> Tensor:
-        """Returns float32 (V) logits of the next token; of ids that are not allowed, -inf."""
-        ids = torch.tensor([[*self._prompt_ids, slot, *new]])
-        logits_V = self._model(ids).logits[0, -1].float().clone()
-        logits_V[:NUM_CONTROL_IDS] = -torch.inf
-        if not new or new[-1] == SEP_ID:
-            logits_V[: self._first[0]] = -torch.inf
-            logits_V[self._first[1] :] = -torch.inf
-        return logits_V
+    def _logits(self, rows: list[list[int]]) -> Tensor:
+        """Returns float32 (R, V) logits of the next tokens; of ids that are not allowed, -inf.
+
+        Args:
+            rows: starting token and new tokens of R sequences of one length.
+        """
+        ids_RL = torch.tensor([[*self._prompt_ids, *row] for row in rows])
+        logits_RV = self._model(ids_RL).logits[:, -1].float().clone()
+        logits_RV[:, :NUM_CONTROL_IDS] = -torch.inf
+        for row, logits_V in zip(rows, logits_RV, strict=True):
+            if len(row) == 1 or row[-1] == SEP_ID:
+                logits_V[: self._first[0]] = -torch.inf
+                logits_V[self._first[1] :] = -torch.inf
+        return logits_RV
