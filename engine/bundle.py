@@ -131,6 +131,11 @@ def _session(directory: Path, spec: ModelSpec, runtime: Runtime):
         path = directory / usable_file(spec)
     except BundleError as error:
         raise BundleError(f"{directory}: {error}") from None
+    if spec.precision == "int8" and runtime.device.kind != "cpu":
+        raise BundleError(
+            f"{path}: int8 graphs run on the CPU only, models.device is {runtime.device.kind!r}: "
+            "export with --precision fp16"
+        )
     session = runtime.open(path)
     for kind, declared, actual in (
         ("inputs", spec.inputs, signature(session.get_inputs())),

@@ -11,7 +11,7 @@ import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import msgspec
 from msgspec import Meta
@@ -49,6 +49,12 @@ class ModelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shared_thread_pool: bool = True
     """False gives each model threads of its own: slower, but needed where the process runs ONNX
     Runtime sessions that are not the engine's."""
+    device: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    """Where models run; others than "cpu" need ONNX Runtime for GPUs and an fp16 or fp32 bundle."""
+    device_id: Annotated[int, Meta(ge=0, le=63)] = 0
+    """Which GPU."""
+    tensorrt_cache: str = ""
+    """Directory where TensorRT keeps what it compiled; empty: compiled again at each start."""
     max_batch_size: Annotated[int, Meta(ge=1, le=256)] = 8
     """Rows per model run. A row waits at most one batch and runs in one."""
     max_waiting: Count = 256

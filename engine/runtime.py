@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 import onnxruntime as ort
 
 from engine.cpu import cpu_features, missing_features
+from engine.device import CPU, PROVIDERS, Device, check_available, providers
 from engine.manifest import BundleError, ModelSpec
 
 A = ParamSpec("A")
@@ -26,18 +27,28 @@ class Runtime:
 
     _shared_pool_threads: int | None = None  # ONNX Runtime allows one pool per process
 
-    def __init__(self, *, num_threads: int, shared_thread_pool: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        num_threads: int,
+        shared_thread_pool: bool = True,
+        device: Device = CPU,
+    ) -> None:
         """Makes the pool, which no session may precede.
 
         Args:
             num_threads: Threads of the pool, the calling one included.
             shared_thread_pool: False gives each session a pool of its own. Once a shared pool
                 exists, every session of the process has to use it.
+            device: Where sessions run.
 
         Raises:
-            ValueError: the process already has a shared pool of another size.
+            ValueError: the process already has a shared pool of another size, or this ONNX
+                Runtime does not know the device.
         """
+        check_available(device)
         self.num_threads = num_threads
+        self.device = device
         self._is_shared = shared_thread_pool
         if shared_thread_pool and Runtime._shared_pool_threads is None:
             ort.set_global_thread_pool_sizes(num_threads, 1)
@@ -63,9 +74,16 @@ class Runtime:
             options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only
         try:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=providers(self.device))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this
             raise BundleError(f"{path}: cannot be loaded by ONNX Runtime: {error}") from error
+        wanted = PROVIDERS[self.device.kind]
+        if wanted not in session.get_providers():  # it falls back in silence
+            raise BundleError(
+                f"{path}: {wanted} could not start, see ONNX Runtime's messages above: install the "
+                "CUDA (and TensorRT) libraries it asks for, or set models.device to 'cpu'"
+            )
+        return session
 
     async def run(self, function: Callable[A, R], *args: A.args, **kwargs: A.kwargs) -> R:
         """Returns the function's result, computed on the model thread."""

@@ -15,6 +15,7 @@ from engine.config import Config, load_keys
 from engine.costs import Work
 from engine.cpu import num_usable_cpus
 from engine.deadline import Clock, MonotonicClock
+from engine.device import Device
 from engine.feedback import FeedbackLog
 from engine.pipeline import Pipeline
 from engine.runtime import Runtime
@@ -52,10 +53,15 @@ async def load_pipeline(
 
 
 def make_runtime(config: Config) -> Runtime:
-    """Returns the runtime that the configuration asks for."""
+    """Returns the runtime that the configuration asks for.
+
+    Raises:
+        ValueError: this ONNX Runtime does not know the device.
+    """
     return Runtime(
         num_threads=config.models.num_threads or num_usable_cpus(),
         shared_thread_pool=config.models.shared_thread_pool,
+        device=Device(config.models.device, config.models.device_id, config.models.tensorrt_cache),
     )
 
 

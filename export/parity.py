@@ -13,6 +13,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from engine.device import CPU, Device, providers
 from export.checkpoint import DecoderCheckpoint, Run
 from export.requests import Decoding, SampleRequest, candidate_ids, decoding
 from train.reference import Decoded, decode
@@ -33,13 +34,13 @@ class Generated(NamedTuple):
     logprobs: NDArray[np.float32]  # (S)
 
 
-def session_of(model: onnx.ModelProto, num_threads: int = 1) -> ort.InferenceSession:
-    """Returns a CPU session for a graph in memory."""
+def session_of(
+    model: onnx.ModelProto, num_threads: int = 1, device: Device = CPU
+) -> ort.InferenceSession:
+    """Returns a session for a graph in memory."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return ort.InferenceSession(model.SerializeToString(), options, providers=providers(device))
 
 
 def pad(rows: Sequence[Sequence[int]], length: int = 0) -> tuple[NDArray[np.int64], ...]:

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from engine.completion import completed
+from engine.device import CPU, Device, check_available
 from engine.vocabulary import EOS_ID, FIRST_TEXT_ID, SEP_ID
 from export import parity
 from export.calibration import activation_scales
@@ -37,11 +38,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(directory)
 
 
-def graph_session(run: Run, mode: Mode, *, int8: bool) -> ort.InferenceSession:
+@pytest.fixture(params=["cpu", "cuda", "tensorrt"])
+def device(request: pytest.FixtureRequest) -> Device:
+    """Every device that this machine has."""
+    device = Device(request.param)
+    try:
+        check_available(device)
+    except ValueError as error:
+        pytest.skip(str(error))
+    return device
+
+
+def graph_session(
+    run: Run, mode: Mode, precision: str = "fp32", device: Device = CPU
+) -> ort.InferenceSession:
     checkpoint = run.generator()
     tables = checkpoint.cos_sin(run.prompt.max_tokens + max_new_tokens(run, mode) + 24)
     scales = None
-    if int8:
+    if precision == "int8":
         prompts = [r.prompt.ids for r in sample_requests(run, 24, seed=9)]
         scales = activation_scales(
             checkpoint.model, lambda: [checkpoint.model(torch.tensor([p])) for p in prompts]
@@ -54,14 +68,16 @@ def graph_session(run: Run, mode: Mode, *, int8: bool) -> ort.InferenceSession:
             mode=mode,
             activation_scales=scales,
             with_logprobs=True,
-        )
+            real_type="float16" if precision == "fp16" else "float32",
+        ),
+        device=device,
     )
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_fp32_graph_equals_the_reference(run: Run, mode: Mode) -> None:
+def test_fp32_graph_equals_the_reference(run: Run, mode: Mode, device: Device) -> None:
     requests = sample_requests(run, 30, seed=1)
-    session = graph_session(run, mode, int8=False)
+    session = graph_session(run, mode, device=device)
     figures = parity.check_reference(session, run.generator(), run, requests, mode)
     assert figures["equal"] >= 0.999 * figures["sequences"]
     assert figures["max_logprob_difference"] < 1e-3
@@ -72,21 +88,30 @@ def test_fp32_graph_equals_the_reference(run: Run, mode: Mode) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_fp32_graph_equals_the_reference_on_500_prompts(run: Run, mode: Mode) -> None:
     requests = sample_requests(run, 500, seed=2)
-    session = graph_session(run, mode, int8=False)
+    session = graph_session(run, mode)
     figures = parity.check_reference(session, run.generator(), run, requests, mode)
     assert figures["equal"] >= 0.999 * figures["sequences"]
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_half_precision_graph_writes_what_fp32_writes(run: Run, mode: Mode, device: Device) -> None:
+    requests = sample_requests(run, 48, seed=6)
+    exact, half = graph_session(run, mode), graph_session(run, mode, "fp16", device)
+    figures = parity.agreement(exact, half, run, requests, mode)
+    assert figures["equal_share"] > (0.8 if mode == "list" else 0.95)  # lists are longer
+    assert figures["mean_token_logprob_gap"] < 2e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_int8_answer_does_not_depend_on_neighbours_or_padding(run: Run, mode: Mode) -> None:
-    session = graph_session(run, mode, int8=True)
+    session = graph_session(run, mode, "int8")
     figures = parity.check_batch_invariance(session, run, sample_requests(run, 96, seed=4), mode)
     assert figures["max_logprob_difference"] <= 1e-4
 
 
 def test_reference_check_notices_another_model(run: Run, tmp_path: Path) -> None:
     write_sample_run(tmp_path / "other", seed=4)
-    session = graph_session(run, "slots", int8=False)
+    session = graph_session(run, "slots")
     with pytest.raises(parity.ParityError, match="differs from the torch reference"):
         parity.check_reference(
             session, Run(tmp_path / "other").generator(), run, sample_requests(run, 6, 0), "slots"
@@ -146,7 +171,7 @@ _sessions: dict[tuple[Path, Mode], ort.InferenceSession] = {}
 
 def _cached_session(run: Run, mode: Mode = "slots") -> ort.InferenceSession:
     if (run.directory, mode) not in _sessions:
-        _sessions[run.directory, mode] = graph_session(run, mode, int8=False)
+        _sessions[run.directory, mode] = graph_session(run, mode)
     return _sessions[run.directory, mode]
 
 
@@ -178,7 +203,7 @@ def test_ids_out_of_range_do_not_fail_the_batch(run: Run) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_completions_start_with_what_was_typed(run: Run, mode: Mode) -> None:
-    session = graph_session(run, mode, int8=True)
+    session = graph_session(run, mode, "int8")
     requests = [r for r in sample_requests(run, 60, seed=8) if r.scenario == "completion"]
     for request in requests:
         healed = request.prompt.healed
