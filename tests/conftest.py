@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# Tiny models are fastest on one thread, and OpenMP's threads spin: beside any other busy process
+# two of them take a hundred times as long. Set before torch is imported, here and in children.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _START_TIMEOUT_S = 50
 
 
