@@ -11,11 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.peers import catalogue, contest, models, report
+from benchmarks.peers import catalogue, contest, machine, models, report
 from benchmarks.peers.environments import python_of
 from engine.cpu import cpu_features, num_usable_cpus
 
-FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _PEERS = [peer.name for peer in catalogue.peers([])]
 
 
@@ -119,8 +118,10 @@ def compare(
                 outcome.equal_tokens[name] = _equal_share(tokens, expected)
         for count in settings.prompts:
             _say(f"{outcome.model}: {settings.num_rounds} rounds of {count}")
+            neighbours = machine.Neighbours([os.getpid(), *(e.worker.pid for e in entries)])
             results, failures = contest.rounds(arena, entries, count, settings.num_rounds)
             outcome.rounds[count] = results
+            outcome.others[count] = neighbours.share()
             outcome.failures |= {f"{name}, {count}": why for name, why in failures.items()}
     finally:
         for entry in entries:
@@ -134,10 +135,9 @@ def _equal_share(tokens: Sequence[int], expected: Sequence[int]) -> float:
 
 def run(settings: Settings) -> dict[str, object]:
     """Returns the figures of all models."""
-    features = cpu_features()
     contenders = [
         *catalogue.ours(),
-        *(p for p in catalogue.peers(features) if p.name in settings.peers),
+        *(p for p in catalogue.peers(cpu_features()) if p.name in settings.peers),
         *catalogue.floors(),
     ]
     missing = dict[str, str]()
@@ -163,8 +163,8 @@ def run(settings: Settings) -> dict[str, object]:
         result[name] = report.figures(outcome)
     return {
         **result,
-        "cpu": _cpu_model(),
-        "cpu_features": [f for f in FEATURES if f in features],
+        "cpu": machine.cpu_model(),
+        "cpu_features": machine.features(),
         "threads": settings.num_threads,
         "rounds": settings.num_rounds,
         "prompt_tokens": models.PROMPT_TOKENS,
@@ -172,16 +172,6 @@ def run(settings: Settings) -> dict[str, object]:
         "new_tokens": models.NEW_TOKENS,
         "python": platform.python_version(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    values = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    family = f"family {values.get('cpu family', '?')} model {values.get('model', '?')}"
-    return f"{values.get('model name', platform.machine())} ({family})"
 
 
 def main() -> int:

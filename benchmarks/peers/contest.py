@@ -54,6 +54,10 @@ class Worker:
                 cwd=ROOT,
             )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, timeout_s: float, **request: object) -> dict[str, Any]:
         """Lets the process run until it has answered.
 

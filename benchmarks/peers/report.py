@@ -15,6 +15,7 @@ Knows nothing of how times were taken. For a model the JSON has, with N of 1, 4 
     equal_tokens           share of greedy tokens equal to those of transformers in fp32: by
                            contender in fp32 (the weights are the same if it is 1), and by
                            "contender variant" for those measured
+    others_share_N         share of the machine that other processes took during the rounds
     failures               why contenders, or variants of them, are missing
 """
 
@@ -40,6 +41,7 @@ class Outcome:
     equal_tokens: dict[str, float] = field(default_factory=dict)
     settings: dict[str, dict[str, str]] = field(default_factory=dict)  # by "contender variant"
     failures: dict[str, str] = field(default_factory=dict)
+    others: dict[int, float | None] = field(default_factory=dict)  # see machine.Neighbours
 
     def medians(self, num_prompts: int) -> dict[str, tuple[float, str]]:
         """Returns the median milliseconds of each contender's fastest variant, and the variant."""
@@ -81,6 +83,7 @@ def figures(outcome: Outcome) -> dict[str, object]:
         result.setdefault(f"ratio_openvino_{n}", None)
         share = result[f"floor_share_{n}"] = _ratio(medians, FLOOR, OURS)
         result[f"floor_graph_share_{n}"] = _ratio(medians, FLOOR_GRAPH, OURS)
+        result[f"others_share_{n}"] = outcome.others.get(n)
         if share is not None:
             shares.append(share)
         if best is not None:
