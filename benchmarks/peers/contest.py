@@ -4,6 +4,7 @@ Knows nothing of what contenders are, beyond that they answer `protocol`. A cont
 is left out with its reason; the others go on.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -89,8 +90,10 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+            # What was written to a process that has died is still in the pipe's buffer.
+            with contextlib.suppress(BrokenPipeError):
+                if pipe is not None:
+                    pipe.close()
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
