@@ -15,6 +15,7 @@ from benchmarks.peers import catalogue, contest, machine, models, report
 from benchmarks.peers.environments import python_of
 from engine.cpu import cpu_features, num_usable_cpus
 
+_QUIET = 0.05  # of the machine; with more taken by others, times say little
 _PEERS = [peer.name for peer in catalogue.peers([])]
 
 
@@ -91,20 +92,19 @@ def compare(
     settings: Settings, outcome: report.Outcome,
 ) -> None:  # fmt: skip
     """Measures all contenders on one model and puts the results into `outcome`."""
-    expected: list[int] | None = None
+    # The others' tokens are compared with those of transformers, whether or not it is measured.
+    (transformers,) = (p for p in catalogue.peers([]) if p.name == "transformers")
+    expected = contest.reference(arena, Path(sys.executable), transformers)
     entries = list[contest.Entry]()
     try:
-        # Transformers first: its tokens are what the others' are compared with.
-        for peer in sorted(contenders, key=lambda p: p.name != "transformers"):
+        for peer in contenders:
             if peer.name not in pythons:
                 continue
             python = pythons[peer.name]
             if not peer.name.startswith("floor"):
                 try:
                     tokens = contest.reference(arena, python, peer)
-                    expected = tokens if peer.name == "transformers" else expected
-                    if expected is not None:
-                        outcome.equal_tokens[peer.name] = _equal_share(tokens, expected)
+                    outcome.equal_tokens[peer.name] = _equal_share(tokens, expected)
                 except contest.WorkerError as error:
                     outcome.failures[f"{peer.name} {peer.reference.name} (greedy)"] = str(error)
             tried, failures = contest.trial(arena, python, peer, settings.prompts, _say)
@@ -113,7 +113,7 @@ def compare(
         for entry in entries:
             name = f"{entry.peer.name} {entry.variant.name}"
             outcome.settings[name] = entry.settings
-            if expected is not None and not entry.peer.name.startswith("floor"):
+            if not entry.peer.name.startswith("floor"):
                 tokens = contest.greedy(arena, entry.worker)
                 outcome.equal_tokens[name] = _equal_share(tokens, expected)
         for count in settings.prompts:
@@ -121,7 +121,9 @@ def compare(
             neighbours = machine.Neighbours([os.getpid(), *(e.worker.pid for e in entries)])
             results, failures = contest.rounds(arena, entries, count, settings.num_rounds)
             outcome.rounds[count] = results
-            outcome.others[count] = neighbours.share()
+            outcome.others[count] = share = neighbours.share()
+            if share is not None and share > _QUIET:
+                _say(f"other processes took {share:.0%} of the machine: do not trust these times")
             outcome.failures |= {f"{name}, {count}": why for name, why in failures.items()}
     finally:
         for entry in entries:

@@ -11,9 +11,12 @@ nothing of models. Requests and what they are answered with:
 An answer of {"error": "..."} says why a request could not be met; the worker lives on.
 """
 
+import contextlib
+import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -21,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+_PR_SET_PDEATHSIG = 1
 
 Lists = list[list[list[int]]]  # per prompt, per sequence, new token ids
 
@@ -67,7 +72,10 @@ class Contender(Protocol):
 
 
 def serve(load: Callable[[Task], Contender], prepare: Callable[[Task], object]) -> None:
-    """Answers requests until stdin ends."""
+    """Answers requests until stdin ends, or until the process that started this one does."""
+    # A stopped process would never see that stdin has ended.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Libraries print: their stdout becomes stderr, and only answers go where ours went.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
