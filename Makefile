@@ -14,7 +14,7 @@ WORLD ?= $(RUN)/simulated
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
-.PHONY: help setup demo test test-all check format proto bench-load bench-idle bench-quality clean
+.PHONY: help setup demo test test-all check format proto bench-load bench-idle bench-quality bench-peers bench-profile clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,12 @@ bench-quality: setup $(BUNDLE)/manifest.json ## Score answers to 500 held-out qu
 	  --bundle $(BUNDLE) --target $$TARGET --out $(BUNDLE).lists.jsonl'
 	@$(BIN)/python -m benchmarks.truth --world $(WORLD) \
 	  --heldout examples/data/heldout.txt.gz $(BUNDLE).lists.jsonl
+
+bench-peers: setup ## Compare our generator with other engines on the same weights (sets them up; long)
+	@$(BIN)/python -m benchmarks.peers $(if $(MODELS),--models $(MODELS)) $(if $(PEERS),--peers $(PEERS))
+
+bench-profile: setup ## Where the time of our generator graph goes, by operator
+	@$(BIN)/python -m benchmarks.profile $(if $(MODELS),--models $(MODELS))
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis

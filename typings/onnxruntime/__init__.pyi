@@ -28,6 +28,7 @@ class SessionOptions:
     enable_cpu_mem_arena: bool
     enable_mem_pattern: bool
     enable_profiling: bool
+    profile_file_prefix: str
     optimized_model_filepath: str
     graph_optimization_level: Any
     execution_mode: Any

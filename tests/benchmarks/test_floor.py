@@ -1,0 +1,56 @@
+"""The floor multiplies exactly what a decoder needs."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from transformers import LlamaForCausalLM
+
+from benchmarks.peers.floor import MatMul, Sizes, generation, prefill, step
+from benchmarks.peers.workers.floor import products_model
+from train.backbone import llama_config, shapes_of
+
+
+def sizes_and_parameters() -> tuple[Sizes, int]:
+    """A grouped-query decoder, and how many weights its matrices have (tied embedding once)."""
+    shapes = shapes_of("demo")
+    model = LlamaForCausalLM(llama_config(shapes.generator, shapes.vocab_size))
+    matrices = [p.numel() for p in model.parameters() if p.ndim == 2]
+    return Sizes.of(model.config.to_dict()), sum(matrices)
+
+
+def num_multiplications(products: list[MatMul]) -> int:
+    return sum(p.rows * p.depth * p.columns for p in products)
+
+
+def test_a_step_multiplies_each_row_by_every_parameter() -> None:
+    sizes, parameters = sizes_and_parameters()
+    assert num_multiplications(step(sizes, 24)) == 24 * parameters
+
+
+def test_a_prefill_leaves_out_the_vocabulary_and_what_follows_the_last_keys_and_values() -> None:
+    sizes, parameters = sizes_and_parameters()
+    left_out = (
+        sizes.vocabulary * sizes.hidden
+        + 2 * sizes.hidden * sizes.query
+        + 3 * sizes.hidden * sizes.intermediate
+    )
+    assert num_multiplications(prefill(sizes, 64)) == 64 * (parameters - left_out)
+
+
+def test_a_generation_is_one_prefill_and_as_many_steps_as_new_tokens() -> None:
+    sizes, _ = sizes_and_parameters()
+    counts = generation(sizes, num_prompts=2, prompt_tokens=64, num_sequences=8, new_tokens=5)
+    expected = num_multiplications(prefill(sizes, 128)) + 5 * num_multiplications(step(sizes, 16))
+    assert num_multiplications(list(counts.elements())) == expected
+    assert counts[MatMul(16, sizes.hidden, sizes.vocabulary)] == 5
+
+
+@pytest.mark.parametrize("is_int8", [True, False])
+def test_the_measured_models_multiply_what_they_are_told(is_int8: bool) -> None:
+    products = [MatMul(3, 8, 16), MatMul(3, 8, 16), MatMul(3, 16, 4)]
+    model = products_model(products, is_int8).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    kind = np.uint8 if is_int8 else np.float32
+    feed = {i.name: np.full(i.shape, 129 if is_int8 else 1, kind) for i in session.get_inputs()}
+    shapes = [np.asarray(out).shape for out in session.run(None, feed)]
+    assert shapes == [(p.rows, p.columns) for p in products]
