@@ -52,14 +52,24 @@ def layer(sizes: Sizes, rows: int) -> list[MatMul]:
     ]
 
 
-def prefill(sizes: Sizes, rows: int) -> list[MatMul]:
-    """Returns the products of reading prompts: the last layer stops after keys and values."""
-    last = MatMul(rows, sizes.hidden, 2 * sizes.key_value)
-    return [*layer(sizes, rows) * (sizes.num_layers - 1), last]
+def reading(
+    sizes: Sizes, *, num_prompts: int, prompt_tokens: int, num_sequences: int
+) -> list[MatMul]:
+    """Returns the products up to the first new tokens: prompts, and what starts the sequences.
+
+    Of a prompt's tokens the last layer needs keys and values only.
+    """
+    rows = num_prompts * (prompt_tokens + num_sequences)
+    last = MatMul(num_prompts * prompt_tokens, sizes.hidden, 2 * sizes.key_value)
+    starts = num_prompts * num_sequences
+    return [
+        *layer(sizes, rows) * (sizes.num_layers - 1), last, *layer(sizes, starts),
+        MatMul(starts, sizes.hidden, sizes.vocabulary),
+    ]  # fmt: skip
 
 
 def step(sizes: Sizes, rows: int) -> list[MatMul]:
-    """Returns the products of one new token: all layers and the vocabulary."""
+    """Returns the products of one more token: all layers and the vocabulary."""
     head = MatMul(rows, sizes.hidden, sizes.vocabulary)
     return [*layer(sizes, rows) * sizes.num_layers, head]
 
@@ -68,7 +78,14 @@ def generation(
     sizes: Sizes, *, num_prompts: int, prompt_tokens: int, num_sequences: int, new_tokens: int
 ) -> Counter[MatMul]:
     """Returns how often each product occurs in one generation."""
-    counts = Counter(prefill(sizes, num_prompts * prompt_tokens))
+    counts = Counter(
+        reading(
+            sizes,
+            num_prompts=num_prompts,
+            prompt_tokens=prompt_tokens,
+            num_sequences=num_sequences,
+        )
+    )
     for product, count in Counter(step(sizes, num_prompts * num_sequences)).items():
-        counts[product] += count * new_tokens
+        counts[product] += count * (new_tokens - 1)
     return counts

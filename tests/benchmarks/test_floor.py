@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 from transformers import LlamaForCausalLM
 
-from benchmarks.peers.floor import MatMul, Sizes, generation, prefill, step
+from benchmarks.peers.floor import MatMul, Sizes, generation, reading, step
 from benchmarks.peers.workers.floor import products_model
 from train.backbone import llama_config, shapes_of
 
@@ -27,20 +27,23 @@ def test_a_step_multiplies_each_row_by_every_parameter() -> None:
     assert num_multiplications(step(sizes, 24)) == 24 * parameters
 
 
-def test_a_prefill_leaves_out_the_vocabulary_and_what_follows_the_last_keys_and_values() -> None:
+def test_prompts_need_no_vocabulary_and_nothing_after_the_last_keys_and_values() -> None:
     sizes, parameters = sizes_and_parameters()
     left_out = (
         sizes.vocabulary * sizes.hidden
         + 2 * sizes.hidden * sizes.query
         + 3 * sizes.hidden * sizes.intermediate
     )
-    assert num_multiplications(prefill(sizes, 64)) == 64 * (parameters - left_out)
+    products = reading(sizes, num_prompts=2, prompt_tokens=64, num_sequences=8)
+    expected = 2 * 64 * (parameters - left_out) + 2 * 8 * parameters
+    assert num_multiplications(products) == expected
 
 
-def test_a_generation_is_one_prefill_and_as_many_steps_as_new_tokens() -> None:
+def test_a_generation_reads_once_and_goes_on_for_all_but_the_first_new_tokens() -> None:
     sizes, _ = sizes_and_parameters()
     counts = generation(sizes, num_prompts=2, prompt_tokens=64, num_sequences=8, new_tokens=5)
-    expected = num_multiplications(prefill(sizes, 128)) + 5 * num_multiplications(step(sizes, 16))
+    products = reading(sizes, num_prompts=2, prompt_tokens=64, num_sequences=8)
+    expected = num_multiplications(products) + 4 * num_multiplications(step(sizes, 16))
     assert num_multiplications(list(counts.elements())) == expected
     assert counts[MatMul(16, sizes.hidden, sizes.vocabulary)] == 5
 

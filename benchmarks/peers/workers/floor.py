@@ -4,8 +4,8 @@ Options: `precision` int8 (uint8 activations by int8 weights, as in our graph) o
 
     single  each size is a model of one node: the median of a few runs, less what a call costs,
             times how often the size occurs. Weights stay in the cache, as they may not in truth
-    graph   all products of the prefill are one model and those of a step another, every product
-            with weights of its own
+    graph   all products up to the first new tokens that have as many rows are one model, those of
+            a step another; every product has weights of its own
 
 Knows nothing of the other work of a generation.
 """
@@ -21,7 +21,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.peers.floor import MatMul, Sizes, generation, prefill, step
+from benchmarks.peers.floor import MatMul, Sizes, generation, reading, step
 from benchmarks.peers.protocol import Lists, Task, serve
 
 _REPEATS = 5
@@ -58,9 +58,18 @@ class Products:
                 for product, count in counts.items()
             )
         else:
-            reading = self._call(prefill(self._sizes, num_prompts * length))
+            products = reading(
+                self._sizes,
+                num_prompts=num_prompts,
+                prompt_tokens=length,
+                num_sequences=len(starts),
+            )
+            by_rows = dict[int, list[MatMul]]()
+            for product in products:
+                by_rows.setdefault(product.rows, []).append(product)
             writing = self._call(step(self._sizes, num_prompts * len(starts)))
-            self.measured_ms = reading.ms() + sum(writing.ms() for _ in range(num_new))
+            self.measured_ms = sum(self._call(group).ms() for group in by_rows.values())
+            self.measured_ms += sum(writing.ms() for _ in range(num_new - 1))
         return []
 
     greedy = generate
