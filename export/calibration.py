@@ -16,7 +16,11 @@ from torch import nn
 
 _KEYS = {"q_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up", "down_proj": "down"}
 _LEVELS = 127  # uint8 with zero point 128, used symmetrically
-_SAMPLES_PER_CALL = 1 << 14
+_ROWS_PER_CALL = 12
+# An input is left in float32 if quantising it loses more of its rows than this share: a single
+# token with values far beyond all others (attention sinks have them) takes all levels for itself.
+_MAX_RELATIVE_ERROR = 0.02
+_HEAD = "lm_head"
 _CLIPS = np.geomspace(0.2, 1.0, 33)
 
 
@@ -24,7 +28,8 @@ def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, 
     """Returns the scale of each linear input while `run` calls `model` on sample inputs.
 
     The clip is the one, among 33 fractions of the largest magnitude, that gives the least mean
-    squared quantisation error. Inputs of `run` must hold no padding.
+    squared quantisation error. An input that eight bits cannot hold, by `_MAX_RELATIVE_ERROR`, has
+    no scale: it stays real. The output layer always has one. Inputs of `run` must hold no padding.
 
     Raises:
         ValueError: `run` never reached some linear layer.
@@ -35,10 +40,10 @@ def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, 
 
     def recorder(key: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def record(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0].detach().float().abs().flatten().numpy()
+            x = args[0].detach().float().abs().flatten(0, -2).numpy()
             largest[key] = max(largest[key], float(x.max()))
-            if len(x) > _SAMPLES_PER_CALL:
-                x = x[generator.integers(0, len(x), _SAMPLES_PER_CALL)]
+            if len(x) > _ROWS_PER_CALL:
+                x = x[generator.choice(len(x), _ROWS_PER_CALL, replace=False)]
             samples[key].append(x)
 
         return record
@@ -57,7 +62,20 @@ def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, 
             hook.remove()
     if missing := sorted(keys - samples.keys()):
         raise ValueError(f"calibration never reached {', '.join(missing)}: give sample inputs")
-    return {k: best_scale(np.concatenate(samples[k]), largest[k]) for k in sorted(keys)}
+    scales: dict[str, float] = {}
+    for key in sorted(keys):
+        rows = np.concatenate(samples[key])
+        scale = best_scale(rows, largest[key])
+        if key == _HEAD or relative_error(rows, scale) <= _MAX_RELATIVE_ERROR:
+            scales[key] = scale
+    return scales
+
+
+def relative_error(rows: NDArray[np.float32], scale: float) -> float:
+    """Returns the mean over rows of the squared quantisation error by the squared norm."""
+    levels = np.minimum(np.rint(rows / scale), _LEVELS)
+    errors = np.square(levels * scale - rows).sum(1)
+    return float(np.mean(errors / np.maximum(np.square(rows).sum(1), 1e-12)))
 
 
 def best_scale(magnitudes: NDArray[np.float32], largest: float) -> float:
@@ -73,7 +91,7 @@ def best_scale(magnitudes: NDArray[np.float32], largest: float) -> float:
 
 
 def _key_of(name: str) -> str | None:
-    if name == "lm_head":
+    if name == _HEAD:
         return name
     match = re.search(r"(?:^|\.)layers\.(\d+)\..*\b(\w+)$", name)
     if match and match[2] in _KEYS:

@@ -83,7 +83,7 @@ class Decoder:
             cos_sin: rotary tables, float32 (positions, H / 2) each; a call may read no more
                 tokens of a row than they have positions.
             activation_scales: scale of the input of each linear layer, by the names that
-                `export.calibration` gives; None builds real-valued products.
+                `export.calibration` gives; a layer without one stays real, and with None all do.
         """
         self.shape = shape
         self.attention = Attention(

@@ -33,7 +33,7 @@ class Linears:
             outer: the outermost scope, whose tensors all scopes see.
             state: arrays by their transformers names, without the leading "model.".
             activation_scales: scale of the input of each linear layer, by the names that
-                `export.calibration` gives; None builds real-valued products.
+                `export.calibration` gives; a layer without one stays real, and with None all do.
         """
         self.state = state
         self._outer = outer
@@ -72,7 +72,7 @@ class Linears:
             # Stored once, by row; ONNX Runtime makes the transposed copy when it loads the graph.
             turned = self._outer.transpose("embedding", 1, 0)
             self._stored["lm_head"] = _Matrix(turned, self._embedding_scale, "")
-        return self._integer_matmul(scope, x, "lm_head", "lm_head")
+        return self._integer_matmul(scope, x, self._scales["lm_head"], "lm_head")
 
     def linear(self, scope: Scope, x: str, key: str, names: Sequence[str]) -> str:
         """Applies the linear layers `names`, which share an input, as one matrix product.
@@ -84,34 +84,34 @@ class Linears:
             names: of the layers, in the order of their outputs.
         """
         name = names[0] if len(names) == 1 else key
+        scale = None if self._scales is None else self._scales.get(key)
         if name not in self._stored:
             matrix = np.concatenate([self.state[f"{n}.weight"] for n in names]).T
             biases = [self.state[f"{n}.bias"] for n in names if f"{n}.bias" in self.state]
             assert len(biases) in (0, len(names)), names
             bias = self._weights.add_real(f"{name}.bias", np.concatenate(biases)) if biases else ""
-            self._stored[name] = self._store(name, matrix, bias)
-        if self._scales is not None:
-            return self._integer_matmul(scope, x, key, name)
+            self._stored[name] = self._store(name, matrix, bias, is_int8=scale is not None)
+        if scale is not None:
+            return self._integer_matmul(scope, x, scale, name)
         stored = self._stored[name]
         out = scope.op("MatMul", x, stored.values)
         return scope.op("Add", out, stored.bias) if stored.bias else out
 
-    def _store(self, name: str, matrix: Array, bias: str) -> "_Matrix":
-        if self._scales is None:
+    def _store(self, name: str, matrix: Array, bias: str, *, is_int8: bool) -> "_Matrix":
+        if not is_int8:
             return _Matrix(self._weights.add_real(f"{name}.weight", matrix), "", bias)
         quantised, scale = quantise_columns(matrix)
         values = self._weights.add(f"{name}.weight_q", quantised)
         return _Matrix(values, self._weights.add(f"{name}.weight_scale", scale), bias)
 
-    def _integer_matmul(self, scope: Scope, x: str, key: str, name: str) -> str:
+    def _integer_matmul(self, scope: Scope, x: str, a_scale: float, name: str) -> str:
         """Multiplies uint8 activations by int8 weights: the fast pair on x86.
 
         The activation scale is a constant and the zero point 128, so a row's result does not
         depend on the other rows of its batch.
         """
-        assert self._scales is not None
-        scale, zero = scope.constant(self._scales[key], "float32"), scope.constant(128, "uint8")
-        place = (id(scope), x, self._scales[key])
+        scale, zero = scope.constant(a_scale, "float32"), scope.constant(128, "uint8")
+        place = (id(scope), x, a_scale)
         if place not in self._quantised:
             self._quantised[place] = scope.op("QuantizeLinear", x, scale, zero)
         matrix = self._stored[name]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from export.calibration import activation_scales, best_scale
+from export.calibration import activation_scales, best_scale, relative_error
 
 
 def squared_error(x: np.ndarray, scale: float) -> float:
@@ -39,3 +39,37 @@ def test_calibration_without_samples_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"never reached layers\.0\.down"):
         activation_scales(LlamaModel(config), lambda: None)
+
+
+class Projections(torch.nn.Module):
+    """Two linear layers with names as in a decoder, reading different inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            torch.nn.ModuleDict({"down_proj": torch.nn.Linear(64, 8)}) for _ in range(2)
+        )
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> None:
+        for layer, x in zip(self.layers, (first, second), strict=True):
+            layer["down_proj"](x)
+
+
+def test_an_input_that_eight_bits_cannot_hold_has_no_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ordinary = torch.randn(1, 40, 64, generator=generator)
+    spiked = torch.randn(1, 40, 64, generator=generator)
+    spiked[0, 0] *= 10_000  # the first token, as attention sinks have it
+    model = Projections().eval()
+    scales = activation_scales(model, lambda: [model(ordinary, spiked) for _ in range(8)])
+    assert list(scales) == ["layers.0.down"]
+
+
+def test_relative_error_counts_rows_not_energy() -> None:
+    rows = np.abs(np.random.default_rng(0).normal(size=(100, 64))).astype(np.float32)
+    assert relative_error(rows, best_scale(rows, float(rows.max()))) < 1e-3
+    rows[0] *= 10_000
+    scale = best_scale(rows, float(rows.max()))
+    lost = np.minimum(np.rint(rows / scale), 127) * scale - rows
+    assert np.square(lost).sum() < 1e-3 * np.square(rows).sum()
+    assert relative_error(rows, scale) > 0.9

@@ -109,6 +109,29 @@ def test_int8_answer_does_not_depend_on_neighbours_or_padding(run: Run, mode: Mo
     assert figures["max_logprob_difference"] <= 1e-4
 
 
+def test_layers_without_a_scale_stay_real(run: Run) -> None:
+    checkpoint = run.generator()
+    prompts = [r.prompt.ids for r in sample_requests(run, 12, seed=9)]
+    scales = activation_scales(
+        checkpoint.model, lambda: [checkpoint.model(torch.tensor([p])) for p in prompts]
+    )
+    exact, requests = graph_session(run, "slots"), sample_requests(run, 24, seed=5)
+    gaps = list[float]()
+    for kept in (scales, {"lm_head": scales["lm_head"]}):
+        graph = build_generator(
+            checkpoint.state,
+            checkpoint.shape,
+            checkpoint.cos_sin(128),
+            activation_scales=kept,
+            with_logprobs=True,
+        )
+        num_int8 = sum(n.op_type == "MatMulIntegerToFloat" for n in graph.graph.node)
+        assert (num_int8 == 1) == (len(kept) == 1)
+        figures = parity.agreement(exact, parity.session_of(graph), run, requests, "slots")
+        gaps.append(figures["mean_token_logprob_gap"])
+    assert gaps[1] < gaps[0]
+
+
 def test_reference_check_notices_another_model(run: Run, tmp_path: Path) -> None:
     write_sample_run(tmp_path / "other", seed=4)
     session = graph_session(run, "slots")
