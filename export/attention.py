@@ -45,40 +45,6 @@ class Attention:
         weights = scope.op("Softmax", scope.op("Add", scores, mask), axis=-1)
         return self._ungrouped(scope, scope.op("MatMul", weights, heads.values))
 
-    def blocks(
-        self, scope: Scope, heads: Heads, prefix: Heads, mask: str, num_blocks: str, length: str
-    ) -> str:
-        """Reads suffixes of `length` tokens that see the prefix, and not one another.
-
-        Args:
-            scope: where nodes go.
-            heads: of all suffix tokens, X = num_blocks * length.
-            prefix: keys and values of the prefix, P tokens.
-            mask: real (B, 1, G * X, length + P): own suffix, prefix.
-            num_blocks: int64 vector of one element.
-            length: likewise.
-
-        Returns:
-            The output (B, K * G, X, H).
-        """
-        kv, head = self.num_kv_heads, self.head_dim
-        shape = scope.shape(0, kv, 1, num_blocks, length, head)
-        keys, values = (scope.op("Reshape", x, shape) for x in (heads.keys, heads.values))
-        shape = scope.shape(0, kv, self.groups, num_blocks, length, head)
-        on_own = self._scores(scope, scope.op("Reshape", heads.query, shape), keys)
-        on_own = scope.op("Reshape", on_own, scope.shape(0, kv, -1, length))
-        on_prefix = self._scores(scope, self._grouped(scope, heads.query), prefix.keys)
-        # The prefix stands last, so that its padding only adds zeros at the end of a row.
-        scores = scope.op("Concat", on_own, on_prefix, axis=3)
-        weights = scope.op("Softmax", scope.op("Add", scores, mask), axis=-1)
-        sizes = scope.op("Concat", length, scope.dim(prefix.values, 2), axis=0)
-        to_own, to_prefix = scope.ops("Split", [weights, sizes], 2, axis=3)
-        shape = scope.shape(0, kv, self.groups, num_blocks, length, length)
-        from_own = scope.op("MatMul", scope.op("Reshape", to_own, shape), values)
-        from_own = scope.reshape(from_own, 0, kv, -1, head)
-        from_prefix = scope.op("MatMul", to_prefix, prefix.values)
-        return self._ungrouped(scope, scope.op("Add", from_own, from_prefix))
-
     def _scores(self, scope: Scope, query: str, keys: str) -> str:
         alpha = float(self.head_dim**-0.5)
         return scope.op("FusedMatMul", query, keys, transB=1, alpha=alpha)
@@ -106,6 +72,21 @@ def causal_mask(scope: Scope, length: str) -> str:
     steps = scope.op("Range", scope.constant(0), count, scope.constant(1))
     column = scope.op("Unsqueeze", steps, scope.constant([1]))
     return mask_where(scope, scope.op("Greater", steps, column))
+
+
+def above_prefix(scope: Scope, mask: str, num_prefix: str) -> str:
+    """Returns a mask of suffix tokens with the rows of their prefix below: causal, P more.
+
+    Args:
+        scope: where nodes go.
+        mask: real (B, 1, X, X + P): what suffix tokens see.
+        num_prefix: P, int64 vector of one element.
+    """
+    num_suffix = scope.dim(mask, 2)
+    unseen = scope.op("Expand", masked(scope), scope.shape(num_prefix, num_suffix))
+    rows = scope.op("Concat", unseen, causal_mask(scope, num_prefix), axis=-1)
+    rows = scope.op("Expand", rows, scope.shape(scope.dim(mask, 0), 1, 1, 1))
+    return scope.op("Concat", mask, rows, axis=2)
 
 
 def mask_where(scope: Scope, hidden: str) -> str:

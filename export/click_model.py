@@ -7,7 +7,8 @@ The context is read once, and all candidates attend to it.
     features                        float32 (B, C, F)
     click_logit                     float32 (B, C)
 
-# B batch, C candidates, T tokens per candidate, F features
+# B batch, C candidates, T tokens per candidate with padding, X of all candidates without it,
+# F features
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from export.attention import Heads, by_group, causal_mask, mask_where
+from export.attention import above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.decoder import Array, Decoder, DecoderShape
 
@@ -43,40 +44,32 @@ def build_click_model(
     scope = Scope(Weights(real_type))
     weights = scope.weights
     decoder = Decoder(scope, state, shape, cos_sin, activation_scales)
-    num_candidates, length = scope.dim("candidate_ids", 1), scope.dim("candidate_ids", 2)
+    tokens = _Tokens(scope)
     num_context = scope.dim("context_ids", 1)
-    num_tokens = scope.op("Mul", num_candidates, length)
     context_lengths = scope.op("ReduceSum", "context_mask", scope.constant([1]), keepdims=1)
-    order = scope.op("Add", context_lengths, _range(scope, length))  # (B, T)
+    steps = scope.op(
+        "Range", scope.constant(0), scope.op("Squeeze", num_context), scope.constant(1)
+    )
     positions = scope.op(
         "Concat",
-        scope.op("Tile", order, scope.shape(1, num_candidates)),
-        scope.op("Expand", _range(scope, num_context), scope.op("Shape", "context_ids")),
+        scope.op("Add", context_lengths, tokens.offsets),
+        scope.op("Expand", steps, scope.op("Shape", "context_ids")),
         axis=1,
     )
-    groups = decoder.attention.groups
-    mask = _mask(scope, length, scope.op("Mul", num_candidates, scope.constant([groups])))
-    context_mask = by_group(scope, causal_mask(scope, num_context), groups)
+    hidden_context = scope.op("Equal", "context_mask", scope.constant(0))
+    to_context = scope.op("Unsqueeze", mask_where(scope, hidden_context), scope.constant([1, 2]))
+    shape_BXP = scope.shape(1, 1, tokens.count, 1)
+    top = scope.op("Concat", tokens.mask(), scope.op("Expand", to_context, shape_BXP), axis=3)
+    mask = by_group(scope, above_prefix(scope, top, num_context), decoder.attention.groups)
 
-    last = scope.op("ReduceSum", "candidate_mask", scope.constant([2]), keepdims=0)
-    last = scope.op("Max", scope.op("Sub", last, scope.constant(1)), scope.constant(0))  # (B, C)
-    starts = scope.op("Mul", _range(scope, num_candidates), length)
-    last = scope.op("Unsqueeze", scope.op("Add", last, starts), scope.constant([2]))  # into X
-
-    ids = scope.op("Concat", scope.reshape("candidate_ids", 0, -1), "context_ids", axis=1)
+    ids = scope.op("Concat", tokens.ids, "context_ids", axis=1)
     stream = decoder.embed(scope, ids)
-    sizes = scope.op("Concat", num_tokens, num_context, axis=0)
     for layer in range(shape.num_layers):
         heads, x = decoder.heads(scope, layer, stream, positions)
-        parts = [scope.ops("Split", [part, sizes], 2, axis=2) for part in heads]
-        own, context = (Heads(*part) for part in zip(*parts, strict=True))
-        mixed = decoder.attention.blocks(scope, own, context, mask, num_candidates, length)
+        mixed = decoder.joined(scope, decoder.attention.attend(scope, heads, mask))
         if layer == shape.num_layers - 1:  # of each candidate only the last token is read
-            mixed = scope.op("GatherND", decoder.joined(scope, mixed), last, batch_dims=1)
-            x = scope.op("GatherND", x, last, batch_dims=1)
-        else:
-            read = decoder.attention.attend(scope, context, context_mask)
-            mixed = decoder.joined(scope, scope.op("Concat", mixed, read, axis=2))
+            mixed = scope.op("GatherND", mixed, tokens.last, batch_dims=1)
+            x = scope.op("GatherND", x, tokens.last, batch_dims=1)
         stream = decoder.after_attention(scope, layer, x, mixed)
     hidden = decoder.final_norm(scope, stream)  # (B, C, D)
     joint = scope.op("Concat", hidden, scope.cast("features", real_type), axis=2)
@@ -100,21 +93,43 @@ def build_click_model(
     )
 
 
-def _range(scope: Scope, length: str) -> str:
-    """Returns int64 (length): 0, 1, ..."""
-    return scope.op("Range", scope.constant(0), scope.op("Squeeze", length), scope.constant(1))
+class _Tokens:
+    """The candidates' tokens without their padding, side by side; names of tensors.
 
+    X is the most tokens that the candidates of a row have together. Rows with fewer are filled up
+    with padding, which nothing that is read can see.
+    """
 
-def _mask(scope: Scope, length: str, num_blocks: str) -> str:
-    """Returns float (B, 1, G * C * T, T + P): causal in a candidate, and the context's tokens."""
-    own = scope.op("Expand", causal_mask(scope, length), scope.shape(num_blocks, 1, 1))
-    own = scope.reshape(own, 1, 1, -1, length)
-    hidden = scope.op("Equal", "context_mask", scope.constant(0))
-    context = scope.op("Unsqueeze", mask_where(scope, hidden), scope.constant([1, 2]))
-    num_rows = scope.op("Mul", num_blocks, length)
-    own = scope.op("Expand", own, scope.shape(scope.dim("context_mask", 0), 1, 1, 1))
-    context = scope.op("Expand", context, scope.shape(1, 1, num_rows, 1))
-    return scope.op("Concat", own, context, axis=3)
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        flat = [scope.reshape(name, 0, -1) for name in ("candidate_ids", "candidate_mask")]
+        lengths = scope.op("ReduceSum", "candidate_mask", scope.constant([2]), keepdims=0)
+        ends = scope.op("CumSum", lengths, scope.constant(1))  # (B, C)
+        most = scope.op("ReduceMax", scope.op("ReduceSum", lengths, scope.constant([1])))
+        self.count = scope.op("Max", scope.reshape(most, 1), scope.constant([1]))  # X
+        # Tokens first, padding last, both in their order.
+        size = scope.op("Squeeze", scope.dim(flat[0], 1))
+        order = scope.op("Range", scope.constant(0), size, scope.constant(1))
+        rank = scope.op("Sub", scope.op("Mul", flat[1], size), order)
+        _, places = scope.ops("TopK", [rank, self.count], 2, axis=1)  # (B, X)
+        length = scope.dim("candidate_ids", 2)
+        self.ids = scope.op("GatherElements", flat[0], places, axis=1)  # (B, X)
+        self.offsets = scope.op("Mod", places, length)  # (B, X): place in the candidate
+        self._candidates = scope.op("Div", places, length)  # (B, X)
+        last = scope.op("Max", scope.op("Sub", ends, scope.constant(1)), scope.constant(0))
+        self.last = scope.op("Unsqueeze", last, scope.constant([2]))  # (B, C, 1), into X
+
+    def mask(self) -> str:
+        """Returns real (B, 1, X, X): a token sees itself and those before it in its candidate."""
+        scope = self._scope
+
+        def pairs(op: str, x: str) -> str:
+            column = scope.op("Unsqueeze", x, scope.constant([2]))
+            return scope.op(op, column, scope.op("Unsqueeze", x, scope.constant([1])))
+
+        is_other = scope.op("Not", pairs("Equal", self._candidates))
+        hidden = scope.op("Or", is_other, pairs("Less", self.offsets))
+        return scope.op("Unsqueeze", mask_where(scope, hidden), scope.constant([1]))
 
 
 def head_state(state: Mapping[str, Array]) -> dict[str, Array]:

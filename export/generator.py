@@ -30,7 +30,7 @@ import onnx
 from numpy.typing import NDArray
 
 from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
-from export.attention import Heads, by_group, causal_mask, mask_where, masked
+from export.attention import Heads, above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.choice import NONE, Chooser
 from export.decoder import Array, Decoder, DecoderShape
@@ -177,7 +177,7 @@ class _Decode:
             axis=1,
         )
         slot_mask = outer.op("Concat", self.own_mask, self.prompt_mask, axis=-1)
-        mask = by_group(outer, self._prompt_rows(slot_mask, num_prompt), self.groups)
+        mask = by_group(outer, above_prefix(outer, slot_mask, num_prompt), self.groups)
         slot_mask = by_group(outer, slot_mask, self.groups)
         stream, state = decoder.embed(outer, ids), _State()
         for layer in range(num_layers):
@@ -266,14 +266,6 @@ class _Decode:
         """Returns bool: whether some sequence has not ended."""
         still = scope.cast(scope.op("Not", state["finished"]), "int64")
         return scope.cast(scope.op("ReduceMax", still, keepdims=0), "bool")
-
-    def _prompt_rows(self, slot_mask: str, num_prompt: str) -> str:
-        """Returns real (B, 1, S + P, S + P): below the slots' rows those of the prompt, causal."""
-        outer = self.outer
-        unseen = outer.op("Expand", masked(outer), outer.shape(num_prompt, self.num_slots))
-        rows = outer.op("Concat", unseen, causal_mask(outer, num_prompt), axis=-1)
-        rows = outer.op("Expand", rows, outer.shape(outer.dim("slots", 0), 1, 1, 1))
-        return outer.op("Concat", slot_mask, rows, axis=2)
 
     def _one_beam(self, zeros: str) -> str:
         """Returns float32 (B, S): of the beams, which begin alike, all but the first are out."""
