@@ -28,7 +28,7 @@ from engine.vocabulary import LIST, Vocabulary
 
 _NUM_SELF_QUERIES = 64
 _MAX_LOST_SHARE = 0.1  # of the self-queries; HNSW is approximate
-_MAX_ENCODER_TOKENS = 64  # the least that a trained encoder's position table has
+MAX_ENCODER_TOKENS = 64  # the least that a trained encoder's position table has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
         raise BundleError(f"{directory / 'tokenizer.json'}: {error}") from error
     encoder, encoder_ids = None, vocabulary.encode
     if spec := manifest.encoder:
-        encoder = Encoder(_session(directory, spec, runtime), _MAX_ENCODER_TOKENS)
+        encoder = Encoder(_session(directory, spec, runtime), MAX_ENCODER_TOKENS)
         encoder_ids = _tokenizer(directory, spec, vocabulary)
     generator = None
     if spec := manifest.generator:
