@@ -24,8 +24,8 @@ from tritonclient.grpc.model_config_pb2 import (
     ModelInstanceGroup,
 )
 
-from engine.bundle import MAX_ENCODER_TOKENS
 from engine.manifest import (
+    MAX_ENCODER_TOKENS,
     ClickModelSpec,
     GeneratorSpec,
     Manifest,

@@ -63,8 +63,10 @@ class TritonPythonModel:
         """Returns one response per request, in order."""
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[Any, ...], list[tuple[int, Row]]] = {}
+        num_cancelled = 0
         for place, request in enumerate(requests):
             if request.is_cancelled():
+                num_cancelled += 1
                 responses[place] = _failed("cancelled", pb_utils.TritonError.CANCELLED)
                 continue
             try:
@@ -74,6 +76,8 @@ class TritonPythonModel:
                 continue
             shapes = tuple(a.shape for n, a in row.items() if n not in self._max_tokens)
             groups.setdefault(shapes, []).append((place, row))
+        if num_cancelled:
+            pb_utils.Logger.log_verbose(f"{num_cancelled} of {len(requests)} rows were cancelled")
         for group in groups.values():
             try:
                 results = self._session.run([self._output], self._padded([r for _, r in group]))[0]
