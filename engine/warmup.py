@@ -38,15 +38,16 @@ async def warm_up(
     """
     most = worker.max_rows
     sizes = sorted({min(1 << i, most) for i in range(most.bit_length() + 1)})
-    for work, make_row in _kinds(bundle, random.Random(0)):
+    for work, make_row in kinds_of_work(bundle):
         for size in sizes:
             await worker.warm(work, [make_row() for _ in range(size)])
             if report is not None:
                 report(work, size, worker.costs.predict_s(work, size))
 
 
-def _kinds(bundle: Bundle, rng: random.Random) -> Iterator[tuple[Work, MakeRow]]:
-    vocabulary_size = bundle.vocabulary.size
+def kinds_of_work(bundle: Bundle) -> Iterator[tuple[Work, MakeRow]]:
+    """Yields each kind of work that a bundle needs, and what makes a random row of it."""
+    rng, vocabulary_size = random.Random(0), bundle.vocabulary.size
 
     def ids(num: int) -> list[int]:
         return [rng.randrange(FIRST_TEXT_ID, vocabulary_size) for _ in range(num)]

@@ -84,15 +84,10 @@ async def at_most(limit: int, calls: list) -> list:
     return await asyncio.gather(*map(one, calls))
 
 
-async def test_prompts_of_all_scenarios_give_what_they_give_here(bundle, models, triton):
+async def test_prompts_of_all_scenarios_give_what_they_give_here(bundle, models):
     draw, far_s = Draw(bundle, 1), CLOCK.now_s() + 60
     rows = [draw.prompt() for _ in range(NUM_ROWS)]
-    name = model_name("generator", bundle.manifest)
-    runs_before, rows_before = triton.executions(name)
     got = await at_most(16, [models.generate(r, far_s) for r in rows])
-    runs, count = triton.executions(name)
-    assert count - rows_before == NUM_ROWS
-    assert runs - runs_before < NUM_ROWS / 2  # although lengths and numbers of slots differ
     assert got == [bundle.generator.run([r])[0] for r in rows]
 
 
@@ -111,6 +106,27 @@ async def test_texts_give_what_they_give_here(bundle, models):
     got = await at_most(16, [models.encode(t, far_s) for t in texts])
     for embedding, text in zip(got, texts, strict=True):
         assert embedding == pytest.approx(bundle.encoder.run([text])[0], abs=1e-5)
+
+
+async def test_prompts_that_wait_share_a_run_whatever_their_lengths_and_slots(
+    bundle, models, triton
+):
+    draw, far_s = Draw(bundle, 7), CLOCK.now_s() + 60
+    rows = [draw.prompt() for _ in range(9)]
+    assert len({(len(r.prompt_ids), len(r.rung.slots)) for r in rows}) > 4
+    name = model_name("generator", bundle.manifest)
+    runs_before, rows_before = triton.executions(name)
+    triton.signal(signal.SIGSTOP, models_only=True)
+    try:
+        first = asyncio.ensure_future(models.generate(rows[0], far_s))
+        await asyncio.sleep(0.1)
+        others = [asyncio.ensure_future(models.generate(r, far_s)) for r in rows[1:]]
+        await asyncio.sleep(0.2)
+    finally:
+        triton.signal(signal.SIGCONT, models_only=True)
+    assert await asyncio.gather(first, *others) == [bundle.generator.run([r])[0] for r in rows]
+    runs, count = triton.executions(name)
+    assert (runs - runs_before, count - rows_before) == (2, 9)
 
 
 def tensors(row: Arrays) -> list[aio.InferInput]:
