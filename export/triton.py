@@ -80,7 +80,7 @@ def write_repository(
     if int8 and device != "cpu":
         raise ValueError(
             f"{bundle}: {', '.join(int8)} are int8, which only runs on CPUs; "
-            f"export the bundle with --precision fp32 for --device {device}"
+            f"export the bundle with --precision fp16 or fp32 for --device {device}"
         )
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

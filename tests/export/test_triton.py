@@ -321,7 +321,7 @@ def test_gpus_get_their_accelerators_and_refuse_int8(bundle, manifest, tmp_path)
     quantised = shutil.copytree(bundle, tmp_path / "int8")
     generator = msgspec.structs.replace(manifest.generator, precision="int8")
     write_manifest(quantised, msgspec.structs.replace(manifest, generator=generator))
-    with pytest.raises(ValueError, match="--precision fp32"):
+    with pytest.raises(ValueError, match="--precision fp16 or fp32"):
         write_repository(quantised, tmp_path / "no", backend="python", device="cuda")
 
 

@@ -105,41 +105,33 @@ async def test_without_a_server_loading_fails_and_names_the_address(bundle_direc
         await load_pipeline(bundle_directory, runtime, remote("127.0.0.1:1"), CLOCK)
 
 
-@pytest.fixture(scope="module")
-def other_directory(tmp_path_factory) -> Path:
-    from export.sample import write_sample_bundle
-
-    directory = tmp_path_factory.mktemp("other") / "bundle"
-    write_sample_bundle(directory, precision="fp32", seed=1)
-    return directory
-
-
 async def test_a_server_of_another_bundle_is_refused_and_the_way_out_named(
-    triton, other_directory, runtime
+    triton, tiny_bundle, runtime
 ):
     with pytest.raises(ValueError, match="does not serve encoder_") as failure:
-        await load_pipeline(other_directory, runtime, remote(triton.url), CLOCK)
+        await load_pipeline(tiny_bundle, runtime, remote(triton.url), CLOCK)
     told = str(failure.value)
-    assert f"queryrec-export triton --bundle {other_directory}" in told
+    assert f"queryrec-export triton --bundle {tiny_bundle}" in told
     assert "it serves click_model_" in told
 
 
 async def test_one_server_serves_two_bundles(
-    start_triton, repository, bundle_directory, other_directory, runtime, tmp_path
+    start_triton, repository, bundle_directory, tiny_bundle, runtime, tmp_path
 ):
     from export.triton import write_repository
 
-    write_repository(other_directory, tmp_path / "other", backend="python")
+    write_repository(tiny_bundle, tmp_path / "other", backend="python")
     server = start_triton(repository, tmp_path / "other")
     try:
-        for directory in (bundle_directory, other_directory):
+        for directory in (bundle_directory, tiny_bundle):  # fp32, int8
             async with (
                 loaded(directory, runtime, LOCAL) as here,
                 loaded(directory, runtime, remote(server.url)) as there,
             ):
-                got = await ask(there, "never searched before")
-                assert got.suggestions
-                assert got == await ask(here, "never searched before")
+                for scenario in here.bundle.scenarios:
+                    got = await ask(there, "never searched before", scenario=scenario)
+                    assert got.suggestions
+                    assert got == await ask(here, "never searched before", scenario=scenario)
     finally:
         server.kill()
 
