@@ -16,6 +16,7 @@ import signal
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--questions", type=int, default=48, help="of each round")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server ends with this process
     threads = arguments.threads or max(1, num_usable_cpus() // arguments.instances)
     with tempfile.TemporaryDirectory() as temporary:
         bundle, repository = arguments.bundle, Path(temporary) / "repository"
