@@ -37,8 +37,8 @@ triton: .venv-triton/.installed ## Create .venv-triton: a real tritonserver, for
 .venv-triton/.installed: constraints.txt Makefile
 	@echo "== Setting up .venv-triton: tritonserver with its Python backend (about 20 seconds)"
 	@test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	@.venv-triton/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt numpy onnxruntime
 	@.venv-triton/bin/python -m pip install -q --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
-	@.venv-triton/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt numpy onnxruntime 2>/dev/null
 	@server=$$(echo .venv-triton/lib/python3.*/site-packages/pytriton/tritonserver); \
 	  version=$$(.venv-triton/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	  cp $$server/python_backend_stubs/$$version/triton_python_backend_stub $$server/backends/python/
