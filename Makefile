@@ -14,7 +14,8 @@ WORLD ?= $(RUN)/simulated
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
-.PHONY: help setup demo test test-all check format proto bench-load bench-idle bench-quality bench-peers bench-profile clean
+.PHONY: help setup triton demo test test-all check format proto bench-load bench-idle bench-quality \
+  bench-peers bench-profile bench-triton clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,14 +30,28 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@HNSWLIB_NO_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[export,dev]'
 	@touch $@
 
+triton: .venv-triton/.installed ## Create .venv-triton: a real tritonserver, for tests and benchmarks
+
+# The wheel has the server and its Python backend. Its own requirements are those of a Python
+# interface that is not used here, so they are left out.
+.venv-triton/.installed: constraints.txt Makefile
+	@echo "== Setting up .venv-triton: tritonserver with its Python backend (about 20 seconds)"
+	@test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	@.venv-triton/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt numpy onnxruntime
+	@.venv-triton/bin/python -m pip install -q --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	@server=$$(echo .venv-triton/lib/python3.*/site-packages/pytriton/tritonserver); \
+	  version=$$(.venv-triton/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  cp $$server/python_backend_stubs/$$version/triton_python_backend_stub $$server/backends/python/
+	@touch $@
+
 demo: setup ## Simulate logs, train, export, serve, and ask 12 held-out queries
 	@bash examples/demo.sh
 
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest -q -m "not slow and not triton"
 
-test-all: setup clients/node/node_modules/.installed ## Also run what is heavy: other clients, long comparisons
-	@$(BIN)/python -m pytest -q -m "not triton"
+test-all: setup triton clients/node/node_modules/.installed ## Also run what is heavy: tritonserver, other clients, long comparisons
+	@$(BIN)/python -m pytest -q
 
 clients/node/node_modules/.installed: clients/node/package-lock.json
 	@echo "== Installing the Node client's dependencies"
@@ -85,5 +100,8 @@ bench-peers: setup ## Compare our generator with other engines on the same weigh
 bench-profile: setup ## Where the time of our generator graph goes, by operator
 	@$(BIN)/python -m benchmarks.profile $(if $(MODELS),--models $(MODELS))
 
+bench-triton: setup triton ## What tritonserver adds to a model call; the last line is JSON
+	@$(BIN)/python -m benchmarks.triton
+
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-triton runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis

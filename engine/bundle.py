@@ -13,6 +13,7 @@ from engine.features import FEATURE_NAMES
 from engine.index import CooccurrenceIndex
 from engine.manifest import (
     MANIFEST_FILE,
+    MAX_ENCODER_TOKENS,
     BundleError,
     Manifest,
     ModelSpec,
@@ -28,12 +29,14 @@ from engine.vocabulary import LIST, Vocabulary
 
 _NUM_SELF_QUERIES = 64
 _MAX_LOST_SHARE = 0.1  # of the self-queries; HNSW is approximate
-_MAX_ENCODER_TOKENS = 64  # the least that a trained encoder's position table has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """One release. Parts that it lacks are None: it still serves without them."""
+    """One release. Parts that it lacks are None: it still serves without them.
+
+    Models are None, too, if they run on a server: the manifest says which ones there are.
+    """
 
     manifest: Manifest
     scenarios: dict[str, ScenarioSpec]
@@ -47,8 +50,12 @@ class Bundle:
     index: CooccurrenceIndex | None
 
 
-def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
+def load_bundle(directory: Path, runtime: Runtime | None) -> Bundle:
     """Reads and verifies a bundle. Takes seconds; not for the event loop.
+
+    Args:
+        directory: Where it is.
+        runtime: Opens its graphs; None if they run elsewhere, whatever they need of a CPU.
 
     Raises:
         BundleError: naming the file that is missing, changed, or does not fit the others.
@@ -63,7 +70,8 @@ def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
         raise BundleError(f"{directory / 'tokenizer.json'}: {error}") from error
     encoder, encoder_ids = None, vocabulary.encode
     if spec := manifest.encoder:
-        encoder = Encoder(_session(directory, spec, runtime), _MAX_ENCODER_TOKENS)
+        if runtime is not None:
+            encoder = Encoder(_session(directory, spec, runtime), MAX_ENCODER_TOKENS)
         encoder_ids = _tokenizer(directory, spec, vocabulary)
     generator = None
     if spec := manifest.generator:
@@ -77,7 +85,8 @@ def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
                 f"{directory / spec.file}: reads {spec.max_prompt_tokens} tokens, but prompts "
                 f"have up to {prompt.max_tokens}"
             )
-        generator = Generator(_session(directory, spec, runtime), spec.max_prompt_tokens)
+        if runtime is not None:
+            generator = Generator(_session(directory, spec, runtime), spec.max_prompt_tokens)
     click_model = None
     if spec := manifest.click_model:
         if tuple(spec.feature_names) != FEATURE_NAMES:
@@ -85,11 +94,12 @@ def load_bundle(directory: Path, runtime: Runtime) -> Bundle:
                 f"{directory / spec.file}: was trained on the features "
                 f"{', '.join(spec.feature_names)}; this engine computes {', '.join(FEATURE_NAMES)}"
             )
-        click_model = ClickModel(
-            _session(directory, spec, runtime),
-            max_context_tokens=prompt.max_tokens,
-            max_candidate_tokens=spec.max_candidate_tokens,
-        )
+        if runtime is not None:
+            click_model = ClickModel(
+                _session(directory, spec, runtime),
+                max_context_tokens=prompt.max_tokens,
+                max_candidate_tokens=spec.max_candidate_tokens,
+            )
     return Bundle(
         manifest=manifest,
         scenarios={s.name: s for s in manifest.scenarios},

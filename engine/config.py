@@ -63,6 +63,15 @@ class ModelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Share of model runs that should not take longer than planned."""
 
 
+class TritonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A Triton Inference Server that runs the models in place of this process."""
+
+    url: str = ""
+    """gRPC address, HOST:PORT. Empty: models run in this process."""
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 16
+    """Rows on their way at the same time; further ones wait here, most urgent first."""
+
+
 class RankingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How candidates are found and ordered."""
 
@@ -102,6 +111,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     server: ServerConfig = ServerConfig()
     models: ModelsConfig = ModelsConfig()
+    triton: TritonConfig = TritonConfig()
     ranking: RankingConfig = RankingConfig()
     cache: CacheConfig = CacheConfig()
     feedback: FeedbackConfig = FeedbackConfig()

@@ -32,6 +32,7 @@ async def dry_run(bundle_directory: Path, config: Config) -> None:
         kind = " x ".join(map(str, work.variant))
         costs.add_row(work.stage.value, kind, str(size), f"{cost_s * 1000:.1f}")
 
+    pipeline = None
     try:
         pipeline = await load_pipeline(bundle_directory, runtime, config, clock, report)
         console.print(costs)
@@ -50,6 +51,8 @@ async def dry_run(bundle_directory: Path, config: Config) -> None:
             if not answer.suggestions:
                 raise ValueError(f"{bundle_directory}: {scenario.name} got no suggestion at all")
     finally:
+        if pipeline is not None:
+            await pipeline.worker.close()
         runtime.close()
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 SCHEMA_VERSION = 1
 MAX_CANDIDATE_TOKENS = 16  # the click model reads no more of a candidate, trained or serving
+MAX_ENCODER_TOKENS = 64  # the least that a trained encoder's position table has
 MANIFEST_FILE = "manifest.json"
 
 

@@ -54,7 +54,7 @@ class Encoder:
 
     def run(self, rows: Sequence[Sequence[int]]) -> Floats:
         """Returns float32 (B, D), row i for ids i."""
-        cut = [r[: self._max_tokens] or (0,) for r in rows]
+        cut = [encoder_ids(r, self._max_tokens) for r in rows]
         ids_BT, mask_BT = _padded(cut, self._max_tokens)
         feed = {"input_ids": ids_BT, "attention_mask": mask_BT}
         return self._session.run(["embedding"], feed)[0]
@@ -80,7 +80,7 @@ class Generator:
         }
         sequences_BSN = self._session.run(["sequences"], feed)[0]
         return [
-            _cut(sequences_SN, row.rung.max_new_tokens)
+            cut_sequences(sequences_SN, row.rung.max_new_tokens)
             for sequences_SN, row in zip(sequences_BSN.tolist(), rows, strict=True)
         ]
 
@@ -112,8 +112,8 @@ class ClickModel:
         flat: list[Sequence[int]] = []
         for features_CF, row in zip(features_BCF, rows, strict=True):
             features_CF[: len(row.candidate_ids)] = row.features_CF
-            flat += [ids[:size] or (EOS_ID,) for ids in row.candidate_ids]
-            flat += [(EOS_ID,)] * (num_candidates - len(row.candidate_ids))  # no row is all padding
+            flat += [candidate_ids(ids, size) for ids in row.candidate_ids]
+            flat += [candidate_ids((), size)] * (num_candidates - len(row.candidate_ids))
         ids_XT, mask_XT = _padded(flat, size)
         shape = (len(rows), num_candidates, ids_XT.shape[1])
         feed = {
@@ -130,6 +130,27 @@ class ClickModel:
         ]
 
 
+def encoder_ids(ids: Sequence[int], max_tokens: int) -> Sequence[int]:
+    """Returns what the encoder reads of a text: at least one id."""
+    return ids[:max_tokens] or (0,)
+
+
+def candidate_ids(ids: Sequence[int], max_tokens: int) -> Sequence[int]:
+    """Returns what the click model reads of a candidate; at least one id: none is all padding."""
+    return ids[:max_tokens] or (EOS_ID,)
+
+
+def cut_sequences(sequences: list[list[int]], limits: Sequence[int]) -> Sequences:
+    """Returns the new tokens of one row (S, N): each sequence up to <|eos|> or its own limit."""
+    cut: list[list[int]] = []
+    is_finished: list[bool] = []
+    for ids, limit in zip(sequences, limits, strict=True):
+        end = ids.index(EOS_ID) if EOS_ID in ids else -1
+        cut.append(ids[:end] if end >= 0 else ids[:limit])
+        is_finished.append(end >= 0)
+    return Sequences(cut, is_finished)
+
+
 def _padded(rows: Sequence[Sequence[int]], max_length: int) -> tuple[Ids, Ids]:
     """Returns ids and mask, int64 (B, L), right padded with 0; L at most `max_length`."""
     lengths = [len(r) for r in rows]
@@ -140,13 +161,3 @@ def _padded(rows: Sequence[Sequence[int]], max_length: int) -> tuple[Ids, Ids]:
     ids = np.zeros((len(rows), length), np.int64)
     ids[mask] = [i for r in rows for i in r]
     return ids, mask.astype(np.int64)
-
-
-def _cut(sequences: list[list[int]], limits: Sequence[int]) -> Sequences:
-    cut: list[list[int]] = []
-    is_finished: list[bool] = []
-    for ids, limit in zip(sequences, limits, strict=True):
-        end = ids.index(EOS_ID) if EOS_ID in ids else -1
-        cut.append(ids[:end] if end >= 0 else ids[:limit])
-        is_finished.append(end >= 0)
-    return Sequences(cut, is_finished)

@@ -25,11 +25,12 @@ from engine.prompt import COOCCURRING, Prompt, SideInformation
 from engine.ranking import click_probability, diverse_order, explored, seen_probabilities
 from engine.request import RequestState, log_candidates, side_information
 from engine.retrieval import NOTHING, Retrieval, Retrieved
+from engine.runner import Found, LocalRunner, LookupRow, RemoteModels, RemoteRunner
 from engine.runtime import Runtime
 from engine.safety import Blocklist
 from engine.scoring import CandidateInputs
 from engine.stages import Left, Probe, Stage, Why
-from engine.worker import Found, LookupRow, Worker
+from engine.worker import Worker
 
 _PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
 _MAX_OTHER_RANGES = 2  # further rows of a completion whose slots agree
@@ -47,10 +48,21 @@ class Pipeline:
         config: Config,
         clock: Clock,
         *,
+        remote: RemoteModels | None = None,
         blocklist: Blocklist | None = None,
         randomness: random.Random | None = None,
     ) -> None:
-        """Puts the parts together; runs nothing yet."""
+        """Puts the parts together; runs nothing yet.
+
+        Args:
+            bundle: What answers are made with.
+            runtime: Runs the models, or, with `remote`, searches the index.
+            config: Settings.
+            clock: Time of deadlines.
+            remote: The bundle's models on a server, which run in place of the bundle's own.
+            blocklist: What no answer may hold.
+            randomness: Of exploration.
+        """
         self.bundle = bundle
         self._config = config
         self._clock = clock
@@ -69,7 +81,15 @@ class Pipeline:
         generator = bundle.manifest.generator
         self._is_list = generator is not None and generator.mode == "list"
         self._inputs = CandidateInputs(bundle.vocabulary)
-        self.worker = Worker(bundle, self._retrieval, runtime, config, clock)
+        if remote is None:
+            runner = LocalRunner(
+                bundle, self._retrieval, runtime, clock, max_batch_size=config.models.max_batch_size
+            )
+        else:
+            runner = RemoteRunner(
+                remote, self._retrieval, runtime, clock, concurrency=config.triton.concurrency
+            )
+        self.worker = Worker(runner, config, clock)
 
     async def recommend(self, question: Question, probe: Probe) -> Answer:
         """Returns an answer before the question's deadline.
@@ -145,7 +165,7 @@ class Pipeline:
             exact = retrieval.exact(query)
         if exact is not None:
             return exact
-        if self.bundle.encoder is None:
+        if self.bundle.manifest.encoder is None:
             request.omit(Stage.ENCODE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
         else:
             plan = self._plan(request, encode=True, generate=True)
@@ -259,7 +279,7 @@ class Pipeline:
         probe: Probe,
     ) -> list[int]:
         """Returns the click model's context, and readies the log's candidates for it."""
-        if self.bundle.click_model is None:
+        if self.bundle.manifest.click_model is None:
             return []
         with probe.during(Stage.TOKENISE):
             self._inputs.attach(question.query, log)
@@ -272,7 +292,7 @@ class Pipeline:
         question, bundle = request.question, self.bundle
         prior_C = np.full(len(candidates), _PRIOR_P_SEEN, np.float32)
         spec = bundle.manifest.click_model
-        if bundle.click_model is None or spec is None:
+        if spec is None:
             request.omit(Stage.SCORE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
             return prior_C, False
         if not candidates:

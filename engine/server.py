@@ -21,6 +21,7 @@ from engine.pipeline import Pipeline
 from engine.runtime import Runtime
 from engine.safety import Blocklist
 from engine.service import SERVICE_NAME, Feedback, Service, add_service
+from engine.triton import TritonFailure, connect
 from engine.warmup import warm_up
 
 # The largest valid request has 96 KiB; one twice as long is not read to its end.
@@ -41,14 +42,20 @@ async def load_pipeline(
 
     Raises:
         BundleError: the bundle cannot be used.
-        ValueError: the blocklist cannot be read.
+        ValueError: the blocklist cannot be read, or the Triton server does not serve the bundle.
     """
     blocklist = Blocklist.load(config.ranking.blocklist)
-    bundle = await asyncio.to_thread(load_bundle, bundle_directory, runtime)
-    pipeline = Pipeline(bundle, runtime, config, clock, blocklist=blocklist)
-    await warm_up(
-        bundle, pipeline.worker, max_batch_size=config.models.max_batch_size, report=report
-    )
+    url = config.triton.url
+    bundle = await asyncio.to_thread(load_bundle, bundle_directory, None if url else runtime)
+    remote = await connect(url, bundle_directory, bundle.manifest, clock) if url else None
+    pipeline = Pipeline(bundle, runtime, config, clock, remote=remote, blocklist=blocklist)
+    try:
+        await warm_up(bundle, pipeline.worker, report=report)
+    except BaseException as error:
+        await pipeline.worker.close()
+        if isinstance(error, TritonFailure):
+            raise ValueError(f"warming up: {error}") from None
+        raise
     return pipeline
 
 
@@ -131,6 +138,8 @@ class Server:
         self._service.is_draining = True
         if self._server is not None:
             await self._server.stop(self._config.server.grace_s)
+        if self._service.pipeline is not None:
+            await self._service.pipeline.worker.close()
         self._runtime.close()
         self._feedback_log.close()
 

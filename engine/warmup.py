@@ -13,8 +13,9 @@ from engine.costs import Work
 from engine.features import FEATURE_NAMES
 from engine.models import GenerateRow, ScoreRow
 from engine.planner import ENCODE, SCORED_SIZES, score_work
+from engine.runner import LookupRow
 from engine.vocabulary import FIRST_TEXT_ID
-from engine.worker import LookupRow, Worker
+from engine.worker import Worker
 
 _QUERY_TOKENS = 8
 _CANDIDATE_TOKENS = 6
@@ -26,41 +27,41 @@ async def warm_up(
     bundle: Bundle,
     worker: Worker,
     *,
-    max_batch_size: int,
     report: Callable[[Work, int, float], None] | None = None,
 ) -> None:
-    """Runs all models of a bundle on random ids.
+    """Runs all models of a bundle on random ids, at 1, 2, 4 and so on rows at the same time.
 
     Args:
         bundle: What to warm.
         worker: Runs it, and learns the costs.
-        max_batch_size: Batches of 1, 2, 4 and so on up to this many rows are run.
         report: Called with each kind of work, batch size and seconds that it should take.
     """
-    sizes = sorted({min(1 << i, max_batch_size) for i in range(max_batch_size.bit_length() + 1)})
-    for work, make_row in _kinds(bundle, random.Random(0)):
+    most = worker.max_rows
+    sizes = sorted({min(1 << i, most) for i in range(most.bit_length() + 1)})
+    for work, make_row in kinds_of_work(bundle):
         for size in sizes:
             await worker.warm(work, [make_row() for _ in range(size)])
             if report is not None:
                 report(work, size, worker.costs.predict_s(work, size))
 
 
-def _kinds(bundle: Bundle, rng: random.Random) -> Iterator[tuple[Work, MakeRow]]:
-    vocabulary_size = bundle.vocabulary.size
+def kinds_of_work(bundle: Bundle) -> Iterator[tuple[Work, MakeRow]]:
+    """Yields each kind of work that a bundle needs, and what makes a random row of it."""
+    rng, vocabulary_size = random.Random(0), bundle.vocabulary.size
 
     def ids(num: int) -> list[int]:
         return [rng.randrange(FIRST_TEXT_ID, vocabulary_size) for _ in range(num)]
 
     full_range = (FIRST_TEXT_ID, vocabulary_size)
     max_tokens = bundle.manifest.prompt.max_tokens
-    if bundle.encoder is not None and bundle.index is not None:
+    if bundle.manifest.encoder is not None and bundle.index is not None:
         yield ENCODE, lambda: LookupRow("", ids(_QUERY_TOKENS))
     seen: set[Work] = set()
     for rung in (r for rungs in bundle.rungs.values() for r in rungs):
         if rung.work not in seen:
             seen.add(rung.work)
             yield rung.work, lambda rung=rung: GenerateRow(ids(max_tokens), full_range, rung)
-    if bundle.click_model is not None:
+    if bundle.manifest.click_model is not None:
         for size in SCORED_SIZES:
             features = np.zeros((size, len(FEATURE_NAMES)), np.float32)
             yield (

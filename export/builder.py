@@ -36,6 +36,7 @@ class Weights:
 
     real_type: str = "float32"  # of all real numbers inside the graph: float32 or float16
     tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    constant_prefix: str = "const_"
     _constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
     def add(self, name: str, value: NDArray[Any]) -> str:
@@ -53,7 +54,7 @@ class Weights:
         array = np.asarray(value, dtype)
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self.add(f"const_{len(self._constants)}", array)
+            self._constants[key] = self.add(f"{self.constant_prefix}{len(self._constants)}", array)
         return self._constants[key]
 
 

@@ -7,8 +7,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engine.cpu import num_usable_cpus
 from export.bundle import Mode, Precision, export_bundle
 from export.sample import write_sample_bundle
+from export.triton import MAX_BATCH_SIZE, Backend, Device, write_repository
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -55,3 +57,32 @@ def sample(
         _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
     _console.print(f"random-weight bundle {manifest.bundle_id} in {out}")
+
+
+@app.command()
+def triton(
+    bundle: Annotated[Path, typer.Option(help="Bundle directory.")],
+    out: Annotated[Path, typer.Option(help="Model repository to write; must not exist.")],
+    backend: Annotated[Backend, typer.Option(help="Triton's, which runs the graphs.")],
+    device: Annotated[Device, typer.Option(help="Where the graphs run.")] = "cpu",
+    instances: Annotated[
+        int, typer.Option(min=1, help="Of each model, at work at the same time.")
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Of each instance; 0 shares out this machine's CPUs.")
+    ] = 0,
+    max_batch_size: Annotated[
+        int, typer.Option(min=1, help="Requests that Triton runs together.")
+    ] = MAX_BATCH_SIZE,
+) -> None:
+    """Write a Triton model repository from a bundle."""
+    try:
+        names = write_repository(
+            bundle, out, backend=backend, device=device, num_instances=instances,
+            num_threads=threads or max(1, num_usable_cpus() // instances),
+            max_batch_size=max_batch_size,
+        )  # fmt: skip
+    except ValueError as error:
+        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    _console.print(f"{', '.join(names)} in {out}")

@@ -65,3 +65,15 @@ def test_the_engine_runs_without_training_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_engine_runs_without_tritonclient_and_says_what_triton_needs() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "sys.modules['tritonclient'] = None\n"
+        "import engine.server, engine.triton\n"
+        "asyncio.run(engine.triton.connect('127.0.0.1:8001', None, None, None))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "ValueError: triton.url is" in done.stderr
+    assert "extra" in done.stderr

@@ -226,8 +226,9 @@ async def test_a_generation_that_is_late_is_left_out_and_helps_the_next_request(
 
 
 async def test_warming_up_learns_what_everything_costs(bundle, runtime):
-    pipeline = make(bundle, runtime)
-    await warm_up(bundle, pipeline.worker, max_batch_size=2)
+    models = msgspec.structs.replace(CONFIG.models, max_batch_size=2)
+    pipeline = make(bundle, runtime, msgspec.structs.replace(CONFIG, models=models))
+    await warm_up(bundle, pipeline.worker)
     kinds = {r.work for rungs in bundle.rungs.values() for r in rungs} | {ENCODE}
     for work in kinds | {score_work(n) for n in SCORED_SIZES}:
         assert pipeline.worker.costs.predict_s(work, 1) > 0
