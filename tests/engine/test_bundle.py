@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from engine.bundle import Bundle, load_bundle
@@ -102,6 +103,17 @@ def test_a_graph_that_is_no_graph_is_refused(copy, runtime):
 
     rewrite(copy, without_index)
     with pytest.raises(BundleError, match=r"encoder\.onnx: cannot be loaded"):
+        load_bundle(copy, runtime)
+
+
+def test_a_graph_of_a_newer_opset_is_refused(copy, runtime):
+    graph = onnx.load(copy / "generator.onnx")
+    graph.opset_import[0].version = 999
+    onnx.save(graph, copy / "generator.onnx")
+    rewrite(copy, lambda manifest: None)
+    with pytest.raises(
+        BundleError, match=r"generator\.onnx: cannot be loaded by ONNX Runtime.*999"
+    ):
         load_bundle(copy, runtime)
 
 
