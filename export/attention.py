@@ -34,31 +34,25 @@ class Attention:
         self.groups = num_heads // num_kv_heads
 
     def attend(self, scope: Scope, heads: Heads, mask: str) -> str:
-        """Returns the output (B, K * G, X, H).
+        """Returns the output (B, X, K * G * H).
 
         Args:
             scope: where nodes go.
             heads: X queries, U keys and values.
             mask: real, broadcast to (B, K, G * X, U): added to the scores.
         """
-        scores = self._scores(scope, self._grouped(scope, heads.query), heads.keys)
-        weights = scope.op("Softmax", scope.op("Add", scores, mask), axis=-1)
-        return self._ungrouped(scope, scope.op("MatMul", weights, heads.values))
-
-    def _scores(self, scope: Scope, query: str, keys: str) -> str:
+        query, is_grouped = heads.query, self.groups > 1
+        if is_grouped:
+            query = scope.reshape(query, 0, self.num_kv_heads, -1, self.head_dim)
         alpha = float(self.head_dim**-0.5)
-        return scope.op("FusedMatMul", query, keys, transB=1, alpha=alpha)
-
-    def _grouped(self, scope: Scope, query: str) -> str:
-        """Returns queries as (B, K, G * X, H)."""
-        if self.groups == 1:
-            return query
-        return scope.reshape(query, 0, self.num_kv_heads, -1, self.head_dim)
-
-    def _ungrouped(self, scope: Scope, mixed: str) -> str:
-        if self.groups == 1:
-            return mixed
-        return scope.reshape(mixed, 0, self.num_heads, -1, self.head_dim)
+        scores = scope.op("FusedMatMul", query, heads.keys, transB=1, alpha=alpha)
+        weights = scope.op("Softmax", scope.op("Add", scores, mask), axis=-1)
+        mixed = scope.op("MatMul", weights, heads.values)  # (B, K, G * X, H)
+        if is_grouped:
+            mixed = scope.reshape(mixed, 0, self.num_heads, -1, self.head_dim)
+        return scope.reshape(
+            scope.transpose(mixed, 0, 2, 1, 3), 0, 0, self.num_heads * self.head_dim
+        )
 
 
 def causal_mask(scope: Scope, length: str) -> str:
@@ -68,8 +62,7 @@ def causal_mask(scope: Scope, length: str) -> str:
         scope: where nodes go.
         length: int64 vector of one element.
     """
-    count = scope.op("Squeeze", length)
-    steps = scope.op("Range", scope.constant(0), count, scope.constant(1))
+    steps = scope.range(length)
     column = scope.op("Unsqueeze", steps, scope.constant([1]))
     return mask_where(scope, scope.op("Greater", steps, column))
 

@@ -111,6 +111,11 @@ class Scope:
         """Returns dimension `axis` of `x` as an int64 vector of one element."""
         return self.op("Shape", x, start=axis, end=axis + 1)
 
+    def range(self, length: str) -> str:
+        """Returns the int64 vector 0, 1, ..., length - 1; `length` is a vector of one element."""
+        count = self.op("Squeeze", length)
+        return self.op("Range", self.constant(0), count, self.constant(1))
+
     def transpose(self, x: str, *order: int) -> str:
         """Returns `x` with its axes in the given order."""
         return self.op("Transpose", x, perm=list(order))

@@ -15,7 +15,7 @@ from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from export.attention import mask_where
 from export.builder import Scope
 
-NONE = -1e9  # log-probability of a continuation that does not exist
+_NONE = -1e9  # log-probability of a continuation that does not exist
 _DEAD = -1e8  # a total below this has one in it
 
 
@@ -28,21 +28,17 @@ class Beams(NamedTuple):
 
 
 class Chooser:
-    """Emits choices among the ids of a vocabulary."""
+    """Emits greedy choices among the ids of a vocabulary, and what limits a text's first one."""
 
-    def __init__(
-        self, outer: Scope, vocabulary: int, *, num_slots: str = "", with_logprobs: bool = False
-    ) -> None:
+    def __init__(self, outer: Scope, vocabulary: int, *, with_logprobs: bool) -> None:
         """Emits what all steps share.
 
         Args:
             outer: the outermost scope, with `first_token_range` int64 (B, 2) in sight.
             vocabulary: V.
-            num_slots: S, int64 vector of one element; needed for beam search.
             with_logprobs: whether greedy choices come with their log-probabilities.
         """
         self._vocabulary = vocabulary
-        self._num_slots = num_slots
         self._with_logprobs = with_logprobs
         ids = outer.constant(np.arange(vocabulary))
         first, end = outer.ops("Split", ["first_token_range"], 2, axis=1, num_outputs=2)
@@ -91,48 +87,76 @@ class Chooser:
         )
         return self._shaped(scope, chosen, tokens)
 
-    def beams(self, scope: Scope, logits: str, is_beam: str, totals: str, finished: str) -> Beams:
-        """Emits a step of beam search.
+    def _shaped(self, scope: Scope, chosen: list[str], tokens: str) -> tuple[str, str]:
+        shape = scope.op("Shape", tokens)
+        ids, *logprobs = (scope.op("Reshape", x, shape) for x in chosen)
+        return ids, logprobs[0] if logprobs else ""
 
-        Sequences that are no beam continue greedily by themselves. A finished beam keeps its
-        total. Where fewer continuations are allowed than there are beams, the others end at once,
-        empty.
+
+class BeamSearch:
+    """Emits beam search: the beams of a row are those of its sequences that begin like the last.
+
+    Its other sequences continue greedily by themselves.
+    """
+
+    def __init__(self, outer: Scope, vocabulary: int) -> None:
+        """Emits what all steps share.
+
+        Args:
+            outer: the outermost scope, with `slots` int64 (B, S) in sight.
+            vocabulary: V.
+        """
+        self._outer = outer
+        self._vocabulary = vocabulary
+        self._width = outer.dim("slots", 1)  # S
+        self._order = outer.range(self._width)
+        last = outer.op("Gather", "slots", outer.constant([-1]), axis=1)
+        self._is_beam = outer.op("Equal", "slots", last)  # (B, S)
+        # int64 (B, S): the n-th beam of a row takes the n-th best continuation
+        rank = outer.op("CumSum", outer.cast(self._is_beam, "int64"), outer.constant(1))
+        self._rank = outer.op("Max", outer.op("Sub", rank, outer.constant(1)), outer.constant(0))
+        # float32 (S): a sequence that is over has one continuation, nothing
+        self._nothing = outer.op(
+            "Where",
+            outer.op("Equal", self._order, outer.constant(0)),
+            outer.constant(0, "float32"),
+            outer.constant(_NONE, "float32"),
+        )
+
+    def totals(self) -> str:
+        """Returns float32 (B, S) to begin with: of the beams, all alike, all but one are out."""
+        outer = self._outer
+        is_later = outer.op(
+            "And", self._is_beam, outer.op("Greater", self._rank, outer.constant(0))
+        )
+        none, zero = outer.constant(_NONE, "float32"), outer.constant(0, "float32")
+        return outer.op("Where", is_later, none, zero)
+
+    def step(self, scope: Scope, logits: str, totals: str, finished: str) -> Beams:
+        """Emits a step.
+
+        A finished beam keeps its total. Where fewer continuations are allowed than there are
+        beams, the others end at once, empty.
 
         Args:
             scope: where nodes go.
             logits: real (B, S, V).
-            is_beam: bool (B, S); the beams of a row belong to one search.
-            totals: float32 (B, S) of the sequences so far; of beams that began alike, all but one
-                stand below any real total.
+            totals: float32 (B, S) of the sequences so far.
             finished: bool (B, S).
         """
-        width, last = self._num_slots, scope.constant([2])
+        width, last = self._width, scope.constant([2])
         chosen = _best(scope, logits, self._vocabulary, width, True)  # (R, S)
         by_sequence = scope.shape(-1, width, width)
         tokens, logprobs = (scope.op("Reshape", x, by_sequence) for x in chosen)
         is_over = scope.op("Unsqueeze", finished, last)
-        order = scope.op("Range", scope.constant(0), scope.op("Squeeze", width), scope.constant(1))
-        only_first = scope.op(
-            "Where",
-            scope.op("Equal", order, scope.constant(0)),
-            scope.constant(0, "float32"),
-            scope.constant(NONE, "float32"),
-        )
-        logprobs = scope.op("Where", is_over, only_first, logprobs)
+        logprobs = scope.op("Where", is_over, self._nothing, logprobs)
         tokens = scope.op("Where", is_over, scope.constant(0), tokens)
         sums = scope.op("Add", scope.op("Unsqueeze", totals, last), logprobs)  # (B, S, S)
-        ranked = scope.op(
-            "Where",
-            scope.op("Unsqueeze", is_beam, last),
-            sums,
-            scope.constant(4 * NONE, "float32"),
-        )
+        outside = scope.constant(4 * _NONE, "float32")
+        ranked = scope.op("Where", scope.op("Unsqueeze", self._is_beam, last), sums, outside)
         flat = scope.constant([0, -1])
         best, places = scope.ops("TopK", [scope.op("Reshape", ranked, flat), width], 2, axis=1)
-        # The n-th beam of a row takes the n-th best continuation.
-        rank = scope.op("CumSum", scope.cast(is_beam, "int64"), scope.constant(1))
-        rank = scope.op("Max", scope.op("Sub", rank, scope.constant(1)), scope.constant(0))
-        best, places = (scope.op("GatherElements", x, rank, axis=1) for x in (best, places))
+        best, places = (scope.op("GatherElements", x, self._rank, axis=1) for x in (best, places))
         new = scope.op("GatherElements", scope.op("Reshape", tokens, flat), places, axis=1)
         is_dead = scope.op("Less", best, scope.constant(_DEAD, "float32"))
         new = scope.op("Where", is_dead, scope.constant(EOS_ID), new)
@@ -140,15 +164,10 @@ class Chooser:
             scope.op("Squeeze", scope.slice(x, 0, 1, 2), last) for x in (tokens, sums)
         )
         return Beams(
-            scope.op("Where", is_beam, scope.op("Div", places, width), order),
-            scope.op("Where", is_beam, new, own_token),
-            scope.op("Where", is_beam, best, own_sum),
+            scope.op("Where", self._is_beam, scope.op("Div", places, width), self._order),
+            scope.op("Where", self._is_beam, new, own_token),
+            scope.op("Where", self._is_beam, best, own_sum),
         )
-
-    def _shaped(self, scope: Scope, chosen: list[str], tokens: str) -> tuple[str, str]:
-        shape = scope.op("Shape", tokens)
-        ids, *logprobs = (scope.op("Reshape", x, shape) for x in chosen)
-        return ids, logprobs[0] if logprobs else ""
 
 
 def _best(
@@ -209,4 +228,4 @@ def _best(
         return [ids, scope.op("Squeeze", logprobs, scope.constant([1]))]
     # A row may have fewer allowed ids than `count`; the others rank below every real total.
     is_masked = scope.op("Less", top, scope.constant(-5e4, "float32"))
-    return [ids, scope.op("Where", is_masked, scope.constant(NONE, "float32"), logprobs)]
+    return [ids, scope.op("Where", is_masked, scope.constant(_NONE, "float32"), logprobs)]

@@ -47,13 +47,10 @@ def build_click_model(
     tokens = _Tokens(scope)
     num_context = scope.dim("context_ids", 1)
     context_lengths = scope.op("ReduceSum", "context_mask", scope.constant([1]), keepdims=1)
-    steps = scope.op(
-        "Range", scope.constant(0), scope.op("Squeeze", num_context), scope.constant(1)
-    )
     positions = scope.op(
         "Concat",
         scope.op("Add", context_lengths, tokens.offsets),
-        scope.op("Expand", steps, scope.op("Shape", "context_ids")),
+        scope.op("Expand", scope.range(num_context), scope.op("Shape", "context_ids")),
         axis=1,
     )
     hidden_context = scope.op("Equal", "context_mask", scope.constant(0))
@@ -66,7 +63,7 @@ def build_click_model(
     stream = decoder.embed(scope, ids)
     for layer in range(shape.num_layers):
         heads, x = decoder.heads(scope, layer, stream, positions)
-        mixed = decoder.joined(scope, decoder.attention.attend(scope, heads, mask))
+        mixed = decoder.attention.attend(scope, heads, mask)
         if layer == shape.num_layers - 1:  # of each candidate only the last token is read
             mixed = scope.op("GatherND", mixed, tokens.last, batch_dims=1)
             x = scope.op("GatherND", x, tokens.last, batch_dims=1)
@@ -108,9 +105,8 @@ class _Tokens:
         most = scope.op("ReduceMax", scope.op("ReduceSum", lengths, scope.constant([1])))
         self.count = scope.op("Max", scope.reshape(most, 1), scope.constant([1]))  # X
         # Tokens first, padding last, both in their order.
-        size = scope.op("Squeeze", scope.dim(flat[0], 1))
-        order = scope.op("Range", scope.constant(0), size, scope.constant(1))
-        rank = scope.op("Sub", scope.op("Mul", flat[1], size), order)
+        size = scope.dim(flat[0], 1)
+        rank = scope.op("Sub", scope.op("Mul", flat[1], size), scope.range(size))
         _, places = scope.ops("TopK", [rank, self.count], 2, axis=1)  # (B, X)
         length = scope.dim("candidate_ids", 2)
         self.ids = scope.op("GatherElements", flat[0], places, axis=1)  # (B, X)

@@ -114,7 +114,7 @@ class Decoder:
             scope: where nodes go.
             layer: index of the layer.
             stream: residual stream (B, X, D).
-            positions: int64 (B, X), or one element: the position of each row's first token.
+            positions: int64 (B, X).
         """
         s, name = self.shape, f"layers.{layer}.self_attn"
         h, x = self._norm(scope, f"layers.{layer}.input_layernorm", stream)
@@ -133,11 +133,6 @@ class Decoder:
         turned = scope.op("RotaryEmbedding", both, positions, self._cos, self._sin)
         query, keys = scope.ops("Split", [turned, sizes], 2, axis=1)
         return Heads(query, keys, values), x
-
-    def joined(self, scope: Scope, mixed: str) -> str:
-        """Returns an attention's output (B, K * G, X, H) as (B, X, K * G * H)."""
-        mixed = scope.transpose(mixed, 0, 2, 1, 3)
-        return scope.reshape(mixed, 0, 0, self.shape.num_heads * self.shape.head_dim)
 
     def after_attention(self, scope: Scope, layer: int, x: str, mixed: str) -> Stream:
         """Ends a layer: output projection and feed-forward network.

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from export.attention import Heads, above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
-from export.choice import NONE, Chooser
+from export.choice import BeamSearch, Chooser
 from export.decoder import Array, Decoder, DecoderShape
 
 Mode = Literal["slots", "list", "beam"]
@@ -105,23 +105,18 @@ class _Decode:
     def __init__(self, outer: Scope, decoder: Decoder, mode: Mode, *, with_logprobs: bool) -> None:
         self.outer, self.decoder, self.mode = outer, decoder, mode
         self.groups = decoder.attention.groups
-        self.has_totals = with_logprobs or mode == "beam"
         self.with_logprobs = with_logprobs
         self.num_slots = outer.dim("slots", 1)
-        self.chooser = Chooser(
-            outer,
-            decoder.shape.vocabulary,
-            num_slots=self.num_slots,
-            with_logprobs=with_logprobs,
-        )
+        vocabulary = decoder.shape.vocabulary
+        self.chooser = Chooser(outer, vocabulary, with_logprobs=with_logprobs)
+        self.search = BeamSearch(outer, vocabulary) if mode == "beam" else None
         self.lengths = outer.op(
             "ReduceSum", "attention_mask", outer.constant([1]), keepdims=1
         )  # (B, 1)
         self.limits = outer.op("Max", "max_new_tokens", outer.constant(1))
-        order = outer.op(
-            "Range", outer.constant(0), outer.op("Squeeze", self.num_slots), outer.constant(1)
-        )
-        self.order = outer.op("Unsqueeze", order, outer.constant([0]))  # (1, S)
+        self.order = outer.op(
+            "Unsqueeze", outer.range(self.num_slots), outer.constant([0])
+        )  # (1, S)
         column = outer.transpose(self.order, 1, 0)
         other = mask_where(outer, outer.op("Not", outer.op("Equal", column, self.order)))
         # real (B, 1, S, S): of the tokens of one step, each sequence sees its own
@@ -130,9 +125,6 @@ class _Decode:
         prompt = outer.op("Unsqueeze", mask_where(outer, hidden), outer.constant([1, 2]))
         # real (B, 1, S, P): the prompt's tokens without padding
         self.prompt_mask = outer.op("Expand", prompt, outer.shape(1, 1, self.num_slots, 1))
-        if mode == "beam":
-            last = outer.op("Gather", "slots", outer.constant([-1]), axis=1)
-            self.is_beam = outer.op("Equal", "slots", last)  # (B, S)
 
     def emit(self) -> None:
         """Appends everything to the outer scope."""
@@ -167,13 +159,10 @@ class _Decode:
         num_prompt = outer.dim("input_ids", 1)
         slot_shape = outer.op("Shape", "slots")
         ids = outer.op("Concat", "slots", "input_ids", axis=1)
-        steps = outer.op(
-            "Range", outer.constant(0), outer.op("Squeeze", num_prompt), outer.constant(1)
-        )
         positions = outer.op(
             "Concat",
             outer.op("Expand", self.lengths, slot_shape),
-            outer.op("Expand", steps, outer.op("Shape", "input_ids")),
+            outer.op("Expand", outer.range(num_prompt), outer.op("Shape", "input_ids")),
             axis=1,
         )
         slot_mask = outer.op("Concat", self.own_mask, self.prompt_mask, axis=-1)
@@ -189,7 +178,7 @@ class _Decode:
                 heads = heads._replace(query=query)
                 x = outer.slice(x, 0, self.num_slots, 1)
             mixed = decoder.attention.attend(outer, heads, slot_mask if is_last else mask)
-            stream = decoder.after_attention(outer, layer, x, decoder.joined(outer, mixed))
+            stream = decoder.after_attention(outer, layer, x, mixed)
         logits = self.chooser.begin(outer, decoder.logits(outer, stream))
         state["tokens"] = "slots"
         state["finished"] = outer.op("Expand", outer.constant(False, "bool"), slot_shape)
@@ -197,13 +186,13 @@ class _Decode:
             "Expand", outer.constant([[[0]]]), outer.shape(outer.dim("slots", 0), self.num_slots, 0)
         )
         state["written"] = none
-        if self.has_totals:
-            zeros = outer.op("Expand", outer.constant(0, "float32"), slot_shape)
-            state["totals"] = zeros if self.mode != "beam" else self._one_beam(zeros)
-        if self.mode == "beam":
-            state["owners"] = none
+        if self.search is not None:
+            state["totals"], state["owners"] = self.search.totals(), none
         else:
             state["mask"] = slot_mask
+            if self.with_logprobs:
+                zero = outer.constant(0, "float32")
+                state["totals"] = outer.op("Expand", zero, slot_shape)
         return self._chosen(outer, state, logits, outer.constant(1), is_first=True)
 
     def _step(self, body: Scope, state: _State) -> _State:
@@ -213,11 +202,11 @@ class _Decode:
         positions = body.op(
             "Expand", body.op("Add", self.lengths, number), body.op("Shape", state["tokens"])
         )  # (B, S)
-        mask = state["mask"] if self.mode != "beam" else self._beam_mask(body, state["owners"])
-        if self.mode != "beam":
+        if self.search is not None:
+            mask = self._beam_mask(body, state["owners"])
+        else:
             own = by_group(self.outer, self.own_mask, self.groups)
-            mask = body.op("Concat", own, mask, axis=-1)
-            state["mask"] = mask
+            mask = state["mask"] = body.op("Concat", own, state["mask"], axis=-1)
         stream = decoder.embed(body, state["tokens"])
         for layer in range(shape.num_layers):
             heads, x = decoder.heads(body, layer, stream, positions)
@@ -225,7 +214,7 @@ class _Decode:
             values = body.op("Concat", heads.values, state[f"values_{layer}"], axis=2)
             state[f"keys_{layer}"], state[f"values_{layer}"] = keys, values
             mixed = decoder.attention.attend(body, Heads(heads.query, keys, values), mask)
-            stream = decoder.after_attention(body, layer, x, decoder.joined(body, mixed))
+            stream = decoder.after_attention(body, layer, x, mixed)
         logits = decoder.logits(body, stream)  # (B, S, V)
         number = body.op("Add", number, body.constant(1))
         return self._chosen(body, state, logits, number, is_first=False)
@@ -235,8 +224,8 @@ class _Decode:
     ) -> _State:
         """Chooses the next tokens; `number` counts them, these included."""
         finished, written = state["finished"], state["written"]
-        if self.mode == "beam":
-            chosen = self.chooser.beams(scope, logits, self.is_beam, state["totals"], finished)
+        if self.search is not None:
+            chosen = self.search.step(scope, logits, state["totals"], finished)
             token, state["totals"] = chosen.tokens, chosen.totals
             by_row = scope.op("Unsqueeze", chosen.parents, scope.constant([2]))
             finished = scope.op("GatherElements", finished, chosen.parents, axis=1)
@@ -248,7 +237,7 @@ class _Decode:
             if self.mode == "list" and not is_first:
                 choose = self.chooser.greedy_in_list
             token, logprob = choose(scope, logits, state["tokens"])
-            if self.has_totals:
+            if self.with_logprobs:
                 kept = scope.op("Where", finished, scope.constant(0, "float32"), logprob)
                 state["totals"] = scope.op("Add", state["totals"], kept)
             token = scope.op("Where", finished, scope.constant(0), token)
@@ -266,13 +255,6 @@ class _Decode:
         """Returns bool: whether some sequence has not ended."""
         still = scope.cast(scope.op("Not", state["finished"]), "int64")
         return scope.cast(scope.op("ReduceMax", still, keepdims=0), "bool")
-
-    def _one_beam(self, zeros: str) -> str:
-        """Returns float32 (B, S): of the beams, which begin alike, all but the first are out."""
-        outer = self.outer
-        number = outer.op("CumSum", outer.cast(self.is_beam, "int64"), outer.constant(1))
-        is_later = outer.op("And", self.is_beam, outer.op("Greater", number, outer.constant(1)))
-        return outer.op("Where", is_later, outer.constant(NONE, "float32"), zeros)
 
     def _with_own(self, scope: Scope, owners: str) -> str:
         """Returns int64 (B, S, step + 1): whose token each sequence sees, the newest first."""
