@@ -56,13 +56,8 @@ def decode(
     if mode != "beam":
         return row.greedy(slots, max_new_tokens)
     alone = [i for i, slot in enumerate(slots) if slot != slots[-1]]
-    found = dict(
-        zip(
-            alone,
-            row.greedy([slots[i] for i in alone], [max_new_tokens[i] for i in alone]),
-            strict=True,
-        )
-    )
+    greedy = row.greedy([slots[i] for i in alone], [max_new_tokens[i] for i in alone])
+    found = dict(zip(alone, greedy, strict=True))
     width = len(slots) - len(alone)
     beams = iter(row.search(slots[-1], max_new_tokens[-1], width))
     return [found[i] if i in found else next(beams) for i in range(len(slots))]

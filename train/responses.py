@@ -96,10 +96,10 @@ class ResponseEncoder:
                 suffixes.append([slot_ids[0], *auxiliary, EOS_ID])
             slot_ids = slot_ids[1:]
         answers = sorted(answers[: len(slot_ids)], key=self._renderer.vocabulary.bytes_of)
-        slots = slot_ids if self._mode == "beam" else spread(slot_ids, len(answers))
+        slots = spread(slot_ids, len(answers))
         return [
             *suffixes,
-            *([slot, *ids, EOS_ID] for slot, ids in zip(slots, answers, strict=False)),
+            *([slot, *ids, EOS_ID] for slot, ids in zip(slots, answers, strict=True)),
         ]
 
 
