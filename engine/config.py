@@ -21,6 +21,7 @@ from engine.attribution import KeyRing
 ENV_PREFIX = "QUERYREC_"
 
 Milliseconds = Annotated[float, Meta(gt=0, le=60_000)]
+DeviceKind = Literal["cpu", "cuda", "tensorrt"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
@@ -49,7 +50,7 @@ class ModelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shared_thread_pool: bool = True
     """False gives each model threads of its own: slower, but needed where the process runs ONNX
     Runtime sessions that are not the engine's."""
-    device: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    device: DeviceKind = "cpu"
     """Where models run; others than "cpu" need ONNX Runtime for GPUs and an fp16 or fp32 bundle."""
     device_id: Annotated[int, Meta(ge=0, le=63)] = 0
     """Which GPU."""

@@ -3,11 +3,13 @@
 Knows nothing of sessions and models.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import onnxruntime as ort
 
-PROVIDERS = {
+from engine.config import DeviceKind
+
+PROVIDERS: dict[DeviceKind, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
@@ -17,7 +19,7 @@ PROVIDERS = {
 class Device(NamedTuple):
     """A kind of device, and which one of them."""
 
-    kind: Literal["cpu", "cuda", "tensorrt"]
+    kind: DeviceKind
     number: int = 0
     tensorrt_cache: str = ""  # directory of compiled engines; empty: none are kept
 

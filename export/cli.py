@@ -7,10 +7,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engine.config import DeviceKind
 from engine.cpu import num_usable_cpus
 from export.bundle import Mode, Precision, export_bundle
 from export.sample import write_sample_bundle
-from export.triton import MAX_BATCH_SIZE, Backend, Device, write_repository
+from export.triton import MAX_BATCH_SIZE, Backend, write_repository
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -64,7 +65,7 @@ def triton(
     bundle: Annotated[Path, typer.Option(help="Bundle directory.")],
     out: Annotated[Path, typer.Option(help="Model repository to write; must not exist.")],
     backend: Annotated[Backend, typer.Option(help="Triton's, which runs the graphs.")],
-    device: Annotated[Device, typer.Option(help="Where the graphs run.")] = "cpu",
+    device: Annotated[DeviceKind, typer.Option(help="Where the graphs run.")] = "cpu",
     instances: Annotated[
         int, typer.Option(min=1, help="Of each model, at work at the same time.")
     ] = 1,

@@ -24,6 +24,7 @@ from tritonclient.grpc.model_config_pb2 import (
     ModelInstanceGroup,
 )
 
+from engine.config import DeviceKind
 from engine.manifest import (
     MAX_ENCODER_TOKENS,
     ClickModelSpec,
@@ -38,7 +39,6 @@ from engine.wire import Wire, model_name, specs, wire_of
 from export.ragged import Limits, build_ragged, ends_name
 
 Backend = Literal["onnxruntime", "python"]
-Device = Literal["cpu", "cuda", "tensorrt"]
 MAX_BATCH_SIZE = 8
 _TYPES = {"int64": TYPE_INT64, "float32": TYPE_FP32}
 _PYTHON_MODEL = Path(__file__).with_name("triton_model.py")
@@ -49,7 +49,7 @@ def write_repository(
     target: Path,
     *,
     backend: Backend,
-    device: Device = "cpu",
+    device: DeviceKind = "cpu",
     num_instances: int = 1,
     num_threads: int = 1,
     max_batch_size: int = MAX_BATCH_SIZE,
@@ -115,7 +115,7 @@ def model_config(
     limits: Limits,
     *,
     backend: Backend,
-    device: Device = "cpu",
+    device: DeviceKind = "cpu",
     num_instances: int = 1,
     num_threads: int = 1,
     max_batch_size: int = MAX_BATCH_SIZE,
