@@ -9,7 +9,7 @@ import random
 
 import numpy as np
 
-from engine.answer import Answer, Question, Suggestion
+from engine.answer import Answer, Question
 from engine.attribution import Source
 from engine.batcher import BatchFailed, Done, TooLate
 from engine.bundle import Bundle
@@ -22,7 +22,7 @@ from engine.errors import DeadlineUnreachable, QueueFull
 from engine.models import Floats, GenerateRow, Sequences
 from engine.planner import ENCODE, SCORED_SIZES, Plan, Wanted, make_plan, score_work
 from engine.prompt import COOCCURRING, Prompt, SideInformation
-from engine.ranking import click_probability, diverse_order, explored, seen_probabilities
+from engine.ranking import PRIOR_P_SEEN, ranked, seen_probabilities
 from engine.request import RequestState, log_candidates, side_information
 from engine.retrieval import NOTHING, Retrieval, Retrieved
 from engine.runner import Found, LocalRunner, LookupRow, RemoteModels, RemoteRunner
@@ -32,7 +32,6 @@ from engine.scoring import CandidateInputs
 from engine.stages import Left, Probe, Stage, Why
 from engine.worker import Worker
 
-_PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
 _MAX_OTHER_RANGES = 2  # further rows of a completion whose slots agree
 # Turns of the event loop until a row just submitted is running, if the worker is free.
 _TURNS_TO_START = 3
@@ -140,7 +139,14 @@ class Pipeline:
             auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
         p_seen_C, is_scored = await self._score(request, candidates, context_ids)
         with probe.during(Stage.RERANK):
-            suggestions = self._ranked(question, candidates, p_seen_C, is_scored)
+            suggestions = ranked(
+                question,
+                candidates,
+                p_seen_C,
+                is_scored=is_scored,
+                config=self._config.ranking,
+                randomness=self._random,
+            )
         return Answer(
             suggestions=suggestions,
             auxiliary_text=auxiliary,
@@ -290,7 +296,7 @@ class Pipeline:
     ) -> tuple[Floats, bool]:
         """Returns p(click | seen) of the first candidates, and whether a model gave them."""
         question, bundle = request.question, self.bundle
-        prior_C = np.full(len(candidates), _PRIOR_P_SEEN, np.float32)
+        prior_C = np.full(len(candidates), PRIOR_P_SEEN, np.float32)
         spec = bundle.manifest.click_model
         if spec is None:
             request.omit(Stage.SCORE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
@@ -388,32 +394,3 @@ class Pipeline:
             is_blocked=self._blocklist.blocks,
             limit=missing,
         )
-
-    def _ranked(
-        self, question: Question, candidates: list[Candidate], p_seen_C: Floats, is_scored: bool
-    ) -> tuple[Suggestion, ...]:
-        if is_scored:
-            order = diverse_order(
-                p_seen_C,
-                [c.text for c in candidates[: len(p_seen_C)]],
-                question.query,
-                diversity=self._config.ranking.diversity,
-                k=question.num_suggestions,
-            )
-            # Candidates beyond those that were scored only fill up.
-            order += range(len(p_seen_C), len(candidates))
-        else:
-            order = list(range(len(candidates)))
-        order = order[: question.num_suggestions]
-        places, propensities = explored(
-            len(order), self._config.ranking.exploration_rate, self._random
-        )
-        p_other = float(p_seen_C.min(initial=_PRIOR_P_SEEN))  # of candidates that were not scored
-        suggestions: list[Suggestion] = []
-        for position, (place, propensity) in enumerate(zip(places, propensities, strict=True), 1):
-            chosen = order[place]
-            p_seen = float(p_seen_C[chosen]) if chosen < len(p_seen_C) else p_other
-            candidate = candidates[chosen]
-            p_click = click_probability(p_seen, question.scenario, position)
-            suggestions.append(Suggestion(candidate.text, p_click, candidate.source, propensity))
-        return tuple(suggestions)

@@ -1,4 +1,4 @@
-"""Ranking: from click logits to an order, and from an order to click probabilities.
+"""Ranking: from click logits to an order, and from an order to suggestions with probabilities.
 
 Knows nothing of where candidates or logits come from.
 """
@@ -9,11 +9,59 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.answer import Question, Suggestion
+from engine.candidates import Candidate
+from engine.config import RankingConfig
 from engine.manifest import ScenarioSpec
 
+PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
 _SIMILAR = 0.5  # similarity above which two suggestions begin to say the same
 _QUERY_WORD_WEIGHT = 0.25  # words of the query say little about how two suggestions differ
 Floats = NDArray[np.float32]
+
+
+def ranked(
+    question: Question,
+    candidates: Sequence[Candidate],
+    p_seen_C: Floats,
+    *,
+    is_scored: bool,
+    config: RankingConfig,
+    randomness: random.Random,
+) -> tuple[Suggestion, ...]:
+    """Returns the best candidates as suggestions, best first.
+
+    Args:
+        question: How many are wanted, and for what.
+        candidates: In the order of the prior.
+        p_seen_C: p(click | seen) of the first candidates.
+        is_scored: Whether a model gave it; else candidates stay in their order.
+        config: Diversity and exploration.
+        randomness: Of exploration.
+    """
+    if is_scored:
+        order = diverse_order(
+            p_seen_C,
+            [c.text for c in candidates[: len(p_seen_C)]],
+            question.query,
+            diversity=config.diversity,
+            k=question.num_suggestions,
+        )
+        # Candidates beyond those that were scored only fill up.
+        order += range(len(p_seen_C), len(candidates))
+    else:
+        order = list(range(len(candidates)))
+    order = order[: question.num_suggestions]
+    places, propensities = explored(len(order), config.exploration_rate, randomness)
+    p_other = float(p_seen_C.min(initial=PRIOR_P_SEEN))  # of candidates that were not scored
+    suggestions: list[Suggestion] = []
+    for position, (place, propensity) in enumerate(zip(places, propensities, strict=True), 1):
+        chosen = order[place]
+        p_seen = float(p_seen_C[chosen]) if chosen < len(p_seen_C) else p_other
+        candidate = candidates[chosen]
+        p_click = click_probability(p_seen, question.scenario, position)
+        suggestions.append(Suggestion(candidate.text, p_click, candidate.source, propensity))
+    return tuple(suggestions)
 
 
 def seen_probabilities(
