@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import models
+from benchmarks.peers.options import prompt_counts
+from benchmarks.peers.workers.ours import feed_of
 from engine.cpu import num_usable_cpus
 
 ROOT = Path(__file__).parents[1]
@@ -108,18 +109,6 @@ def _session(graph: Path, num_threads: int, prefix: Path | None) -> ort.Inferenc
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def _feed(vocabulary: int, num_prompts: int) -> dict[str, Any]:
-    ids = np.asarray(models.prompts_of(vocabulary, num_prompts, seed=0))
-    slots = np.tile(np.asarray(models.starts_of(vocabulary)), (num_prompts, 1))
-    return {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "slots": slots,
-        "max_new_tokens": np.full_like(slots, models.NEW_TOKENS),
-        "first_token_range": np.tile([128, vocabulary], (num_prompts, 1)),
-    }
-
-
 def _table(title: str, rows: dict[str, Row]) -> Table:
     table = Table(title=title)
     table.add_column("operator")
@@ -143,17 +132,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names, precisions = args.models.split(","), args.precisions.split(",")
     if set(names) - set(models.MODELS) or set(precisions) - set(models.PRECISIONS):
         parser.error("--models are of small, base and --precisions of int8, fp32")
-    if not all(p.isdigit() and 1 <= int(p) <= 64 for p in args.prompts.split(",")):
-        parser.error(f"--prompts is {args.prompts}; write numbers from 1 to 64, such as 1,4,16")
+    counts = prompt_counts(parser, args.prompts)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     figures: dict[str, dict[str, dict[str, object]]] = {}
     for name in names:
         directory = models.prepare(name, args.root, lambda line: print(line, file=sys.stderr))
         vocabulary = int((directory / "vocabulary").read_text())
         for precision in precisions:
-            for count in map(int, args.prompts.split(",")):
+            for count in counts:
                 graph = directory / f"ours_{precision}.onnx"
-                ms, rows = profile(graph, _feed(vocabulary, count), args.threads)
+                prompts = models.prompts_of(vocabulary, count, seed=0)
+                starts = models.starts_of(vocabulary)
+                feed = feed_of(prompts, starts, models.NEW_TOKENS, vocabulary)
+                ms, rows = profile(graph, feed, args.threads)
                 title = f"{name} {precision}, {count} prompts: {ms:.1f} ms"
                 Console(width=100).print(_table(title, rows))
                 figures.setdefault(name, {}).setdefault(precision, {})[str(count)] = {

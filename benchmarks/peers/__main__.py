@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks.peers import catalogue, contest, machine, models, report
 from benchmarks.peers.environments import python_of
+from benchmarks.peers.options import prompt_counts
 from engine.cpu import cpu_features, num_usable_cpus
 
 _QUIET = 0.05  # of the machine; with more taken by others, times say little
@@ -52,16 +53,14 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
             parser.error(f"--{option} has {unknown or 'nothing'}; choose of {', '.join(known)}")
         return chosen
 
-    counts = [part.strip() for part in args.prompts.split(",")]
-    if not all(part.isdigit() and 1 <= int(part) <= 64 for part in counts):
-        parser.error(f"--prompts is {args.prompts}; write numbers from 1 to 64, such as 1,4,16")
+    counts = prompt_counts(parser, args.prompts)
     if not 1 <= args.rounds <= 1000:
         parser.error(f"--rounds is {args.rounds}; it must be from 1 to 1000")
     if not 1 <= args.threads <= 512:
         parser.error(f"--threads is {args.threads}; it must be from 1 to 512")
     return Settings(
         models=names("models", args.models, models.MODELS),
-        prompts=tuple(dict.fromkeys(int(part) for part in counts)),
+        prompts=counts,
         peers=names("peers", args.peers, _PEERS),
         num_rounds=args.rounds,
         num_threads=args.threads,

@@ -5,6 +5,7 @@ Knows nothing of how a contender works; its worker does.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 from benchmarks.peers.environments import CTRANSLATE2, ONNXRUNTIME_GENAI, OPENVINO, Environment
 
@@ -35,6 +36,11 @@ class Peer:
 
 def variant(**options: str) -> Variant:
     return Variant(tuple(options.items()))
+
+
+def _each(precisions: Iterable[str], sharings: Iterable[str]) -> tuple[Variant, ...]:
+    """Returns a variant for each precision with each way of sharing a prompt."""
+    return tuple(variant(precision=p, sharing=s) for p, s in product(precisions, sharings))
 
 
 def _worker(module: str) -> tuple[str, ...]:
@@ -100,11 +106,7 @@ def peers(cpu_features: Iterable[str]) -> list[Peer]:
             name="onnxruntime-genai",
             worker=_worker("onnxruntime_genai"),
             environment=ONNXRUNTIME_GENAI,
-            variants=tuple(
-                variant(precision=p, sharing=s)
-                for p in ("fp32", "int4", "int8")
-                for s in ("rewind", "none")
-            ),
+            variants=_each(("fp32", "int4", "int8"), ("rewind", "none")),
             reference=variant(precision="fp32", sharing="none"),
         ),
         Peer(
@@ -112,15 +114,11 @@ def peers(cpu_features: Iterable[str]) -> list[Peer]:
             worker=_worker("ctranslate2"),
             environment=CTRANSLATE2,
             variants=(
-                *(
-                    variant(precision=p, sharing="alternatives")
-                    for p in (
-                        "float32",
-                        "int8",
-                        *(["bfloat16", "int8_bfloat16"] if has_bf16 else []),
-                    )
+                *_each(
+                    ("float32", "int8", *(["bfloat16", "int8_bfloat16"] if has_bf16 else [])),
+                    ("alternatives",),
                 ),
-                *(variant(precision="int8", sharing=s) for s in ("sampling", "static", "none")),
+                *_each(("int8",), ("sampling", "static", "none")),
             ),
             reference=variant(precision="float32", sharing="none"),
         ),
@@ -128,11 +126,7 @@ def peers(cpu_features: Iterable[str]) -> list[Peer]:
             name="optimum",
             worker=_worker("optimum"),
             environment=None,
-            variants=tuple(
-                variant(precision=p, sharing=s)
-                for p in ("int8", "fp32")
-                for s in ("prefill", "none")
-            ),
+            variants=_each(("int8", "fp32"), ("prefill", "none")),
             reference=variant(precision="fp32", sharing="prefill"),
         ),
         Peer(

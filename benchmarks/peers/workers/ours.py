@@ -1,5 +1,7 @@
 """Our generator graph as the engine runs it. Knows nothing of how the graph was built."""
 
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 
@@ -17,19 +19,26 @@ class Graph:
         self.settings = {"onnxruntime": ort.__version__}
 
     def generate(self, prompts: list[list[int]], starts: list[int], num_new: int) -> Lists:
-        num_prompts, num_starts = len(prompts), len(starts)
-        ids = np.asarray(prompts)
-        feed = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids),
-            "slots": np.tile(np.asarray(starts), (num_prompts, 1)),
-            "max_new_tokens": np.full((num_prompts, num_starts), num_new),
-            "first_token_range": np.tile([128, self._vocabulary], (num_prompts, 1)),
-        }
+        feed = feed_of(prompts, starts, num_new, self._vocabulary)
         (sequences,) = self._session.run(["sequences"], feed)
         return np.asarray(sequences).tolist()
 
     greedy = generate
+
+
+def feed_of(
+    prompts: list[list[int]], starts: list[int], num_new: int, vocabulary: int
+) -> dict[str, Any]:
+    """Returns the graph's inputs for prompts of one length."""
+    ids = np.asarray(prompts)
+    slots = np.tile(np.asarray(starts), (len(prompts), 1))
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "slots": slots,
+        "max_new_tokens": np.full_like(slots, num_new),
+        "first_token_range": np.tile([128, vocabulary], (len(prompts), 1)),
+    }
 
 
 if __name__ == "__main__":
