@@ -21,8 +21,9 @@ from bisect import bisect_left
 from pathlib import Path
 
 from train import simulator
-from train.baselines import MostPopular, NearestNeighbour, SearchLog
-from train.evaluation import Interval, ProducedList, TruthRow, true_ctr
+from train.evaluation.baselines import MostPopular, NearestNeighbour, SearchLog
+from train.evaluation.intervals import Interval
+from train.evaluation.lists import ProducedList, TruthRow, true_ctr
 from train.simulator.corpus import read_heldout
 from train.simulator.tables import SEARCHES_NAME
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import truth as truth_benchmark
-from train.baselines import (
+from train.evaluation.baselines import (
     Adjacency,
     MostPopular,
     NearestNeighbour,
@@ -15,7 +15,7 @@ from train.baselines import (
     most_popular,
     nearest_neighbour,
 )
-from train.evaluation import ProducedList, true_ctr
+from train.evaluation.lists import ProducedList, true_ctr
 
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 

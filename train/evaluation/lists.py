@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
+
+from train.evaluation.intervals import Interval, mean_interval, ratio_interval
 
 
 class ListTruth(Protocol):
@@ -33,7 +35,7 @@ class ListTruth(Protocol):
 
 
 class Suggester(Protocol):
-    """A baseline, such as those in `train.baselines`."""
+    """A baseline, such as those in `train.evaluation.baselines`."""
 
     def suggest(self, scenario: str, query: str, num: int) -> list[str]:
         """Returns up to `num` distinct texts, best first."""
@@ -61,14 +63,6 @@ class ProducedList:
     sources: tuple[str, ...] = ()
     session_queries: tuple[str, ...] = ()
     auxiliary_text: str = ""
-
-
-class Interval(NamedTuple):
-    """A mean and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +144,7 @@ def true_ctr(
                 for produced in group
             ]
             rival_of = _values(truth, scenario, rival)
-            ratios[name] = _ratio(value_of, rival_of, num_resamples, seed)
+            ratios[name] = ratio_interval(value_of, rival_of, num_resamples, seed)
             if (scenario, name, num_items) not in shown_baselines:
                 shown_baselines.add((scenario, name, num_items))
                 extra.append(_row(rival, rival_of, num_items, {}, num_resamples, seed))
@@ -181,7 +175,7 @@ def _row(
     num_resamples: int,
     seed: int,
 ) -> TruthRow:
-    value = _interval(_resampled(value_of, num_resamples, seed), float(value_of.mean()))
+    value = mean_interval(value_of, num_resamples, seed)
     sources = [source for produced in group for source in produced.sources]
     per_item = max(num_items, 1)
     return TruthRow(
@@ -194,25 +188,3 @@ def _row(
         generated_share=sum(s != "log" for s in sources) / len(sources) if sources else None,
         ratios=ratios,
     )
-
-
-def _ratio(value_of: np.ndarray, rival_of: np.ndarray, num_resamples: int, seed: int) -> Interval:
-    top = _resampled(value_of, num_resamples, seed)
-    bottom = _resampled(rival_of, num_resamples, seed)
-    mean = float(value_of.mean() / max(float(rival_of.mean()), 1e-12))
-    return _interval(top / np.maximum(bottom, 1e-12), mean)
-
-
-def _resampled(value_of: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    """Returns the means of bootstrap samples; the same seed and length give the same samples."""
-    rng = np.random.default_rng(seed)
-    means = [
-        value_of[rng.integers(len(value_of), size=len(value_of))].mean()
-        for _ in range(num_resamples)
-    ]
-    return np.array(means)
-
-
-def _interval(samples: np.ndarray, mean: float) -> Interval:
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return Interval(mean, float(low), float(high))

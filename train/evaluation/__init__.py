@@ -1,0 +1,1 @@
+"""How good a trained bundle is, against simple rivals: what `queryrec-train evaluate` computes."""

@@ -1,0 +1,57 @@
+"""Means with 95 % intervals by the percentile bootstrap. Knows nothing of what is averaged.
+
+The same seed and number of units give the same resamples, so differences and ratios of two
+systems that answered the same questions are paired: both are resampled together.
+"""
+
+# U units (what is resampled: queries, sessions, panes), R resamples
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_RESAMPLES = 1000
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(value_U: Floats, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Interval:
+    """Returns the mean of the values of U units."""
+    return _interval(_resampled(value_U, num_resamples, seed), float(value_U.mean()))
+
+
+def difference_interval(
+    value_U: Floats, rival_U: Floats, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
+    """Returns the mean of value - rival over units, paired."""
+    return mean_interval(value_U - rival_U, num_resamples, seed)
+
+
+def ratio_interval(
+    value_U: Floats, rival_U: Floats, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
+    """Returns the ratio of the means of two systems over the same units, paired."""
+    top_R = _resampled(value_U, num_resamples, seed)
+    bottom_R = _resampled(rival_U, num_resamples, seed)
+    mean = float(value_U.mean() / max(float(rival_U.mean()), 1e-12))
+    return _interval(top_R / np.maximum(bottom_R, 1e-12), mean)
+
+
+def _resampled(value_U: Floats, num_resamples: int, seed: int) -> Floats:
+    """Returns the means of bootstrap samples, (R,)."""
+    rng = np.random.default_rng(seed)
+    num_units = len(value_U)
+    means = [value_U[rng.integers(num_units, size=num_units)].mean() for _ in range(num_resamples)]
+    return np.array(means)
+
+
+def _interval(sample_R: Floats, mean: float) -> Interval:
+    low, high = np.quantile(sample_R, [0.025, 0.975])
+    return Interval(mean, float(low), float(high))
