@@ -1,18 +1,21 @@
 """A character n-gram language model that completes prefixes: what a small model must beat.
 
-Interpolated Witten-Bell smoothing (Witten and Bell, 1991; form of Chen and Goodman, 1999, section
-2.6): with C(h) the weight of what followed the history h, and T(h) how many different characters
-did,
+Interpolated Kneser-Ney smoothing (Kneser and Ney, 1995; in the form of Chen and Goodman, 1999,
+equation 19). For histories h of n - 1 characters, and those that begin a text, C(h c) is how often
+c followed h; for shorter ones, how many different characters came before h c. With T(h) the number
+of different characters that followed,
 
-    p(c | h) = (C(h c) + T(h) p(c | h')) / (C(h) + T(h)),   h' = h without its first character,
+    p(c | h) = max(C(h c) - D, 0) / C(h) + D T(h) / C(h) p(c | h'),
 
-down to the uniform distribution over the alphabet and the end. Completion is a beam search for the
-most probable texts. Knows nothing of words or of where the texts come from.
+h' being h without its first character, down to the uniform distribution over the alphabet and the
+end. D = n1 / (n1 + 2 n2) for each length of h, n1 and n2 the numbers of counts of one and of two.
+Completion is a beam search for the most probable texts. Knows nothing of words or of where the
+texts come from.
 """
 
 # A characters of the alphabet and the end, L live beams
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,37 +31,47 @@ class _Followers(NamedTuple):
     """What followed one history."""
 
     places: NDArray[np.int64]  # in the alphabet
-    weights: Floats
+    counts: Floats
 
 
 class CharModel:
     """The model; see the module's text."""
 
-    def __init__(self, weights: Mapping[str, float], *, order: int = 7, beam: int = 20) -> None:
-        """Counts the texts.
+    def __init__(self, texts: Iterable[str], *, order: int = 7, beam: int = 20) -> None:
+        """Counts the texts, each once.
 
         Args:
-            weights: text -> its weight, above 0; 1 is one observation.
+            texts: what to complete to.
             order: n, the character predicted included.
             beam: hypotheses kept a step.
 
         Raises:
             ValueError: there is no text.
         """
-        if not weights:
+        texts = {*texts}
+        if not texts:
             raise ValueError("a character model needs at least one text")
         self._order, self._beam = order, beam
-        self.alphabet = [*sorted({c for text in weights for c in text}), _END]
+        self.alphabet = [*sorted({c for text in texts for c in text}), _END]
         place_of = {c: i for i, c in enumerate(self.alphabet)}
-        counts: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-        for text, weight in weights.items():
+        times: dict[str, Counter[int]] = defaultdict(Counter)
+        before: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for text in sorted(texts):
             padded = _START + text + _END
             for at in range(1, len(padded)):
                 place = place_of[padded[at]]
                 for length in range(min(at, order - 1) + 1):
-                    counts[padded[at - length : at]][place] += weight
+                    history = padded[at - length : at]
+                    if length == order - 1 or length == at:
+                        times[history][place] += 1
+                    else:
+                        before[history][place].add(padded[at - length - 1])
+        counts: dict[str, dict[int, int]] = {h: dict(after) for h, after in times.items()}
+        for history, after in before.items():
+            counts[history] = {place: len(found) for place, found in after.items()}
+        self._discounts = _discounts(counts, order)
         self._followers = {
-            history: _Followers(np.array([*after], np.int64), np.array([*after.values()]))
+            history: _Followers(np.array([*after]), np.array([*after.values()], np.float64))
             for history, after in counts.items()
         }
         self._log_next = lru_cache(100_000)(self._log_probabilities)
@@ -93,12 +106,21 @@ class CharModel:
 
     def _log_probabilities(self, history: str) -> Floats:
         p_A = np.full(len(self.alphabet), 1 / len(self.alphabet))
-        for start in range(len(history), -1, -1):  # the longer the history, the later
-            followers = self._followers.get(history[start:])
+        for length in range(len(history) + 1):
+            followers = self._followers.get(history[len(history) - length :])
             if followers is None:
                 break  # nor was a longer one seen
-            num_types = len(followers.places)
-            p_A *= num_types
-            p_A[followers.places] += followers.weights
-            p_A /= followers.weights.sum() + num_types
+            discount, total = self._discounts[length], followers.counts.sum()
+            p_A *= discount * len(followers.places) / total
+            p_A[followers.places] += np.maximum(followers.counts - discount, 0) / total
         return np.log(p_A)
+
+
+def _discounts(counts: dict[str, dict[int, int]], order: int) -> list[float]:
+    """Returns D for each length of a history."""
+    ones, twos = [0] * order, [0] * order
+    for history, after in counts.items():
+        ones[len(history)] += sum(n == 1 for n in after.values())
+        twos[len(history)] += sum(n == 2 for n in after.values())
+    # Without counts of one the estimate is 0, and characters not seen would be impossible.
+    return [n1 / (n1 + 2 * n2) if n1 else 0.5 for n1, n2 in zip(ones, twos, strict=True)]

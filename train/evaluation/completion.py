@@ -13,7 +13,7 @@ normalisation. The systems:
 - *generator*: its own texts, those that more slots wrote first;
 - *most popular*, *suffix completion*: see `train.evaluation.baselines`;
 - *character model*: see `train.evaluation.char_model`; trained on the k-anonymous queries, each
-  weighted by 1 + log(searches / fewest searches).
+  once: weighted by their searches, unseen queries come lower.
 
 All know the same queries and counts, those of the index, which include the searches after the cut.
 """
@@ -21,7 +21,6 @@ All know the same queries and counts, those of the index, which include the sear
 # U test queries
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import log
 from pathlib import Path
 
 import msgspec
@@ -95,7 +94,7 @@ def evaluate_completion(
     run: Path,
     *,
     unseen: Mapping[str, Sequence[str]],
-    num_seen: int = 3000,
+    num_cases: int = 2000,
     seed: int = 0,
     report: Callable[[str], None] = print,
 ) -> CompletionReport:
@@ -105,7 +104,7 @@ def evaluate_completion(
         served: the bundle.
         run: the run directory that it comes from, for its logs.
         unseen: slice -> queries that users of the log should never have searched.
-        num_seen: seen test queries to draw.
+        num_cases: test queries of each slice; seen ones are drawn with replacement.
         seed: of draws and prefixes.
         report: called with what is being done.
 
@@ -114,12 +113,12 @@ def evaluate_completion(
     """
     mined, traffic = read_mined(run), read_traffic(run)
     seen = {q: n for q, n in traffic.after.items() if q in mined.counts and q in traffic.before}
-    tests = {SEEN: [] if not seen else drawn(seen, num_seen, seed)}
+    tests = {SEEN: [] if not seen else drawn(seen, num_cases, seed)}
     num_in_log: dict[str, int] = {}
     for name, queries in unseen.items():
         kept = never_searched(queries, traffic)
         num_in_log[name] = len({normalise(q) for q in queries}) - len(kept)
-        tests[name] = kept
+        tests[name] = random.Random(seed).sample(kept, min(num_cases, len(kept)))
     systems = completion_systems(served, mined.log())
     scores: list[CompletionScore] = []
     goals: list[Goal] = []
@@ -144,9 +143,8 @@ def evaluate_completion(
 
 def completion_systems(served: ServedBundle, known: SearchLog) -> dict[str, Complete]:
     """Returns each system: prefixes in, for each up to ten distinct texts out, best first."""
-    fewest = min(known.counts.values())
-    weights = {q: 1 + log(n / fewest) for q, n in known.counts.items()}
-    popular, suffix, characters = MostPopular(known), SuffixCompletion(known), CharModel(weights)
+    popular, suffix = MostPopular(known), SuffixCompletion(known)
+    characters = CharModel(known.counts)
 
     def generated(prefixes: Sequence[str]) -> list[list[str]]:
         written = served.written(SCENARIO, [Asked(p) for p in prefixes])

@@ -150,7 +150,7 @@ def nearest_by(encoder: Embedder, known: Sequence[str]) -> Retrieve:
         lists: list[list[str]] = []
         for query, query_D in zip(queries, encoder.embed(queries), strict=True):
             order = np.argsort(-(known_QD @ query_D), kind="stable")[: NUM_RETRIEVED + 1]
-            near = [known[row] for row in order.tolist()]
+            near = (known[int(row)] for row in order)
             lists.append([t for t in near if t != query][:NUM_RETRIEVED])
         return lists
 

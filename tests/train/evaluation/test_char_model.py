@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 from math import log
 
 import numpy as np
@@ -12,45 +13,53 @@ from train.evaluation.char_model import CharModel
 END = "\x03"
 
 
-def reference(texts: dict[str, float], order: int, text: str, character: str) -> float:
-    """Returns log p by the recursion of the module's text, counting anew for each history."""
+def reference(texts: set[str], order: int, text: str, character: str) -> float:
+    """Returns log p by the recursion of the module's text, counting anew each time."""
+    grams = [
+        (padded[at - length - 1 : at - length], padded[at - length : at], padded[at])
+        for padded in ("\x02" + t + END for t in sorted(texts))
+        for at in range(1, len(padded))
+        for length in range(min(at, order - 1) + 1)
+    ]
     alphabet = {c for t in texts for c in t} | {END}
+
+    def counts(history: str) -> Counter[str]:
+        if len(history) == order - 1 or history.startswith("\x02"):
+            return Counter(c for _, h, c in grams if h == history)
+        return Counter(c for _, c in {(left, c) for left, h, c in grams if h == history})
+
+    def discount(length: int) -> float:
+        histories = {h for _, h, _ in grams if len(h) == length}
+        every = Counter(n for h in histories for n in counts(h).values())
+        return every[1] / (every[1] + 2 * every[2]) if every[1] else 0.5
 
     def p(history: str | None) -> float:
         if history is None:
             return 1 / len(alphabet)
-        shorter = p(history[1:] if history else None)
-        counts: dict[str, float] = {}
-        for t, weight in texts.items():
-            padded = "\x02" + t + END
-            for at in range(1, len(padded)):
-                if padded[:at].endswith(history):
-                    counts[padded[at]] = counts.get(padded[at], 0.0) + weight
-        if not counts:
+        shorter, after = p(history[1:] if history else None), counts(history)
+        if not after:
             return shorter
-        return (counts.get(character, 0.0) + len(counts) * shorter) / (
-            sum(counts.values()) + len(counts)
-        )
+        d = discount(len(history))
+        return (max(after[character] - d, 0) + d * len(after) * shorter) / after.total()
 
     return log(p(("\x02" + text)[-(order - 1) :] if order > 1 else ""))
 
 
-def random_texts(seed: int, alphabet: str = "abc ", num: int = 12) -> dict[str, float]:
+def random_texts(seed: int, alphabet: str = "abc ", num: int = 12) -> set[str]:
     rng = random.Random(seed)
-    return {
-        "".join(rng.choices(alphabet, k=rng.randint(1, 6))): rng.choice([1, 2.5, 7])
-        for _ in range(num)
-    }
+    return {"".join(rng.choices(alphabet, k=rng.randint(1, 6))) for _ in range(num)}
 
 
-def test_witten_bell_by_hand():
-    model = CharModel({"ab": 1, "aa": 1}, order=2)
+def test_kneser_ney_by_hand():
+    model = CharModel(["ab", "aa"], order=2)
     a, b, end = (model.alphabet.index(c) for c in ("a", "b", END))
-    # After "a": a, b and the end once each. Of all: a 3 times, b once, the end twice.
+    # Before "a": the start and "a"; before "b": "a"; before the end: "b" and "a". One count of one
+    # and two of two: D = 1 / 5. So p(a) = (2 - D) / 5 + 3 D / 5 / 3 = .4, p(b) = .2.
+    # After "a": "a", "b" and the end once each; of all pairs four came once, one twice: D = 2 / 3.
     p_A = np.exp(model.log_probabilities("a"))
-    assert p_A[b] == pytest.approx((1 + 3 * (1 + 3 / 3) / 9) / 6)
-    assert p_A[a] == pytest.approx((1 + 3 * (3 + 3 / 3) / 9) / 6)
-    assert p_A[end] == pytest.approx((1 + 3 * (2 + 3 / 3) / 9) / 6)
+    assert p_A[b] == pytest.approx((1 - 2 / 3) / 3 + 2 / 3 * 0.2)
+    assert p_A[a] == pytest.approx((1 - 2 / 3) / 3 + 2 / 3 * 0.4)
+    assert p_A[end] == pytest.approx((1 - 2 / 3) / 3 + 2 / 3 * 0.4)
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 7])
@@ -84,17 +93,19 @@ def test_a_beam_that_drops_nothing_finds_what_exhaustive_search_finds(seed):
     assert [log_p(t) for t in found] == pytest.approx([log_p(t) for t in best])
 
 
-def test_the_heavier_text_is_completed_first_and_the_prefix_is_no_completion():
-    model = CharModel({"red shoes": 5, "red hat": 2, "red": 50})
-    assert model.complete("red", 2) == ["red shoes", "red hat"]
-    assert model.complete("blue", 3)  # a prefix nobody typed
+def test_the_usual_completion_comes_first_and_the_prefix_is_none():
+    shoes = [f"{word} shoes" for word in ("blue", "green", "nice", "old", "new")]
+    model = CharModel([*shoes, "red", "red hat"], order=4)
+    assert model.complete("red sh", 1) == ["red shoes"]
+    assert "red" not in model.complete("red", 9)
+    assert model.complete("zzz", 3)  # a prefix nobody typed
 
 
 def test_texts_of_any_length_end():
-    model = CharModel({"a" * 300: 1})
+    model = CharModel(["a" * 300])
     assert all(t.startswith("aa") for t in model.complete("aa", 3))
 
 
 def test_no_text_is_refused():
     with pytest.raises(ValueError, match="at least one text"):
-        CharModel({})
+        CharModel([])

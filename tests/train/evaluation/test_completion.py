@@ -69,7 +69,7 @@ def test_seen_queries_are_drawn_as_often_as_they_are_searched():
 def report(served, run):
     leaked = list(read_traffic(run).before)[:3]
     return completion.evaluate_completion(
-        served, run, unseen={"unseen": [*NEW, *leaked]}, num_seen=60, report=lambda _: None
+        served, run, unseen={"unseen": [*NEW, *leaked]}, num_cases=60, report=lambda _: None
     )
 
 
@@ -132,5 +132,5 @@ def test_a_slice_without_a_test_query_is_refused(served, run):
     known = list(read_traffic(run).before)
     with pytest.raises(ValueError, match="no test query for 'unseen'"):
         completion.evaluate_completion(
-            served, run, unseen={"unseen": known}, num_seen=5, report=lambda _: None
+            served, run, unseen={"unseen": known}, num_cases=5, report=lambda _: None
         )
