@@ -23,15 +23,10 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from engine.bundle import Bundle, load_bundle
-from engine.candidates import key_of, merged, written_texts
-from engine.cpu import num_usable_cpus
-from engine.models import GenerateRow
-from engine.prompt import COOCCURRING, SideInformation
-from engine.retrieval import NOTHING, Retrieval
-from engine.runtime import Runtime
+from engine.candidates import key_of, merged
 from engine.text import normalise, normalise_prefix
 from queryrec.client import QueryRecClient, Recommendation
+from train.evaluation.served import Asked, ServedBundle
 
 NUM_SUGGESTIONS = 5
 HELDOUT = Path("examples/data/heldout.txt.gz")
@@ -52,38 +47,12 @@ def held_out_questions(path: Path, num_queries: int, seed: int) -> list[tuple[st
 class GeneratorAlone:
     """The generator of a bundle without ranking and without candidates from the log."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        if bundle.generator is None:
-            raise ValueError("the bundle has no generator")
-        self._bundle = bundle
-        self._generator = bundle.generator
-        spec = bundle.manifest.prompt
-        self._retrieval = (
-            Retrieval(
-                bundle.index, max_candidates=24, max_cooccurring=spec.max_cooccurring,
-                num_nearest=16,
-            )
-            if bundle.index
-            else None
-        )  # fmt: skip
-        self._is_list = bundle.manifest.generator is not None and (
-            bundle.manifest.generator.mode == "list"
-        )
+    def __init__(self, served: ServedBundle) -> None:
+        self._served = served
 
     def suggest(self, scenario: str, query: str) -> tuple[list[str], str, int]:
         """Returns distinct texts in slot order, the auxiliary text, and how many were repeats."""
-        bundle = self._bundle
-        spec = bundle.scenarios[scenario]
-        side = [SideInformation(COOCCURRING, t) for t in self._cooccurring(scenario, query)[::-1]]
-        prompt = bundle.renderer.generation_prompt(scenario, query, side)
-        row = GenerateRow(prompt.ids, prompt.first_token_range, bundle.rungs[scenario][0])
-        texts = written_texts(
-            bundle.vocabulary,
-            self._generator.run([row])[0],
-            is_list=self._is_list,
-            has_auxiliary_text=spec.has_auxiliary_text,
-            healed=prompt.healed,
-        )
+        texts = self._served.written(scenario, [Asked(query)])[0]
         written = [*texts.finished, *texts.cut]
         distinct = merged(
             written,
@@ -94,19 +63,6 @@ class GeneratorAlone:
         )
         auxiliary = texts.auxiliary.text if texts.auxiliary else ""
         return [c.text for c in distinct], auxiliary, len(written) - len(distinct)
-
-    def _cooccurring(self, scenario: str, query: str) -> list[str]:
-        bundle, retrieval, found = self._bundle, self._retrieval, NOTHING
-        if retrieval is None:
-            return []
-        if bundle.scenarios[scenario].completes_prefix:
-            return list(retrieval.completions(query, ()).cooccurring)
-        exact = retrieval.exact(query)
-        if exact is not None:
-            found = exact
-        elif bundle.encoder is not None:
-            found = retrieval.nearby(query, bundle.encoder.run([bundle.encoder_ids(query)])[0])
-        return list(found.cooccurring)
 
 
 def checked(scenario: str, query: str, answer: Recommendation) -> Counter[str]:
@@ -128,8 +84,8 @@ def checked(scenario: str, query: str, answer: Recommendation) -> Counter[str]:
 async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Asks all questions; returns the shares by scenario."""
     questions = held_out_questions(arguments.heldout, arguments.num, arguments.seed)
-    bundle = load_bundle(arguments.bundle, Runtime(num_threads=num_usable_cpus()))
-    alone = GeneratorAlone(bundle)
+    served = ServedBundle(arguments.bundle)
+    alone = GeneratorAlone(served)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     with arguments.out.open("w", encoding="utf-8") as out:
 
@@ -141,7 +97,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
         async with QueryRecClient(arguments.target, timeout_s=5) as client:
-            for scenario, spec in bundle.scenarios.items():
+            for scenario, spec in served.bundle.scenarios.items():
                 for number, (full, prefix) in enumerate(questions):
                     query = prefix if spec.completes_prefix else full
                     answer = await client.recommend(scenario, query)

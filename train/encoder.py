@@ -112,6 +112,23 @@ class Encoder(nn.Module):
         )
         return cls(backbone, tokenizer).eval()
 
+    @classmethod
+    def of_checkpoint(cls, name: str) -> "Encoder":
+        """Reads an encoder that was not trained here: local directory or hub id.
+
+        Raises:
+            ValueError: it cannot be loaded.
+        """
+        try:
+            backbone = AutoModel.from_pretrained(name, add_pooling_layer=False)
+            return cls(backbone, HuggingFaceTokenizer.of_checkpoint(name))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0].split(". ")[0]  # the rest lists all known models
+            raise ValueError(
+                f"checkpoint {name} cannot be loaded: {reason}; give a hub id (online) or a "
+                "directory"
+            ) from None
+
     @property
     def embedding_dim(self) -> int:
         """The size D of an embedding."""
@@ -287,14 +304,7 @@ def _measure(
 
 def _new_encoder(run: Path, config: EncoderConfig, shape: Shape) -> Encoder:
     if config.base_checkpoint:
-        try:
-            backbone = AutoModel.from_pretrained(config.base_checkpoint, add_pooling_layer=False)
-            return Encoder(backbone, HuggingFaceTokenizer.of_checkpoint(config.base_checkpoint))
-        except OSError as error:
-            raise ValueError(
-                f"base_checkpoint {config.base_checkpoint} cannot be loaded: "
-                f"{str(error).splitlines()[0]}; give a hub id (online) or a directory"
-            ) from None
+        return Encoder.of_checkpoint(config.base_checkpoint)
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     bert = bert_config(shape, vocabulary.size, config.max_tokens)
     bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = _DROPOUT

@@ -7,11 +7,13 @@ SOURCE_DIRECTORY holds the sources as plain query lists:
 - `esci_queries.csv.gz` (`query,count`): the distinct queries of the Shopping Queries Dataset,
 - `web_queries_train.tsv.gz`, `web_queries_test.tsv.gz` (`query<TAB>sources`): TREC Million Query
   2007-2009, TREC Terabyte 2005 efficiency queries and the Bing coronavirus query set,
-- `trec_sessions.jsonl.gz` (`turns[].q`, `current`): TREC Session track 2012 and 2013.
+- `trec_sessions.jsonl.gz` (`turns[].q`, `turns[].results[].title`, `current`): TREC Session track
+  2012 and 2013.
 
-It writes `queries.tsv.gz` (`query, source, slice`) and `heldout.txt.gz` (one query a line), both
-sorted and byte-for-byte reproducible. A held-out query, in any word order or punctuation, is not
-in `queries.tsv.gz`.
+It writes `queries.tsv.gz` (`query, source, slice`), `heldout.txt.gz` and its part that is not about
+shopping, `heldout_web.txt.gz` (one query a line), and `sessions.jsonl.gz` (`queries, titles`), all
+byte-for-byte reproducible, the queries sorted. A held-out query, in any word order or punctuation,
+is not in `queries.tsv.gz`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import csv
 import gzip
 import hashlib
+import html
 import json
 import re
 import sys
@@ -30,6 +33,7 @@ from typing import NamedTuple
 
 HELDOUT_SHOPPING_SHARE = 0.016  # of the ASCII shopping queries: about 1,700
 MAX_CHARS = 100
+MAX_TITLES = 3  # of what a user was shown for a query
 
 _WORD = re.compile(r"\w+")
 _EMAIL = re.compile(r"\S+@\S+\.\S+")
@@ -101,14 +105,14 @@ def main() -> None:
 
     num_read = 0
     pool: dict[str, str] = {}
-    heldout: set[str] = set()
+    heldout: dict[str, str] = {}
     for query, source in _source_queries(arguments.sources):
         num_read += 1
         query = normalised(query)
         if not _is_usable(query) or word_list.is_unsafe(query):
             continue
         if source == "heldout" or (source == "esci" and _is_heldout_shopping(query)):
-            heldout.add(query)
+            heldout.setdefault(query, source)
         else:
             pool.setdefault(query, source)
 
@@ -122,7 +126,14 @@ def main() -> None:
     lines = ["query\tsource\tslice", *("\t".join(row) for row in rows)]
     _write(arguments.out / "queries.tsv.gz", lines)
     _write(arguments.out / "heldout.txt.gz", sorted(heldout))
-    print(f"read {num_read:,}, kept {len(rows):,}, held out {len(heldout):,}")
+    web = sorted(query for query, source in heldout.items() if source == "heldout")
+    _write(arguments.out / "heldout_web.txt.gz", web)
+    sessions = list(_sessions(arguments.sources, word_list))
+    _write(arguments.out / "sessions.jsonl.gz", sessions)
+    print(
+        f"read {num_read:,}, kept {len(rows):,}, held out {len(heldout):,} ({len(web):,} of the "
+        f"web), {len(sessions)} sessions"
+    )
 
 
 def _source_queries(directory: Path) -> Iterator[tuple[str, str]]:
@@ -140,6 +151,28 @@ def _source_queries(directory: Path) -> Iterator[tuple[str, str]]:
     with _open(directory / "esci_queries.csv.gz") as file:
         for row in csv.DictReader(file):
             yield row["query"], "esci"
+
+
+def _sessions(directory: Path, word_list: WordList) -> Iterator[str]:
+    """Yields the sessions without a text that has to stay out, as JSON."""
+    with _open(directory / "trec_sessions.jsonl.gz") as file:
+        for line in file:
+            session = json.loads(line)
+            queries = [normalised(turn["q"]) for turn in session["turns"]]
+            if session.get("current"):
+                queries.append(normalised(session["current"]))
+            titles = [
+                [
+                    title
+                    for result in turn["results"]
+                    if (title := " ".join(html.unescape(result["title"] or "").split()))
+                    and not word_list.is_unsafe(normalised(title))
+                    and not is_personal(title)
+                ][:MAX_TITLES]
+                for turn in session["turns"]
+            ]
+            if all(_is_usable(q) and not word_list.is_unsafe(q) for q in queries):
+                yield json.dumps({"queries": queries, "titles": titles}, ensure_ascii=False)
 
 
 def _open(path: Path):

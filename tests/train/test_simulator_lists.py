@@ -33,7 +33,7 @@ def log():
         ("s4", 0, "weather"),
         ("s5", 0, "rental cars"),
     ]
-    return SearchLog(
+    return SearchLog.of(
         (session, NOON + datetime.timedelta(minutes=m), query) for session, m, query in searches
     )
 
@@ -87,7 +87,7 @@ def test_adjacency_counts_followers_within_half_an_hour(log):
 
 def test_an_empty_log_is_refused():
     with pytest.raises(ValueError, match="empty"):
-        SearchLog([])
+        SearchLog.of([])
 
 
 def test_missing_items_count_as_nothing():

@@ -10,6 +10,10 @@ never return the query itself.
   popular. For a completion, only queries that start with the prefix count, nearest first.
 - *adjacency* (ADJ): what most often followed the query within a session; nothing for a query that
   was never searched.
+- *suffix completion* (Mitra and Craswell, CIKM 2015, "Query Auto-Completion for Rare Prefixes"):
+  the ends of searched queries, one word and longer, whole queries included, that start with the
+  last word of the prefix, put in its place; ranked by how many searches end so. Their learnt
+  ranking, which needs completion logs, is not part of it.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from __future__ import annotations
 import datetime
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,35 +34,46 @@ _MAX_DF_SHARE = 0.05  # a gram in more than a twentieth of all queries tells not
 _INACTIVITY = datetime.timedelta(minutes=30)
 
 
+@dataclass(frozen=True, slots=True)
 class SearchLog:
-    """Counts of a searches table, from which the baselines are built.
+    """Counts of searches, from which the baselines are built.
 
-    Args:
-        rows: (session id, time, query) of each search, any order.
+    Attributes:
+        counts: query -> searches.
+        followers: query -> what was searched next in the session -> how often.
 
     Raises:
         ValueError: if there is no search.
     """
 
-    def __init__(self, rows: Iterable[tuple[str, datetime.datetime, str]]) -> None:
-        self.counts: Counter[str] = Counter()
-        self.followers: dict[str, Counter[str]] = defaultdict(Counter)
-        before: tuple[str, datetime.datetime, str] | None = None
-        for row in sorted(rows):
-            self.counts[row[2]] += 1
-            is_same = before is not None and before[0] == row[0]
-            if before is not None and is_same and row[1] - before[1] <= _INACTIVITY:
-                self.followers[before[2]][row[2]] += 1
-            before = row
+    counts: Counter[str]
+    followers: Mapping[str, Counter[str]]
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to count."""
         if not self.counts:
             raise ValueError("the searches table is empty: baselines need at least one search")
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, datetime.datetime, str]]) -> SearchLog:
+        """Counts (session id, time, query) of each search, any order."""
+        counts: Counter[str] = Counter()
+        followers: dict[str, Counter[str]] = defaultdict(Counter)
+        before: tuple[str, datetime.datetime, str] | None = None
+        for row in sorted(rows):
+            counts[row[2]] += 1
+            is_same = before is not None and before[0] == row[0]
+            if before is not None and is_same and row[1] - before[1] <= _INACTIVITY:
+                followers[before[2]][row[2]] += 1
+            before = row
+        return cls(counts, followers)
 
     @classmethod
     def read(cls, searches_path: Path) -> SearchLog:
         """Reads a searches parquet file."""
         table = pq.read_table(searches_path, columns=["session_id", "time", "query"])
         columns = (table[name].to_pylist() for name in ("session_id", "time", "query"))
-        return cls(zip(*columns, strict=True))
+        return cls.of(zip(*columns, strict=True))
 
 
 class MostPopular:
@@ -133,6 +150,23 @@ class NearestNeighbour:
         found = [self._queries[i] for i in order[: num + 1].tolist()]
         return [q for q in found if q != query.strip()][:num]
 
+    def similarities(self, query: str, texts: Sequence[str]) -> np.ndarray:
+        """Returns the cosine of the query and each text, float64 (C,); texts may be new."""
+        vectors = [self._vector(text) for text in texts]
+        wanted = self._vector(query)
+        return np.array([sum(w * v.get(g, 0.0) for g, w in wanted.items()) for v in vectors])
+
+    def _vector(self, text: str) -> dict[str, float]:
+        """Returns the weights of the text's grams, of unit norm."""
+        idf_unknown = np.log(1 + len(self._queries))
+        vector: dict[str, float] = {}
+        for gram, count in _grams(text).items():
+            column = self._gram_id.get(gram)
+            idf = idf_unknown if column is None else self._idf[column]
+            vector[gram] = (1.0 + np.log(count)) * float(idf)
+        norm = max(float(np.sqrt(sum(w * w for w in vector.values()))), 1e-9)
+        return {gram: weight / norm for gram, weight in vector.items()}
+
 
 class Adjacency:
     """What followed the query in past sessions; see the module's text."""
@@ -146,6 +180,36 @@ class Adjacency:
         following = self._followers.get(query.strip(), Counter())
         ranked = sorted(following, key=lambda q: (-following[q], q))
         return [q for q in ranked if q != query.strip()][:num]
+
+
+class SuffixCompletion:
+    """Popular ends of queries after the first words of a prefix; see the module's text."""
+
+    def __init__(self, log: SearchLog) -> None:
+        counts: Counter[str] = Counter()
+        for query, count in log.counts.items():
+            words = query.split(" ")
+            for first in range(len(words)):
+                counts[" ".join(words[first:])] += count
+        self._counts = counts
+        self._sorted = sorted(counts)
+        self._ends = lru_cache(4096)(self._ranked)
+
+    def suggest(self, scenario: str, query: str, num: int) -> list[str]:
+        """Returns up to `num` completions of `query`, by popularity of their end.
+
+        The last word is the end term, with the space after it if one was typed.
+        """
+        del scenario
+        start = query.rstrip(" ").rfind(" ") + 1
+        head, end_term = query[:start], query[start:]
+        found = [head + end for end in self._ends(end_term, num + 1)]
+        return [text for text in found if text != query.strip()][:num]
+
+    def _ranked(self, end_term: str, num: int) -> list[str]:
+        low = bisect_left(self._sorted, end_term)
+        high = bisect_left(self._sorted, end_term + "\U0010ffff")
+        return sorted(self._sorted[low:high], key=lambda s: (-self._counts[s], s))[:num]
 
 
 def most_popular(log: SearchLog, scenario: str, query: str, num: int) -> list[str]:
