@@ -256,7 +256,7 @@ class _Writer:
             **_fields(self._save(graph, "click_model")),
             feature_names=list(FEATURE_NAMES),
             calibration=self.run.calibration(),
-            unknown_offset=self.run.unknown_offset(),
+            unknown_calibration=self.run.unknown_calibration(),
             max_candidate_tokens=MAX_CANDIDATE_TOKENS,
         )
 

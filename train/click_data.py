@@ -35,6 +35,7 @@ class ClickRequests:
 
     scenarios: list[str]
     scenario_R: Ids  # index into `scenarios`
+    query_R: Ids  # number of the request's query, equal where queries are
     is_valid_R: NDArray[np.bool_]  # held out
     contexts: list[list[int]]  # per request: token ids
     offsets: Ids  # (R + 1)
@@ -129,6 +130,7 @@ def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
     return ClickRequests(
         scenarios=names,
         scenario_R=np.array([names.index(s) for s in scenario_names]),
+        query_R=np.unique(queries, return_inverse=True)[1],
         is_valid_R=np.array([s == "valid" for s in heads["split"].to_pylist()]),
         contexts=contexts,
         offsets=offsets,

@@ -4,8 +4,10 @@ The position tower of PAL (see train.calibration) is trained beside the model an
 serving knows the model and its calibration only. Knows nothing of how impressions were mined.
 """
 
-# R requests, N impressions (rows), B requests of a batch, C candidates, P positions
+# R requests, N impressions (rows), B requests of a batch, C candidates, P positions,
+# E activations of the head
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -34,6 +37,13 @@ from train.calibration import (
 )
 from train.click_data import ClickBatch, ClickRequests, make_batch, read_requests, training_order
 from train.click_model import ClickModel, save_click_model
+from train.click_pretraining import session_requests
+from train.click_uncertainty import (
+    ClickUncertainty,
+    fit_covariance,
+    save_uncertainty,
+    unseen_variance,
+)
 from train.config import ClickModelConfig
 from train.pace import PacedTrainer, trainer_arguments
 from train.shared_prefix import PackedBatch
@@ -41,6 +51,7 @@ from train.shared_prefix import PackedBatch
 _MAX_EXAMINATION_REQUESTS = 16_000  # beside the explored ones; the curve is then good to 2 %
 _TOWER_SPEED = 20.0  # the tower has few parameters and far to go: its steps are so much larger
 _MIN_SPREAD = 1e-4  # of logits; less means that the model says the same for everything
+_BATCH_SIZE = 128  # requests, where nothing is trained
 _LOG_POPULARITY = FEATURE_NAMES.index("log_popularity")
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -79,8 +90,9 @@ def train_click_model(
     """Trains on `run`/mined/impressions.parquet and writes the click model into `output`.
 
     Besides the model: calibration.json (scenario -> slope, intercept), position.json (scenario
-    -> p(seen | position)) and metrics.json. A call that was interrupted goes on from its last
-    checkpoint in `output`. Scenarios without held-out impressions keep slope 1, intercept 0.
+    -> p(seen | position)), uncertainty.safetensors and metrics.json. A call that was interrupted
+    goes on from its last checkpoint in `output`. Scenarios without held-out impressions keep
+    slope 1, intercept 0.
 
     Args:
         run: run directory, mined.
@@ -106,10 +118,39 @@ def train_click_model(
     valid = np.flatnonzero(requests.is_valid_R)
     for name, chosen in (("train", train), ("valid", valid)):
         _check_clicks(requests, chosen, name)
+    sessions = session_requests(run, num_requests=config.num_session_requests, seed=seed)
     set_seed(seed)
     vocab_size = Vocabulary.load(run / "tokenizer.json").size
     model = ClickModel(LlamaModel(llama_config(shape, vocab_size)))
-    trainer = _train(model, requests, train, config, seed, output / "checkpoints")
+    num_positions = max(2, int(requests.position_N.max()) + 1)
+    trainers = (
+        []
+        if sessions is None
+        else [
+            _train(
+                _Choice(model),
+                sessions,
+                np.arange(len(sessions)),
+                config,
+                seed,
+                output / "checkpoints/sessions",
+                num_epochs=1,
+                hidden_share=0,
+            )
+        ]
+    )
+    trainers.append(
+        _train(
+            _Pal(model, len(requests.scenarios), num_positions),
+            requests,
+            train,
+            config,
+            seed,
+            output / "checkpoints/clicks",
+            num_epochs=config.num_epochs,
+            hidden_share=config.hidden_log_share,
+        )
+    )
     model.eval()
 
     explored = np.unique(requests.request_N[requests.rank_N != requests.position_N])
@@ -123,6 +164,10 @@ def train_click_model(
         print(report.describe(name))
 
     save_click_model(model, output)
+    save_uncertainty(
+        _uncertainty(model, requests, train, sample, config, seed, examinations, calibrations),
+        output,
+    )
     curves = {name: e.seen_P.tolist() for name, e in examinations.items()}
     for file, content in (
         ("calibration.json", calibrations),
@@ -130,27 +175,58 @@ def train_click_model(
         ("metrics.json", reports),
     ):
         (output / file).write_bytes(msgspec.json.format(msgspec.json.encode(content)))
-    trainer.remove_checkpoints()
+    for trainer in trainers:
+        trainer.remove_checkpoints()
     return reports
 
 
-@torch.no_grad()
-def click_logits(
-    model: ClickModel, requests: ClickRequests, chosen: Ids, batch_size: int = 128
-) -> Floats:
+def click_logits(model: ClickModel, requests: ClickRequests, chosen: Ids) -> Floats:
     """Returns logits float32 (N) of the rows of `chosen` requests, as `requests.rows` orders."""
+    return _row_values(model, requests, chosen, model.packed_logits)
+
+
+def click_activations(
+    model: ClickModel,
+    requests: ClickRequests,
+    chosen: Ids,
+    *,
+    hidden_share: float = 0.0,
+    seed: int = 0,
+) -> Floats:
+    """Returns what the head's last layer reads, float32 (N, E), rows as `requests.rows` orders.
+
+    Args:
+        model: click model.
+        requests: all of them.
+        chosen: which are read.
+        hidden_share: see `make_batch`.
+        seed: see `make_batch`.
+    """
+    return _row_values(model, requests, chosen, model.packed_activations, hidden_share, seed)
+
+
+@torch.no_grad()
+def _row_values(
+    model: ClickModel,
+    requests: ClickRequests,
+    chosen: Ids,
+    read: Callable[[PackedBatch, Tensor], Tensor],
+    hidden_share: float = 0.0,
+    seed: int = 0,
+) -> Floats:
+    """Returns what `read` gives of batches, (B, C, ...), by row."""
     device = next(model.parameters()).device
     by_length = chosen[np.argsort([requests.num_tokens(r) for r in chosen], kind="stable")]
-    logits_of: dict[int, Floats] = {}
-    for start in range(0, len(by_length), batch_size):
-        part = by_length[start : start + batch_size].tolist()
-        batch = make_batch(requests, part)
+    value_of: dict[int, Floats] = {}
+    for start in range(0, len(by_length), _BATCH_SIZE):
+        part = by_length[start : start + _BATCH_SIZE].tolist()
+        batch = make_batch(requests, part, hidden_share=hidden_share, seed=seed)
         packed = type(batch.packed)(*(tensor.to(device) for tensor in batch.packed))
-        logits_BC = model.packed_logits(packed, batch.features.to(device)).cpu().numpy()
+        values_BC = read(packed, batch.features.to(device)).cpu().numpy()
         for row, request in enumerate(part):
             num_shown = requests.offsets[request + 1] - requests.offsets[request]
-            logits_of[request] = logits_BC[row, :num_shown]
-    return np.concatenate([logits_of[r] for r in chosen.tolist()])
+            value_of[request] = values_BC[row, :num_shown]
+    return np.concatenate([value_of[r] for r in chosen.tolist()])
 
 
 def check_logits(scenario: str, logits_N: Floats) -> None:
@@ -203,7 +279,21 @@ class _Pal(nn.Module):
         return pal_loss(logits_BC[shown_BC], seen_BC[shown_BC], batch.clicked[shown_BC]).mean()
 
 
-class _PalTrainer(PacedTrainer):
+class _Choice(nn.Module):
+    """Click model as it learns from sessions: the first candidate is the right one."""
+
+    def __init__(self, model: ClickModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """Returns the mean cross-entropy of choosing the right candidate, a scalar."""
+        logits_BC = self.model.packed_logits(batch.packed, batch.features)
+        logits_BC = logits_BC.masked_fill(~batch.packed.suffix_mask, -1e9)
+        return F.cross_entropy(logits_BC, torch.zeros_like(batch.scenario))
+
+
+class _BatchTrainer(PacedTrainer):
     """Trainer whose model returns its loss."""
 
     def compute_loss(
@@ -219,28 +309,26 @@ class _PalTrainer(PacedTrainer):
 
 
 def _train(
-    model: ClickModel,
+    module: nn.Module,
     requests: ClickRequests,
     chosen: Ids,
     config: ClickModelConfig,
     seed: int,
     checkpoints: Path,
-) -> _PalTrainer:
+    *,
+    num_epochs: float,
+    hidden_share: float,
+) -> _BatchTrainer:
     order = training_order(
-        requests,
-        chosen,
-        num_epochs=config.num_epochs,
-        batch_size=config.batch_size,
-        seed=seed,
+        requests, chosen, num_epochs=num_epochs, batch_size=config.batch_size, seed=seed
     )
-    num_positions = max(2, int(requests.position_N.max()) + 1)
 
     def collator(numbers: list[int]) -> dict[str, Any]:
-        batch = make_batch(requests, numbers, hidden_share=config.hidden_log_share, seed=seed)
+        batch = make_batch(requests, numbers, hidden_share=hidden_share, seed=seed)
         return {**batch._asdict(), "packed": batch.packed._asdict()}
 
-    trainer = _PalTrainer(
-        model=_Pal(model, len(requests.scenarios), num_positions),
+    trainer = _BatchTrainer(
+        model=module,
         args=trainer_arguments(
             checkpoints,
             batch_size=config.batch_size,
@@ -251,7 +339,7 @@ def _train(
         ),
         train_dataset=_Requests(order),
         data_collator=collator,
-        max_train_s=config.max_train_s,
+        max_train_s=config.max_train_s / (2 if config.num_session_requests else 1),
         warmup_share=0.05,
     )
     trainer.train_resumable()
@@ -311,6 +399,50 @@ def _calibrations(
         seen_N = _seen(examinations.get(name), requests.position_N[own])
         result[name] = fit_platt(logits[mask], seen_N, requests.clicked_N[own])
     return result
+
+
+def _uncertainty(
+    model: ClickModel,
+    requests: ClickRequests,
+    train: Ids,
+    sample: Ids,
+    config: ClickModelConfig,
+    seed: int,
+    examinations: dict[str, Examination],
+    calibrations: dict[str, Platt],
+) -> ClickUncertainty:
+    """Returns what `sample` of the training requests tells of the model's uncertainty."""
+    out = model.head.out
+    weight_E = np.append(out.weight.detach().cpu().numpy(), out.bias.detach().cpu().numpy())
+    weight_E = weight_E.astype(np.float64)
+    rows = requests.rows(sample)
+    masks = _scenario_rows(requests, rows)
+    seen_N = np.ones(len(rows))
+    for name, mask in masks.items():
+        seen_N[mask] = _seen(examinations.get(name), requests.position_N[rows[mask]])
+    request_N = requests.request_N[rows]
+    # As in training: some candidates look as if the log did not know them.
+    hidden_NE = click_activations(
+        model, requests, sample, hidden_share=config.hidden_log_share, seed=seed
+    )
+    covariance_EE = fit_covariance(
+        hidden_NE, weight_E, seen_N, requests.clicked_N[rows], request_N, len(train)
+    )
+    logit_N = click_logits(model, requests, sample).astype(np.float64)
+    pair_N = requests.query_R[request_N] * len(requests.candidates) + requests.candidate_N[rows]
+    spread: dict[str, float] = {}
+    for name, mask in masks.items():
+        platt = calibrations[name]
+        p_N = seen_N[mask] / (1 + np.exp(-(platt.slope * logit_N[mask] + platt.intercept)))
+        clicked_N = requests.clicked_N[rows[mask]]
+        p_N *= clicked_N.mean() / p_N.mean()  # unbiased: what remains is spread
+        spread[name] = unseen_variance(p_N, clicked_N, pair_N[mask])
+    return ClickUncertainty(
+        weight_E=weight_E,
+        covariance_EE=covariance_EE,
+        calibration=calibrations,
+        spread=spread,
+    )
 
 
 def _reports(
