@@ -18,22 +18,13 @@ two numbers a scenario. Knows nothing of how the model was trained.
 """
 
 # N impressions, U requests
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from engine.answer import Question
 from engine.attribution import Source
-from engine.bundle import Bundle
-from engine.config import Config
-from engine.deadline import Deadline, MonotonicClock
-from engine.pipeline import Pipeline
-from engine.runtime import Runtime
-from engine.server import load_pipeline
-from engine.stages import Probe
 from train import simulator
 from train.evaluation.click_coverage import Coverage, UncertainModel, coverage
 from train.evaluation.click_measures import (
@@ -51,12 +42,12 @@ from train.evaluation.click_rows import (
     validation_start,
 )
 from train.evaluation.intervals import NUM_RESAMPLES, Floats, Interval, statistic_interval
+from train.evaluation.served import Asked, ServedBundle
 from train.simulator.tables import IMPRESSIONS_NAME
 
 GOALS = {"auc_share": 0.85, "gauc_share": 0.85, "true_ece": 0.05}  # at least, at least, at most
 _MIN_CLICKS = 10  # of a source, for its figures to say anything
 _MAX_TRAINING_REQUESTS = 20_000  # of each scenario, for the rivals
-_PATIENCE_S = 60.0  # for one answer; nothing is to be left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,21 +99,19 @@ class ClickEvaluation:
 
 
 def evaluate_clicks(
-    bundle: Path,
+    served: ServedBundle,
     run: Path,
     questions: Sequence[tuple[str, str]],
     *,
-    runtime: Runtime,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> ClickEvaluation:
     """Evaluates the click model of a bundle that was trained on simulated logs.
 
     Args:
-        bundle: directory of the bundle.
+        served: the bundle.
         run: run directory it was exported from; simulated/ and mined/ are read.
         questions: (scenario, query or prefix) that occur nowhere in the log; may be empty.
-        runtime: runs the graphs.
         num_resamples: of the intervals.
         seed: of the intervals and of the choice of training rows.
 
@@ -133,17 +122,9 @@ def evaluate_clicks(
     world = run / "simulated"
     record = simulator.read_record(world)
     truth = simulator.load(world)
-    clock = MonotonicClock()
-
-    async def answered() -> tuple[Bundle, list[LoggedRequest]]:
-        pipeline = await load_pipeline(bundle, runtime, Config(), clock)
-        try:
-            return pipeline.bundle, [await _picked(pipeline, clock, s, q) for s, q in questions]
-        finally:
-            await pipeline.worker.close()
-
-    loaded, lists = asyncio.run(answered())
+    loaded = served.bundle
     scorer = Scorer(loaded)
+    lists = _picked(served, questions)
     cut = validation_start(run / "mined")
     held_out = read_requests(world / IMPRESSIONS_NAME, since=cut)
     earlier = read_requests(
@@ -299,32 +280,36 @@ def _rivals(scorer: Scorer, rows: ClickRows, earlier: list[LoggedRequest]) -> di
     }
 
 
-async def _picked(
-    pipeline: Pipeline, clock: MonotonicClock, scenario: str, query: str
-) -> LoggedRequest:
-    """Returns the list that the bundle makes, as if it had been logged without a click."""
-    scenarios = pipeline.bundle.scenarios
-    if scenario not in scenarios:
-        raise ValueError(
-            f"a question names scenario {scenario!r}, the bundle has {', '.join(scenarios)}"
+def _picked(served: ServedBundle, questions: Sequence[tuple[str, str]]) -> list[LoggedRequest]:
+    """Returns the lists that the bundle makes, as if they had been logged without a click."""
+    lists: list[LoggedRequest] = []
+    for name in dict.fromkeys(scenario for scenario, _ in questions):
+        queries = [query for scenario, query in questions if scenario == name]
+        num = (
+            served.bundle.scenarios[name].num_suggestions if name in served.bundle.scenarios else 1
         )
-    question = Question(
-        scenario=scenarios[scenario],
-        query=query,
-        num_suggestions=scenarios[scenario].num_suggestions,
-        deadline=Deadline.after(_PATIENCE_S, clock),
-    )
-    answer = await pipeline.recommend(question, Probe(clock))
-    shown = answer.suggestions
-    return LoggedRequest(
-        scenario,
-        query,
-        [],
-        answer.auxiliary_text,
-        [s.text for s in shown],
-        ["generated" if s.source == Source.GENERATED else "log" for s in shown],
-        [False] * len(shown),
-    )
+        answers = served.answers(name, [Asked(q) for q in queries], num)
+        lists += [
+            LoggedRequest(
+                name,
+                query,
+                [],
+                answer.auxiliary_text,
+                [s.text for s in answer.suggestions],
+                [
+                    "generated" if s.source == Source.GENERATED else "log"
+                    for s in answer.suggestions
+                ],
+                [False] * len(answer.suggestions),
+            )
+            for query, answer in zip(queries, answers, strict=True)
+        ]
+    return lists
+
+
+def _source(source: Source) -> str:
+    """Returns the name in an impression log; what the log has, too, counts as from the log."""
+    return "generated" if source == Source.GENERATED else "log"
 
 
 def _picked_quality(rows: ClickRows, num_resamples: int, seed: int) -> PickedQuality:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_RESAMPLES = 1000
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 
 class Interval(NamedTuple):

@@ -65,25 +65,6 @@ def line_plot(
     return _svg(figure)
 
 
-def calibration_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Returns observed against predicted click rates, beside the diagonal.
-
-    Args:
-        curves: name -> (predicted, observed) of each bin, by rising prediction.
-    """
-    figure, axes = _axes(height=2.8)
-    most = max((max(point) for points in curves.values() for point in points), default=1.0)
-    axes.plot([0, most], [0, most], color="#999999", linestyle="--", linewidth=1)
-    for number, (name, points) in enumerate(curves.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name)
-    axes.set_xlabel("predicted click rate")
-    axes.set_ylabel("observed")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    return _svg(figure)
-
-
 def _axes(height: float) -> tuple[Figure, Axes]:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, height), layout="constrained")

@@ -7,7 +7,7 @@ import pytest
 
 from train.evaluation.intervals import Interval
 from train.evaluation.page import Section, Table, number, page
-from train.evaluation.plots import calibration_plot, interval_plot, line_plot
+from train.evaluation.plots import interval_plot, line_plot
 
 FIGURE = Interval(0.25, 0.2, 0.3)
 
@@ -61,7 +61,6 @@ def test_page_fetches_nothing() -> None:
     plots = [
         interval_plot([("ours", FIGURE), ("theirs", FIGURE)], "clicks"),
         line_plot({"ours": [(1, FIGURE), (2, FIGURE)]}, "prefix", "MRR"),
-        calibration_plot({"all": [(0.1, 0.12), (0.3, 0.28)]}),
     ]
     parsed = _parsed(page("t", "", [Section(heading="h", plots=plots)]))
     links = [v for name, v in parsed.attributes if name in ("src", "href", "xlink:href")]
