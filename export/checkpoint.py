@@ -1,7 +1,6 @@
 """Reads what training wrote: a run directory with checkpoints. Knows nothing of ONNX."""
 
 import json
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,15 +130,10 @@ class Run:
         return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
 
     def unknown_calibration(self) -> dict[str, tuple[float, float]]:
-        """Returns the calibration of texts that the log does not know, per scenario."""
-        path = self.directory / "mined/summary.json"
-        summary = json.loads(path.read_text()) if path.is_file() else {}
-        ratios: dict[str, float] = summary.get("unknown_click_ratio", {})
-        return {
-            name: (slope, intercept + math.log(max(ratios[name], 1e-3)))
-            for name, (slope, intercept) in self.calibration().items()
-            if name in ratios
-        }
+        """Loads the same for texts that the log does not know; empty if they have none."""
+        path = self.directory / "click_model/unknown_calibration.json"
+        content = path.read_bytes() if path.is_file() else b"{}"
+        return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
 
     def index_spec(self) -> IndexSpec:
         """Loads the description of the index."""

@@ -93,8 +93,11 @@ def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
     if not path.exists():
         return None
     table = pq.read_table(path)
-    if table.num_rows == 0:
-        return None
+    return requests_of(run, table, max_edges=max_edges) if table.num_rows else None
+
+
+def requests_of(run: Path, table: pa.Table, *, max_edges: int) -> ClickRequests:
+    """Returns the requests of a table that looks like the mined impressions; see above."""
     table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
     codes = table["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     is_first = np.concatenate([[True], codes[1:] != codes[:-1]])
@@ -108,7 +111,7 @@ def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
     unknown = set(heads["scenario"].to_pylist()) - set(names)
     if unknown:
         raise ValueError(
-            f"{path} has impressions of {sorted(unknown)}, scenarios.json knows {names}"
+            f"there are impressions of {sorted(unknown)}, scenarios.json knows {names}"
         )
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     spec = msgspec.json.decode((run / "mined/prompt.json").read_bytes(), type=PromptSpec)

@@ -6,6 +6,7 @@ serving knows the model and its calibration only. Knows nothing of how impressio
 
 # R requests, N impressions (rows), B requests of a batch, C candidates, P positions,
 # E activations of the head
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +40,13 @@ from train.click_data import ClickBatch, ClickRequests, make_batch, read_request
 from train.click_model import ClickModel, save_click_model
 from train.click_pretraining import session_requests
 from train.click_uncertainty import (
+    PRIOR_SPREAD,
     ClickUncertainty,
     fit_covariance,
     save_uncertainty,
     unseen_variance,
 )
+from train.click_unknown import unknown_requests
 from train.config import ClickModelConfig
 from train.pace import PacedTrainer, trainer_arguments
 from train.shared_prefix import PackedBatch
@@ -53,6 +56,7 @@ _TOWER_SPEED = 20.0  # the tower has few parameters and far to go: its steps are
 _MIN_SPREAD = 1e-4  # of logits; less means that the model says the same for everything
 _BATCH_SIZE = 128  # requests, where nothing is trained
 _LOG_POPULARITY = FEATURE_NAMES.index("log_popularity")
+_IS_KNOWN = FEATURE_NAMES.index("is_known")
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -85,7 +89,14 @@ class ClickReport:
 
 
 def train_click_model(
-    run: Path, config: ClickModelConfig, *, shape: Shape, max_edges: int, seed: int, output: Path
+    run: Path,
+    config: ClickModelConfig,
+    *,
+    shape: Shape,
+    max_edges: int,
+    seed: int,
+    output: Path,
+    raw_impressions: str = "",
 ) -> dict[str, ClickReport] | None:
     """Trains on `run`/mined/impressions.parquet and writes the click model into `output`.
 
@@ -101,6 +112,8 @@ def train_click_model(
         max_edges: of the index, see `read_requests`.
         seed: of weights and order.
         output: directory of the stage.
+        raw_impressions: place of the log that was mined: texts below k are calibrated on its
+            held-out rows (see `train.click_unknown`); empty: they are calibrated like others.
 
     Returns:
         The reports per scenario that has held-out impressions, and of "all"; None if there are
@@ -123,33 +136,29 @@ def train_click_model(
     vocab_size = Vocabulary.load(run / "tokenizer.json").size
     model = ClickModel(LlamaModel(llama_config(shape, vocab_size)))
     num_positions = max(2, int(requests.position_N.max()) + 1)
-    trainers = (
-        []
-        if sessions is None
-        else [
-            _train(
-                _Choice(model),
-                sessions,
-                np.arange(len(sessions)),
-                config,
-                seed,
-                output / "checkpoints/sessions",
-                num_epochs=1,
-                hidden_share=0,
-            )
-        ]
-    )
-    trainers.append(
+    limit_s = config.max_train_s / (1 if sessions is None else 2)
+    if sessions is not None:
         _train(
-            _Pal(model, len(requests.scenarios), num_positions),
-            requests,
-            train,
+            _Choice(model),
+            sessions,
+            np.arange(len(sessions)),
             config,
             seed,
-            output / "checkpoints/clicks",
-            num_epochs=config.num_epochs,
-            hidden_share=config.hidden_log_share,
+            output / "checkpoints/sessions",
+            num_epochs=1,
+            hidden_share=0,
+            max_train_s=limit_s,
         )
+    trainer = _train(
+        _Pal(model, len(requests.scenarios), num_positions),
+        requests,
+        train,
+        config,
+        seed,
+        output / "checkpoints/clicks",
+        num_epochs=config.num_epochs,
+        hidden_share=config.hidden_log_share,
+        max_train_s=limit_s,
     )
     model.eval()
 
@@ -162,21 +171,55 @@ def train_click_model(
     reports = _reports(requests, train, valid, logits, examinations, calibrations)
     for name, report in reports.items():
         print(report.describe(name))
+    # As in training: some candidates look as if the log did not know them.
+    activations_NE = click_activations(
+        model, requests, sample, hidden_share=config.hidden_log_share, seed=seed
+    )
+    rows = requests.rows(sample)
+    covariance_EE = fit_covariance(
+        activations_NE,
+        weight_E := _last_layer(model),
+        _seen_everywhere(requests, rows, examinations),
+        requests.clicked_N[rows],
+        requests.request_N[rows],
+        len(train),
+    )
+    spreads = _spreads(requests, valid, logits, examinations, calibrations)
+    unknown_calibrations, unknown_spreads = dict(calibrations), dict(spreads)
+    raw = None
+    if raw_impressions:
+        raw = unknown_requests(run, raw_impressions, max_edges=max_edges, seed=seed)
+    if raw is not None:
+        chosen = np.arange(len(raw))
+        logits = click_logits(model, raw, chosen)
+        is_unknown_N = raw.features_NF[:, _IS_KNOWN] == 0
+        unknown_calibrations |= _calibrations(
+            raw, chosen, logits, examinations, is_unknown_N, calibrations
+        )
+        unknown_spreads |= _spreads(
+            raw, chosen, logits, examinations, unknown_calibrations, is_unknown_N
+        )
 
     save_click_model(model, output)
     save_uncertainty(
-        _uncertainty(model, requests, train, sample, config, seed, examinations, calibrations),
+        ClickUncertainty(
+            weight_E=weight_E,
+            covariance_EE=covariance_EE,
+            calibration={n: (calibrations[n], unknown_calibrations[n]) for n in calibrations},
+            spread={n: (spreads[n], unknown_spreads[n]) for n in calibrations},
+        ),
         output,
     )
     curves = {name: e.seen_P.tolist() for name, e in examinations.items()}
     for file, content in (
         ("calibration.json", calibrations),
+        ("unknown_calibration.json", unknown_calibrations),
         ("position.json", curves),
         ("metrics.json", reports),
     ):
         (output / file).write_bytes(msgspec.json.format(msgspec.json.encode(content)))
-    for trainer in trainers:
-        trainer.remove_checkpoints()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return reports
 
 
@@ -318,6 +361,7 @@ def _train(
     *,
     num_epochs: float,
     hidden_share: float,
+    max_train_s: float,
 ) -> _BatchTrainer:
     order = training_order(
         requests, chosen, num_epochs=num_epochs, batch_size=config.batch_size, seed=seed
@@ -339,7 +383,7 @@ def _train(
         ),
         train_dataset=_Requests(order),
         data_collator=collator,
-        max_train_s=config.max_train_s / (2 if config.num_session_requests else 1),
+        max_train_s=max_train_s,
         warmup_share=0.05,
     )
     trainer.train_resumable()
@@ -357,10 +401,14 @@ def _check_clicks(requests: ClickRequests, chosen: Ids, split: str) -> None:
         )
 
 
-def _scenario_rows(requests: ClickRequests, rows: Ids) -> dict[str, NDArray[np.bool_]]:
-    """Returns, per scenario that occurs, which of `rows` are its."""
+def _scenario_rows(
+    requests: ClickRequests, rows: Ids, among_N: NDArray[np.bool_] | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Returns, per scenario that occurs, which of `rows` are its, and in `among_N` if given."""
     scenario_N = requests.scenario_R[requests.request_N[rows]]
     masks = {name: scenario_N == i for i, name in enumerate(requests.scenarios)}
+    if among_N is not None:
+        masks = {name: mask & among_N for name, mask in masks.items()}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
@@ -385,64 +433,62 @@ def _seen(examination: Examination | None, position_N: Ids) -> NDArray[np.float6
     return examination.seen_P[np.minimum(position_N, len(examination.seen_P) - 1)]
 
 
+def _seen_everywhere(
+    requests: ClickRequests, rows: Ids, examinations: dict[str, Examination]
+) -> NDArray[np.float64]:
+    """Returns p(seen) of rows of any scenario."""
+    seen_N = np.ones(len(rows))
+    for name, mask in _scenario_rows(requests, rows).items():
+        seen_N[mask] = _seen(examinations.get(name), requests.position_N[rows[mask]])
+    return seen_N
+
+
 def _calibrations(
     requests: ClickRequests,
     chosen: Ids,
     logits: Floats,
     examinations: dict[str, Examination],
+    among_N: NDArray[np.bool_] | None = None,
+    start: dict[str, Platt] | None = None,
 ) -> dict[str, Platt]:
+    """Returns slope and intercept per scenario, near those of `start` where there are few rows."""
     rows = requests.rows(chosen)
-    result = {name: Platt(1.0, 0.0) for name in requests.scenarios}
-    for name, mask in _scenario_rows(requests, rows).items():
+    result = dict(start or {name: Platt(1.0, 0.0) for name in requests.scenarios})
+    for name, mask in _scenario_rows(requests, rows, among_N).items():
         check_logits(name, logits[mask])
         own = rows[mask]
         seen_N = _seen(examinations.get(name), requests.position_N[own])
-        result[name] = fit_platt(logits[mask], seen_N, requests.clicked_N[own])
+        slope, intercept = result[name]
+        platt = fit_platt(slope * logits[mask] + intercept, seen_N, requests.clicked_N[own])
+        result[name] = Platt(platt.slope * slope, platt.slope * intercept + platt.intercept)
     return result
 
 
-def _uncertainty(
-    model: ClickModel,
+def _last_layer(model: ClickModel) -> NDArray[np.float64]:
+    """Returns the weights of the head's last layer, float64 (E), its bias last."""
+    parts = (model.head.out.weight.flatten(), model.head.out.bias)
+    return torch.cat(parts).detach().cpu().double().numpy()
+
+
+def _spreads(
     requests: ClickRequests,
-    train: Ids,
-    sample: Ids,
-    config: ClickModelConfig,
-    seed: int,
+    chosen: Ids,
+    logits: Floats,
     examinations: dict[str, Examination],
     calibrations: dict[str, Platt],
-) -> ClickUncertainty:
-    """Returns what `sample` of the training requests tells of the model's uncertainty."""
-    out = model.head.out
-    weight_E = np.append(out.weight.detach().cpu().numpy(), out.bias.detach().cpu().numpy())
-    weight_E = weight_E.astype(np.float64)
-    rows = requests.rows(sample)
-    masks = _scenario_rows(requests, rows)
-    seen_N = np.ones(len(rows))
-    for name, mask in masks.items():
-        seen_N[mask] = _seen(examinations.get(name), requests.position_N[rows[mask]])
+    among_N: NDArray[np.bool_] | None = None,
+) -> dict[str, float]:
+    """Returns per scenario how much truths vary around predictions, see train.click_uncertainty."""
+    rows = requests.rows(chosen)
     request_N = requests.request_N[rows]
-    # As in training: some candidates look as if the log did not know them.
-    hidden_NE = click_activations(
-        model, requests, sample, hidden_share=config.hidden_log_share, seed=seed
-    )
-    covariance_EE = fit_covariance(
-        hidden_NE, weight_E, seen_N, requests.clicked_N[rows], request_N, len(train)
-    )
-    logit_N = click_logits(model, requests, sample).astype(np.float64)
     pair_N = requests.query_R[request_N] * len(requests.candidates) + requests.candidate_N[rows]
-    spread: dict[str, float] = {}
-    for name, mask in masks.items():
-        platt = calibrations[name]
-        p_N = seen_N[mask] / (1 + np.exp(-(platt.slope * logit_N[mask] + platt.intercept)))
-        clicked_N = requests.clicked_N[rows[mask]]
-        p_N *= clicked_N.mean() / p_N.mean()  # unbiased: what remains is spread
-        spread[name] = unseen_variance(p_N, clicked_N, pair_N[mask])
-    return ClickUncertainty(
-        weight_E=weight_E,
-        covariance_EE=covariance_EE,
-        calibration=calibrations,
-        spread=spread,
-    )
+    spreads = dict.fromkeys(requests.scenarios, PRIOR_SPREAD)
+    for name, mask in _scenario_rows(requests, rows, among_N).items():
+        slope, intercept = calibrations[name]
+        seen_N = _seen(examinations.get(name), requests.position_N[rows[mask]])
+        p_N = seen_N / (1 + np.exp(-(slope * logits[mask].astype(np.float64) + intercept)))
+        spreads[name] = unseen_variance(p_N, requests.clicked_N[rows[mask]], pair_N[mask])
+    return spreads
 
 
 def _reports(

@@ -12,8 +12,10 @@ Two parts add up on the scale of the log odds:
   `E[(y_i - p_i)(y_j - p_j)] = p_i p_j * variance`, so the ratio of sums over all such pairs
   estimates it without knowing the truth.
 
-The true probability is taken as log-normal around the predicted one, so that the prediction is
-its mean. Knows nothing of the backbone; the served graph needs none of it.
+The true probability is taken as gamma distributed with the prediction as its mean: unlike a
+log-normal one it has much mass near 0, as a text that fits or does not has. Quantiles are those of
+Wilson and Hilferty (1931), whose cube root is normal. Knows nothing of the backbone; the served
+graph needs none of it.
 """
 
 # N impressions (rows), E activations of the head with a 1 for the intercept
@@ -21,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -30,9 +31,9 @@ from safetensors.numpy import save_file
 from train.calibration import Platt
 
 FILE = "uncertainty.safetensors"
-CALIBRATION_FILE = "calibration.json"
 _PRIOR_PRECISION = 1.0  # of each weight of the last layer
-_PRIOR_SPREAD, _PRIOR_SPREAD_SD = 0.3, 0.3  # of the relative variance of what cannot be seen
+PRIOR_SPREAD, _PRIOR_SPREAD_SD = 0.5, 0.5  # of the relative variance of what cannot be seen
+_MAX_VARIANCE = 9.0  # relative; beyond it the cube root is no longer normal
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -40,63 +41,65 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClickUncertainty:
-    """Intervals of p(click | seen) for candidates of a trained click model."""
+    """Intervals of p(click | seen) for candidates of a trained click model.
+
+    `calibration` and `spread` hold two values a scenario, of texts that the log knows and of
+    those that it does not. Arguments of the methods: the name of the panel; activations of the
+    head's last layer without the 1 of the intercept; whether the log knows each text.
+    """
 
     weight_E: Floats  # of the last layer, intercept last
     covariance_EE: Floats
-    calibration: dict[str, Platt]  # scenario -> slope and intercept
-    spread: dict[str, float]  # scenario -> relative variance of what the model cannot see
+    calibration: dict[str, tuple[Platt, Platt]]
+    spread: dict[str, tuple[float, float]]  # relative variance of what the model cannot see
 
-    def probability(self, scenario: str, activations_NE: NDArray[np.floating]) -> Floats:
-        """Returns the calibrated p(click | seen), float64 (N).
-
-        Args:
-            scenario: name of the panel.
-            activations_NE: of the head's last layer, without the 1 of the intercept.
-        """
-        return _sigmoid(self._level(scenario, _with_one(activations_NE)))
+    def probability(
+        self, scenario: str, activations_NE: NDArray[np.floating], is_known_N: Flags
+    ) -> Floats:
+        """Returns the calibrated p(click | seen), float64 (N)."""
+        return self._moments(scenario, activations_NE, is_known_N)[0]
 
     def interval(
-        self, scenario: str, activations_NE: NDArray[np.floating], level: float
+        self, scenario: str, activations_NE: NDArray[np.floating], is_known_N: Flags, level: float
     ) -> tuple[Floats, Floats]:
-        """Returns the bounds between which the true p(click | seen) lies, float64 (N) each.
-
-        Args:
-            scenario: name of the panel.
-            activations_NE: see `probability`.
-            level: how likely, in (0, 1).
+        """Returns the bounds between which the truth lies with probability `level`, (N) each.
 
         Raises:
             ValueError: `level` is not in (0, 1).
         """
         _check_level(level)
         z = NormalDist().inv_cdf(0.5 + level / 2)
-        centre_N, sd_N = self._normal(scenario, activations_NE)
-        return _sigmoid(centre_N - z * sd_N), _sigmoid(centre_N + z * sd_N)
+        p_N, variance_N = self._moments(scenario, activations_NE, is_known_N)
+        return _quantile(p_N, variance_N, -z), _quantile(p_N, variance_N, z)
 
     def lower_bound(
-        self, scenario: str, activations_NE: NDArray[np.floating], level: float = 0.8
+        self,
+        scenario: str,
+        activations_NE: NDArray[np.floating],
+        is_known_N: Flags,
+        level: float = 0.8,
     ) -> Floats:
-        """Returns what the true p(click | seen) exceeds with probability `level`, float64 (N).
+        """Returns what the truth exceeds with probability `level`, float64 (N).
 
         Raises:
             ValueError: `level` is not in (0, 1).
         """
         _check_level(level)
-        centre_N, sd_N = self._normal(scenario, activations_NE)
-        return _sigmoid(centre_N - NormalDist().inv_cdf(level) * sd_N)
+        p_N, variance_N = self._moments(scenario, activations_NE, is_known_N)
+        return _quantile(p_N, variance_N, -NormalDist().inv_cdf(level))
 
-    def _level(self, scenario: str, x_NE: Floats) -> Floats:
-        slope, intercept = self.calibration.get(scenario, Platt(1.0, 0.0))
-        return slope * (x_NE @ self.weight_E) + intercept
-
-    def _normal(self, scenario: str, activations_NE: NDArray[np.floating]) -> tuple[Floats, Floats]:
-        """Returns mean and standard deviation of the log odds."""
+    def _moments(
+        self, scenario: str, activations_NE: NDArray[np.floating], is_known_N: Flags
+    ) -> tuple[Floats, Floats]:
+        """Returns the mean and the relative variance of the true probability."""
         x_NE = _with_one(activations_NE)
-        slope = self.calibration.get(scenario, Platt(1.0, 0.0)).slope
-        told_N = slope**2 * np.einsum("ne,ef,nf->n", x_NE, self.covariance_EE, x_NE)
-        unseen = np.log1p(self.spread.get(scenario, _PRIOR_SPREAD))
-        return self._level(scenario, x_NE) - unseen / 2, np.sqrt(told_N + unseen)
+        known, unknown = self.calibration.get(scenario, (Platt(1.0, 0.0), Platt(1.0, 0.0)))
+        slope_N, intercept_N = np.where(is_known_N[:, None], known, unknown).T
+        p_N = _sigmoid(slope_N * (x_NE @ self.weight_E) + intercept_N)
+        told_N = np.einsum("ne,ef,nf->n", x_NE, self.covariance_EE, x_NE)
+        told_N *= (slope_N * (1 - p_N)) ** 2  # from log odds to logarithms of probabilities
+        spreads = self.spread.get(scenario, (PRIOR_SPREAD, PRIOR_SPREAD))
+        return p_N, (1 + np.where(is_known_N, *spreads)) * (1 + told_N) - 1
 
 
 def fit_covariance(
@@ -153,24 +156,28 @@ def unseen_variance(predicted_N: Floats, clicked_N: Flags, pair_N: Ids) -> float
     """
     residual_N = clicked_N - predicted_N
     _, pair_N = np.unique(pair_N, return_inverse=True)
-    # Twice the sums over pairs of different rows of one text.
+    # Means over pairs of different rows, times rows: each impression counts once, or the few
+    # texts that are shown most would decide.
+    others_X = np.maximum(np.bincount(pair_N) - 1, 1)
     top_X = np.bincount(pair_N, residual_N) ** 2 - np.bincount(pair_N, residual_N**2)
     bottom_X = np.bincount(pair_N, predicted_N) ** 2 - np.bincount(pair_N, predicted_N**2)
+    top_X, bottom_X = top_X / others_X, bottom_X / others_X
     total = float(bottom_X.sum())
     if total <= 1e-12:
-        return _PRIOR_SPREAD
+        return PRIOR_SPREAD
     estimate = float(top_X.sum()) / total
     variance = float(np.square(top_X - estimate * bottom_X).sum()) / total**2
     weight = _PRIOR_SPREAD_SD**2 / (_PRIOR_SPREAD_SD**2 + variance)
-    return max(0.0, weight * estimate + (1 - weight) * _PRIOR_SPREAD)
+    return max(0.0, weight * estimate + (1 - weight) * PRIOR_SPREAD)
 
 
 def save_uncertainty(uncertainty: ClickUncertainty, directory: Path) -> None:
-    """Writes uncertainty.safetensors; the calibration has a file of its own."""
+    """Writes uncertainty.safetensors."""
     names = sorted(uncertainty.spread)
     arrays = {
         "weight": uncertainty.weight_E,
         "covariance": uncertainty.covariance_EE,
+        "calibration": np.array([uncertainty.calibration[name] for name in names]),
         "spread": np.array([uncertainty.spread[name] for name in names]),
     }
     save_file(arrays, directory / FILE, {"scenarios": " ".join(names)})
@@ -187,18 +194,19 @@ def load_uncertainty(directory: Path) -> ClickUncertainty:
         raise ValueError(f"{path} is missing: train the click model again with this release")
     with safe_open(path, "numpy") as file:
         names = file.metadata()["scenarios"].split()
-        weight_E, covariance_EE, spread = (
-            file.get_tensor(name) for name in ("weight", "covariance", "spread")
+        calibration, spread = file.get_tensor("calibration"), file.get_tensor("spread")
+        return ClickUncertainty(
+            weight_E=file.get_tensor("weight"),
+            covariance_EE=file.get_tensor("covariance"),
+            calibration={
+                name: (Platt(*known), Platt(*unknown))
+                for name, (known, unknown) in zip(names, calibration.tolist(), strict=True)
+            },
+            spread={
+                name: (known, unknown)
+                for name, (known, unknown) in zip(names, spread.tolist(), strict=True)
+            },
         )
-    calibration = msgspec.json.decode(
-        (directory / CALIBRATION_FILE).read_bytes(), type=dict[str, Platt]
-    )
-    return ClickUncertainty(
-        weight_E=weight_E,
-        covariance_EE=covariance_EE,
-        calibration=calibration,
-        spread=dict(zip(names, spread.tolist(), strict=True)),
-    )
 
 
 def _with_one(activations_NE: NDArray[np.floating]) -> Floats:
@@ -208,6 +216,13 @@ def _with_one(activations_NE: NDArray[np.floating]) -> Floats:
 
 def _sigmoid(level_N: Floats) -> Floats:
     return 1 / (1 + np.exp(-level_N))
+
+
+def _quantile(mean_N: Floats, variance_N: Floats, z: float) -> Floats:
+    """Returns quantiles of gamma distributions by mean and relative variance."""
+    variance_N = np.minimum(variance_N, _MAX_VARIANCE)
+    root_N = np.maximum(1 - variance_N / 9 + z * np.sqrt(variance_N) / 3, 0.0)
+    return np.minimum(mean_N * root_N**3, 1.0)
 
 
 def _check_level(level: float) -> None:

@@ -1,6 +1,5 @@
 """Intervals of click probabilities: do they contain the truth as often as they say?"""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ from train.click_uncertainty import (
     unseen_variance,
 )
 
+KNOWN = np.ones(200, bool)
+
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
@@ -24,8 +25,8 @@ def uncertainty(**changes) -> ClickUncertainty:
     fields = {
         "weight_E": np.array([1.0, -0.5, -2.0]),
         "covariance_EE": 0.01 * np.eye(3),
-        "calibration": {"s": Platt(1.2, 0.1)},
-        "spread": {"s": 0.2},
+        "calibration": {"s": (Platt(1.2, 0.1), Platt(1.0, -1.0))},
+        "spread": {"s": (0.2, 0.6)},
         **changes,
     }
     return ClickUncertainty(**fields)
@@ -54,13 +55,13 @@ def test_intervals_of_a_well_specified_model_contain_the_truth_at_their_rate() -
             x_NE[:, :-1], weight_E, np.ones(400), clicked_N, np.arange(400), 400
         )
         model = uncertainty(
-            weight_E=weight_E, covariance_EE=covariance_EE, calibration={}, spread={"s": 0.0}
+            weight_E=weight_E, covariance_EE=covariance_EE, calibration={}, spread={"s": (0.0, 0.0)}
         )
         new_NE = random.normal(size=(200, 4))
         truth_N = sigmoid(new_NE @ true_E[:-1] + true_E[-1])
-        low_N, high_N = model.interval("s", new_NE, 0.9)
+        low_N, high_N = model.interval("s", new_NE, KNOWN, 0.9)
         inside += int(((low_N <= truth_N) & (truth_N <= high_N)).sum())
-        below += int((model.lower_bound("s", new_NE, 0.8) <= truth_N).sum())
+        below += int((model.lower_bound("s", new_NE, KNOWN, 0.8) <= truth_N).sum())
         num += 200
     assert inside / num == pytest.approx(0.9, abs=0.04)
     assert below / num == pytest.approx(0.8, abs=0.05)
@@ -99,7 +100,7 @@ def test_far_from_the_data_it_is_less_sure() -> None:
     )
     model = uncertainty(weight_E=np.array([0.0, 0.0, -1.4]), covariance_EE=covariance_EE)
     probes_NE = np.array([[0.0, 0.0], [3.0, 3.0], [30.0, 30.0]])
-    low_N = model.lower_bound("s", probes_NE)
+    low_N = model.lower_bound("s", probes_NE, KNOWN[:3])
     assert low_N[0] > low_N[1] > low_N[2]
 
 
@@ -118,21 +119,41 @@ def test_what_is_not_seen_is_found_in_clicks_on_the_same_text() -> None:
 
 def test_texts_that_never_repeat_leave_the_prior() -> None:
     predicted_N = np.full(100, 0.1)
-    assert unseen_variance(predicted_N, np.zeros(100, bool), np.arange(100)) == 0.3
+    assert unseen_variance(predicted_N, np.zeros(100, bool), np.arange(100)) == 0.5
 
 
-def test_the_prediction_is_the_mean_of_its_distribution() -> None:
-    model = uncertainty(covariance_EE=np.zeros((3, 3)), spread={"s": 0.3})
+def test_prediction_is_the_mean_of_a_distribution_with_mass_near_zero() -> None:
+    model = uncertainty(covariance_EE=np.zeros((3, 3)), spread={"s": (0.8, 0.8)})
     x_NE = np.array([[-1.0, 2.0]])
-    draws = [float(model.interval("s", x_NE, abs(1 - 2 * u))[int(u > 0.5)][0])
-             for u in (np.arange(400) + 0.5) / 400]  # fmt: skip
-    assert np.mean(draws) == pytest.approx(model.probability("s", x_NE)[0], rel=0.03)
+    draws = np.array(
+        [
+            float(model.interval("s", x_NE, KNOWN[:1], abs(1 - 2 * u))[int(u > 0.5)][0])
+            for u in (np.arange(1000) + 0.25) / 1000
+        ]
+    )
+    mean = model.probability("s", x_NE, KNOWN[:1])[0]
+    assert draws.mean() == pytest.approx(mean, rel=0.02)
+    assert draws.var() / mean**2 == pytest.approx(0.8, rel=0.05)
+    # The quantiles of the gamma distribution itself.
+    sample = np.random.default_rng(0).gamma(1 / 0.8, 0.8 * mean, 400_000)
+    for level in (0.1, 0.5, 0.9):
+        assert np.quantile(draws, level) == pytest.approx(np.quantile(sample, level), rel=0.06)
+
+
+def test_texts_that_the_log_does_not_know_have_calibration_and_spread_of_their_own() -> None:
+    model = uncertainty()
+    x_NE, is_known = np.array([[0.3, -1.0]] * 2), np.array([True, False])
+    logit = 0.3 + 0.5 - 2.0
+    expected = sigmoid(np.array([1.2 * logit + 0.1, logit - 1.0]))
+    assert model.probability("s", x_NE, is_known) == pytest.approx(expected)
+    low_N = model.lower_bound("s", x_NE, is_known) / expected
+    assert low_N[1] < low_N[0] < 1
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, float("nan")])
 def test_levels_that_mean_nothing_are_refused(level: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
-        uncertainty().lower_bound("s", np.zeros((1, 2)), level)
+        uncertainty().lower_bound("s", np.zeros((1, 2)), KNOWN[:1], level)
 
 
 def test_no_rows_are_refused() -> None:
@@ -143,12 +164,15 @@ def test_no_rows_are_refused() -> None:
 
 
 def test_saved_uncertainty_loads_to_the_same_bounds(tmp_path: Path) -> None:
-    saved = uncertainty(spread={"s": 0.2, "other": 0.4})
+    two = (Platt(1.2, 0.1), Platt(1.0, -1.0))
+    saved = uncertainty(
+        calibration={"s": two, "other": two}, spread={"s": (0.2, 0.6), "other": (0.4, 0.5)}
+    )
     save_uncertainty(saved, tmp_path)
-    (tmp_path / "calibration.json").write_text(json.dumps(saved.calibration))
     loaded = load_uncertainty(tmp_path)
-    x_NE = np.array([[0.3, -1.0]])
+    x_NE, is_known = np.array([[0.3, -1.0]] * 2), np.array([True, False])
     for scenario in ("s", "other", "unknown"):
-        assert loaded.lower_bound(scenario, x_NE) == saved.lower_bound(scenario, x_NE)
+        bounds = (u.lower_bound(scenario, x_NE, is_known) for u in (loaded, saved))
+        assert np.array_equal(*bounds)
     with pytest.raises(ValueError, match="is missing"):
         load_uncertainty(tmp_path / "nowhere")

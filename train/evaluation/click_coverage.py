@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engine.features import FEATURE_NAMES
 from engine.manifest import MAX_CANDIDATE_TOKENS
 from engine.models import ScoreRow, candidate_ids
 from train.click_model import ClickModel, load_click_model
@@ -19,6 +20,7 @@ from train.evaluation.intervals import Floats
 from train.shared_prefix import collate, pack
 
 _BATCH_SIZE = 64  # requests
+_IS_KNOWN = FEATURE_NAMES.index("is_known")
 LEVELS = (0.5, 0.8, 0.95)
 
 
@@ -72,13 +74,15 @@ def coverage(
 ) -> Coverage:
     """Returns how often intervals contain the true p(click | seen) of the rows' candidates."""
     activations_NE = model.activations(rows)
+    is_known_N = np.concatenate([row.features_CF[:, _IS_KNOWN] > 0 for row in rows])
+    told = (scenario, activations_NE, is_known_N)
     inside: dict[str, float] = {}
     for level in LEVELS:
-        low_N, high_N = model.uncertainty.interval(scenario, activations_NE, level)
+        low_N, high_N = model.uncertainty.interval(*told, level)
         is_inside_N = (low_N <= attraction_N) & (attraction_N <= high_N)
         inside[str(level)] = float(is_inside_N.mean())
-    lower_N = model.uncertainty.lower_bound(scenario, activations_NE)
-    predicted_N = model.uncertainty.probability(scenario, activations_NE)
+    lower_N = model.uncertainty.lower_bound(*told)
+    predicted_N = model.uncertainty.probability(*told)
     return Coverage(
         num_items=len(attraction_N),
         inside=inside,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -92,17 +93,18 @@ def read_requests(
 
     Args:
         impressions: parquet file.
-        since: the first moment that counts.
+        since: the first moment that counts, in UTC without saying so, like `validation_start`.
         until: the first moment that does not.
         max_requests: a random choice of so many; 0 for all.
         seed: of the choice.
     """
     table = pq.read_table(impressions)
     table = table.filter(pc.field("shown"))
+    time = pc.field("time").cast(pa.timestamp("us"))  # UTC, as mined tables have it
     if since is not None:
-        table = table.filter(pc.field("time") >= since)
+        table = table.filter(time >= since)
     if until is not None:
-        table = table.filter(pc.field("time") < until)
+        table = table.filter(time < until)
     table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
     names = table["request_id"].unique().to_pylist()
     if max_requests and len(names) > max_requests:

@@ -8,16 +8,17 @@ and positions, in one linear model of the choice among a pane's options,
 
     p(option i gets the click) = softmax_i(position effect + w . features_i),
 
-the conditional logit (McFadden, 1974), with a Gaussian prior on the standardised weights. Folds
-are by query. The figure is the mean over queries of the share of pairs of options of one pane,
-one clicked more than the other, that are ordered rightly; ties of a score count half. Knows
-nothing of simulated logs.
+the conditional logit (McFadden, 1974), with a Gaussian prior on the standardised weights. A
+trained click model may add its logit as one more feature. Folds are by query. The figure is the
+mean over queries of the share of pairs of options of one pane, one clicked more than the other,
+that are ordered rightly; ties of a score count half. Knows nothing of simulated logs.
 """
 
 # N options (rows), Q queries, F features, P positions
 import csv
 import gzip
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -64,12 +65,19 @@ class RealClickEvaluation:
 
 
 def evaluate_real_clicks(
-    path: Path, *, num_folds: int = 5, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    path: Path,
+    *,
+    logits: Callable[[str, list[str]], Floats] | None = None,
+    num_folds: int = 5,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
 ) -> RealClickEvaluation:
     """Cross-validates on a file of panes.
 
     Args:
         path: see `read_panes`.
+        logits: from a query and its options to a click model's logits float64 (C), which become
+            a feature; None without a click model.
         num_folds: parts of the queries; each is ranked by a model fitted on the others.
         num_resamples: of the intervals.
         seed: of folds and intervals.
@@ -89,11 +97,11 @@ def evaluate_real_clicks(
     rightly: dict[str, dict[str, list[float]]] = {}
     for fold in range(num_folds):
         train = [p for p in panes if fold_of[p.query] != fold]
-        counts = _popularity(train)
-        choice = _fit(train, counts)
+        reader = _Reader(_popularity(train), logits)
+        choice = _fit(train, reader)
         for pane in panes:
             if fold_of[pane.query] == fold:
-                for name, scores in choice.scores(pane, counts).items():
+                for name, scores in choice.scores(pane, reader(pane)).items():
                     found = rightly.setdefault(name, {}).setdefault(pane.query, [])
                     found.append(_ordered_share(scores, np.array(pane.click_shares)))
     value = {
@@ -164,9 +172,8 @@ class _Choice(NamedTuple):
     weight_F: Floats
     position_P: Floats  # effect of each position
 
-    def scores(self, pane: Pane, counts: Counter[str]) -> dict[str, Floats]:
+    def scores(self, pane: Pane, features_CF: Floats) -> dict[str, Floats]:
         """Returns the scores of a pane's options by name of what ranks them."""
-        features_CF = _features(pane, counts)
         content_C = (features_CF - self.mean_F) / self.scale_F @ self.weight_F
         places = np.arange(len(pane.options))
         last = len(self.position_P) - 1
@@ -184,16 +191,32 @@ def _popularity(panes: list[Pane]) -> Counter[str]:
     return Counter(option for pane in panes for option in pane.options)
 
 
-def _features(pane: Pane, counts: Counter[str]) -> Floats:
-    """Returns float64 (C, F), as the click model reads them; association is not known."""
-    popularity = [float(counts[option]) for option in pane.options]
-    zeros = [0.0] * len(pane.options)
-    return candidate_features(pane.query, pane.options, popularity, zeros).astype(np.float64)
+class _Reader:
+    """Reads the features of panes; counts are those of the training folds."""
+
+    def __init__(
+        self, counts: Counter[str], logits: Callable[[str, list[str]], Floats] | None
+    ) -> None:
+        self._counts = counts
+        self._logits = logits
+
+    def __call__(self, pane: Pane, *, is_counted: bool = False) -> Floats:
+        """Returns float64 (C, F): those of `engine.features`; association is not known.
+
+        A pane that is counted itself is read as if it were not.
+        """
+        own = Counter(pane.options) if is_counted else Counter()
+        popularity = [float(self._counts[option] - own[option]) for option in pane.options]
+        zeros = [0.0] * len(pane.options)
+        features_CF = candidate_features(pane.query, pane.options, popularity, zeros)
+        if self._logits is None:
+            return features_CF.astype(np.float64)
+        return np.column_stack([features_CF, self._logits(pane.query, pane.options)])
 
 
-def _fit(panes: list[Pane], counts: Counter[str]) -> _Choice:
+def _fit(panes: list[Pane], reader: _Reader) -> _Choice:
     """Returns the maximum a posteriori weights: each pane's clicks count as one."""
-    features = [_features(pane, _without(counts, pane)) for pane in panes]
+    features = [reader(pane, is_counted=True) for pane in panes]
     stacked_NF = np.concatenate(features)
     mean_F, scale_F = stacked_NF.mean(0), np.maximum(stacked_NF.std(0), 1e-6)
     width = max(len(p.options) for p in panes)
@@ -220,12 +243,6 @@ def _fit(panes: list[Pane], counts: Counter[str]) -> _Choice:
 
     optimizer.step(step)
     return _Choice(mean_F, scale_F, weight.detach().numpy(), position.detach().numpy())
-
-
-def _without(counts: Counter[str], pane: Pane) -> Counter[str]:
-    """Returns the counts as a pane that is not counted would see them."""
-    own = Counter(pane.options)
-    return Counter({option: counts[option] - own[option] for option in own})
 
 
 def _ordered_share(score_C: Floats, share_C: Floats) -> float:

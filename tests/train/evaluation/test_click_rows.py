@@ -18,7 +18,7 @@ from engine.stages import Probe
 from train.evaluation.click_rows import LoggedRequest, Scorer, read_requests, validation_start
 
 CLOCK = MonotonicClock()
-START = datetime.datetime(2026, 1, 1)
+START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 class FlatTruth:
@@ -110,7 +110,7 @@ def write_impressions(path: Path) -> None:
 def test_shown_rows_of_an_interval_are_read_by_request_and_position(tmp_path: Path) -> None:
     path = tmp_path / "impressions.parquet"
     write_impressions(path)
-    cut = START + datetime.timedelta(hours=4)
+    cut = (START + datetime.timedelta(hours=4)).replace(tzinfo=None)
     late = read_requests(path, since=cut)
     assert [r.query for r in late] == ["q4", "q5"]
     expected = LoggedRequest(

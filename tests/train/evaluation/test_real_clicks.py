@@ -49,6 +49,21 @@ def test_features_and_positions_together_beat_each_alone(tmp_path: Path) -> None
     assert found.without_position.mean > 0.6
 
 
+def test_a_click_model_that_knows_adds_what_it_knows(tmp_path: Path) -> None:
+    panes = made_panes(200, by_overlap=1.5)
+    path = write(tmp_path / "panes.tsv", panes)
+    share_of = {
+        (q, o): s for q, options, shares in panes for o, s in zip(options, shares, strict=True)
+    }
+    plain = evaluate_real_clicks(path, num_resamples=100)
+    told = evaluate_real_clicks(
+        path,
+        logits=lambda query, options: np.array([share_of[query, o] for o in options]),
+        num_resamples=100,
+    )
+    assert told.without_position.mean > 0.95 > plain.without_position.mean
+
+
 def test_clicks_by_chance_are_not_predicted(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     panes = []
