@@ -14,8 +14,8 @@ WORLD ?= $(RUN)/simulated
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
-.PHONY: help setup triton demo test test-all check format proto bench-load bench-idle bench-quality \
-  bench-peers bench-profile bench-triton clean
+.PHONY: help setup triton demo test test-all check format proto eval bench-load bench-idle bench-quality \
+  bench-peers bench-profile bench-triton bench-sft clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,11 @@ proto: setup ## Generate proto/gen from proto/queryrec
 $(BUNDLE)/manifest.json:
 	@echo "no bundle at $(BUNDLE): run make demo first, or set BUNDLE=DIR"; exit 1
 
+eval: setup $(BUNDLE)/manifest.json ## Evaluate the demo's bundle against simple rivals: eval.json, eval.html
+	@$(BIN)/python -m train evaluate --run $(RUN) --bundle $(BUNDLE) --out $(RUN)/eval \
+	  --web examples/data/heldout_web.txt.gz --sessions examples/data/sessions.jsonl.gz \
+	  $(if $(REAL_CLICKS),--real-clicks $(REAL_CLICKS)) $(if $(MINILM),--minilm $(MINILM))
+
 bench-load: setup $(BUNDLE)/manifest.json ## Load-test a bundle; the last line is JSON
 	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --rate $(RATE) --duration 30'
@@ -99,6 +104,9 @@ bench-peers: setup ## Compare our generator with other engines on the same weigh
 
 bench-profile: setup ## Where the time of our generator graph goes, by operator
 	@$(BIN)/python -m benchmarks.profile $(if $(MODELS),--models $(MODELS))
+
+bench-sft: setup ## Speed of fine-tuning against a plain Trainer on the demo's logs; the last line is JSON
+	@$(BIN)/python -m benchmarks.sft --run $(RUN)
 
 bench-triton: setup triton ## What tritonserver adds to a model call; the last line is JSON
 	@$(BIN)/python -m benchmarks.triton

@@ -31,7 +31,9 @@ class ScenarioSpec(_Part, frozen=True, kw_only=True):
     num_slots: int = 8  # sequences generated per request (slots mode), auxiliary text included
     max_new_tokens: int = 8  # per suggestion
     max_auxiliary_tokens: int = 16
-    position_ctr: list[float]  # mean p(click | shown at position) / that of position 1, from logs
+    # p(seen | position), 1 at the first; without a click model, the log's click rates by position
+    # relative to the first
+    position_ctr: list[float]
 
 
 class PromptSpec(_Part, frozen=True, kw_only=True):
@@ -71,8 +73,8 @@ class ClickModelSpec(ModelSpec, frozen=True, kw_only=True):
     feature_names: list[str]
     # scenario -> (slope, intercept): p(click | seen) = sigmoid(slope * logit + intercept)
     calibration: dict[str, tuple[float, float]]
-    # scenario -> added to the calibrated logit of texts that the log does not know
-    unknown_offset: dict[str, float] = {}
+    # the same for texts that the log does not know; a scenario that it lacks makes no difference
+    unknown_calibration: dict[str, tuple[float, float]] = {}
     max_candidate_tokens: int = MAX_CANDIDATE_TOKENS
 
 

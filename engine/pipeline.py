@@ -314,10 +314,8 @@ class Pipeline:
         if done is None:
             return prior_C, False
         request.probe.add(Stage.SCORE, done.run_s)
-        calibration = spec.calibration.get(question.scenario.name, (1.0, 0.0))
-        offset = spec.unknown_offset.get(question.scenario.name, 0.0)
-        offsets_C = np.array([0.0 if c.popularity else offset for c in scored], np.float32)
-        return seen_probabilities(done.result, calibration, offsets_C), True
+        is_known_C = np.array([c.popularity > 0 for c in scored])
+        return seen_probabilities(spec, question.scenario.name, done.result, is_known_C), True
 
     async def _submit(
         self, request: RequestState, work: Work, row: object, *, later_s: float

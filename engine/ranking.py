@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.answer import Question, Suggestion
 from engine.candidates import Candidate
 from engine.config import RankingConfig
-from engine.manifest import ScenarioSpec
+from engine.manifest import ClickModelSpec, ScenarioSpec
 
 PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
 _SIMILAR = 0.5  # similarity above which two suggestions begin to say the same
@@ -65,11 +65,20 @@ def ranked(
 
 
 def seen_probabilities(
-    logits_C: Floats, calibration: tuple[float, float], offsets_C: Floats | float = 0.0
+    spec: ClickModelSpec, scenario: str, logits_C: Floats, is_known_C: NDArray[np.bool_]
 ) -> Floats:
-    """Returns p(click | seen) of each candidate: sigmoid(slope * logit + intercept + offset)."""
-    slope, intercept = calibration
-    return (1 / (1 + np.exp(-(slope * logits_C + intercept + offsets_C)))).astype(np.float32)
+    """Returns p(click | seen) of each candidate: sigmoid(slope * logit + intercept).
+
+    Args:
+        spec: Holds slopes and intercepts; 1 and 0 for a scenario it lacks.
+        scenario: Name of the panel.
+        logits_C: Of the click model.
+        is_known_C: Which candidates the log knows; the others are calibrated apart.
+    """
+    known = spec.calibration.get(scenario, (1.0, 0.0))
+    unknown = spec.unknown_calibration.get(scenario, known)
+    slope_C, intercept_C = np.where(is_known_C[:, None], known, unknown).T
+    return (1 / (1 + np.exp(-(slope_C * logits_C + intercept_C)))).astype(np.float32)
 
 
 def diverse_order(

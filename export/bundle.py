@@ -3,7 +3,6 @@
 Nothing appears at the target unless every check passed.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -26,7 +25,6 @@ from engine.manifest import (
     Manifest,
     ModelSpec,
     sha256_of,
-    write_manifest,
 )
 from engine.planner import SCORED_SIZES
 from engine.vocabulary import MAX_SLOTS
@@ -36,6 +34,7 @@ from export.checkpoint import DecoderCheckpoint, Run
 from export.click_model import build_click_model
 from export.encoder import build_encoder, quantise_encoder, to_fp16
 from export.generator import Mode, build_generator
+from export.packing import packed, sealed
 from export.requests import decoding, max_new_tokens, sample_requests
 
 Precision = Literal["int8", "fp32", "fp16"]
@@ -71,20 +70,9 @@ def export_bundle(
         ValueError: `target` exists, the run is incomplete, or an architecture is unsupported.
         ParityError: a graph does not give what its reference gives.
     """
-    if target.exists():
-        raise ValueError(f"{target}: exists already; a bundle is never written over another")
-    run = Run(run_directory)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    writer = _Writer(run, partial, precision, mode, num_parity_requests, report)
-    try:
-        manifest = writer.write()
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return manifest
+    with packed(target) as directory:
+        run = Run(run_directory)
+        return _Writer(run, directory, precision, mode, num_parity_requests, report).write()
 
 
 class _Writer:
@@ -108,11 +96,6 @@ class _Writer:
         index = self._index(encoder) if encoder and run.has("index") else None
         generator = self._generator() if run.has("generator") else None
         click_model = self._click_model() if run.has("click_model") else None
-        files = {
-            str(p.relative_to(self.directory)): sha256_of(p)
-            for p in sorted(self.directory.rglob("*"))
-            if p.is_file()
-        }
         config = run.directory / "config.toml"
         manifest = Manifest(
             bundle_id="",
@@ -130,16 +113,9 @@ class _Writer:
                 "torch": str(torch.__version__),
                 "onnxruntime": ort.__version__,
             },
-            files=files,
+            files={},
         )
-        # All that decides answers: not when it was made, nor what was measured on the way.
-        told = msgspec.structs.replace(
-            manifest, created_at="", parity={}, quality={}, provenance={}
-        )
-        bundle_id = hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()[:16]
-        manifest = msgspec.structs.replace(manifest, bundle_id=bundle_id)
-        write_manifest(self.directory, manifest)
-        return manifest
+        return sealed(self.directory, manifest)
 
     def _encoder(self) -> ModelSpec:
         self.report("encoder: optimum export, comparison with torch")
@@ -280,7 +256,7 @@ class _Writer:
             **_fields(self._save(graph, "click_model")),
             feature_names=list(FEATURE_NAMES),
             calibration=self.run.calibration(),
-            unknown_offset=self.run.unknown_offset(),
+            unknown_calibration=self.run.unknown_calibration(),
             max_candidate_tokens=MAX_CANDIDATE_TOKENS,
         )
 

@@ -1,7 +1,6 @@
 """Reads what training wrote: a run directory with checkpoints. Knows nothing of ONNX."""
 
 import json
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,9 +52,18 @@ class Run:
 
     @cached_property
     def scenarios(self) -> list[ScenarioSpec]:
-        """The panels that the models were trained for."""
+        """The panels that the models were trained for.
+
+        Where there is a click model, positions are worth what its training found that they are
+        looked at: click rates by position would count twice that a policy puts the best first.
+        """
         content = (self.directory / "mined/scenarios.json").read_bytes()
-        return msgspec.json.decode(content, type=list[ScenarioSpec])
+        specs = msgspec.json.decode(content, type=list[ScenarioSpec])
+        path = self.directory / "click_model/position.json"
+        seen: dict[str, list[float]] = json.loads(path.read_text()) if path.is_file() else {}
+        return [
+            msgspec.structs.replace(s, position_ctr=seen.get(s.name, s.position_ctr)) for s in specs
+        ]
 
     @cached_property
     def prompt(self) -> PromptSpec:
@@ -121,12 +129,11 @@ class Run:
         content = (self.directory / "click_model/calibration.json").read_bytes()
         return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
 
-    def unknown_offset(self) -> dict[str, float]:
-        """Returns per scenario what a text that the log does not know loses in log odds."""
-        path = self.directory / "mined/summary.json"
-        summary = json.loads(path.read_text()) if path.is_file() else {}
-        ratios: dict[str, float] = summary.get("unknown_click_ratio", {})
-        return {name: math.log(max(ratio, 1e-3)) for name, ratio in ratios.items()}
+    def unknown_calibration(self) -> dict[str, tuple[float, float]]:
+        """Loads the same for texts that the log does not know; empty if they have none."""
+        path = self.directory / "click_model/unknown_calibration.json"
+        content = path.read_bytes() if path.is_file() else b"{}"
+        return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
 
     def index_spec(self) -> IndexSpec:
         """Loads the description of the index."""

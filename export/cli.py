@@ -10,6 +10,7 @@ from rich.table import Table
 from engine.config import DeviceKind
 from engine.cpu import num_usable_cpus
 from export.bundle import Mode, Precision, export_bundle
+from export.index import refresh_index
 from export.sample import write_sample_bundle
 from export.triton import MAX_BATCH_SIZE, Backend, write_repository
 
@@ -43,6 +44,28 @@ def bundle(
         for figure, number in figures.items():
             table.add_row(name, figure, f"{number:.4g}")
     _console.print(table)
+
+
+@app.command()
+def index(
+    bundle: Annotated[Path, typer.Option(help="Bundle whose models stay as they are.")],
+    run: Annotated[Path, typer.Option(help="Run directory in which newer logs are mined.")],
+    out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
+    max_edges: Annotated[int, typer.Option(min=1, help="Co-occurring queries per query.")] = 32,
+) -> None:
+    """Write a bundle again with an index of newer logs."""
+    try:
+        manifest = refresh_index(
+            bundle, run, out, max_edges=max_edges,
+            report=lambda line: _console.print(f"[dim]{line}[/dim]"),
+        )  # fmt: skip
+    except ValueError as error:
+        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    assert manifest.index is not None
+    _console.print(
+        f"bundle {manifest.bundle_id} with {manifest.index.num_queries} queries in {out}"
+    )
 
 
 @app.command()

@@ -8,6 +8,7 @@ Works on arrays of impressions; knows nothing of the network that made the logit
 """
 
 # N impressions, P positions
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from torch import Tensor
 # common to all ranks and what is particular to one.
 _TREND_SD, _RANK_SD = 0.5, 0.1
 _SLOPE_SD, _INTERCEPT_SD = 1.0, 3.0  # weak priors around slope 1, intercept 0: no data, no change
+_POWER, _POWER_SD = 0.5, 1.0  # exponent of the examination curve; its logarithm's deviation
+_PARTICULAR_SD = 0.3  # logits by which a position departs from the power
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 
@@ -78,6 +81,10 @@ def fit_examination(
     an effect of the rank on the logit takes up what those rows show to be no effect of position.
     Without swapped rows the two cannot be told apart and all is put down to position.
 
+    The prior of p(seen | position) is a power of the position with an unknown exponent, as in
+    Joachims et al. (WSDM 2017), and in logits what is particular to a position: swaps are few, and
+    smooth curves need fewer.
+
     Args:
         logits_N: of p(click | seen), as trained; level and slope are fitted anew.
         position_N: shown at, from 0.
@@ -88,15 +95,16 @@ def fit_examination(
     has_swaps = bool((position_N != rank_N).any())
     logits, clicked = _double(logits_N), _double(clicked_N)
     position, rank = torch.from_numpy(position_N), torch.from_numpy(rank_N)
-    # Starts at 1 / sqrt(position); any start does, the likelihood is smooth.
-    start_P = torch.arange(2, num_positions + 1, dtype=torch.float64) ** -0.5
-    examination = torch.special.logit(start_P).requires_grad_()
+    place_P = torch.arange(2, num_positions + 1, dtype=torch.float64)
+    power = torch.full((1,), _POWER, dtype=torch.float64).log().requires_grad_()
+    particular = torch.zeros(num_positions - 1, dtype=torch.float64, requires_grad=True)
     # Effect of a rank over the one before: a common trend, which all swaps tell of, and its own.
     trend = torch.zeros(1, dtype=torch.float64, requires_grad=has_swaps)
     own = torch.zeros(num_positions - 1, dtype=torch.float64, requires_grad=has_swaps)
     platt = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
 
     def curve() -> Tensor:
+        examination = torch.special.logit(place_P ** -power.exp()) + particular
         return torch.cat([torch.ones(1, dtype=torch.float64), examination.sigmoid()])
 
     def effects() -> Tensor:
@@ -104,13 +112,13 @@ def fit_examination(
 
     def objective() -> Tensor:
         level = platt[0] * logits + platt[1] + effects()[rank]
-        # Weak prior: a position that was hardly ever shown stays near its start.
-        prior = 0.5 * ((examination - torch.special.logit(start_P)) / 3).square().sum()
+        prior = 0.5 * ((power - math.log(_POWER)) / _POWER_SD).square().sum()
+        prior = prior + 0.5 * (particular / _PARTICULAR_SD).square().sum()
         prior = prior + 0.5 * (trend / _TREND_SD).square().sum()
         prior = prior + 0.5 * (own / _RANK_SD).square().sum() + _platt_prior(platt)
         return pal_loss(level, curve()[position], clicked).sum() + prior
 
-    _minimise(objective, [examination, platt, *([trend, own] if has_swaps else [])])
+    _minimise(objective, [power, particular, platt, *([trend, own] if has_swaps else [])])
     return Examination(curve().detach().numpy(), effects().detach().numpy())
 
 

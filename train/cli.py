@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -61,6 +62,46 @@ def run_all(
 ) -> None:
     """Run all stages in order, skipping those that are done."""
     _run_stages(lambda names: names, config=config, run=run, size=size, force=force)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    bundle: Annotated[Path, typer.Option(help="Bundle that was exported from the run.")],
+    out: Annotated[Path, typer.Option(help="Directory that gets eval.json and eval.html.")],
+    heldout: Annotated[
+        Path, typer.Option(help="Queries that occur in no log, one a line, gzip.")
+    ] = Path("examples/data/heldout.txt.gz"),
+    web: Annotated[
+        Path | None, typer.Option(help="Those of them that are a slice of their own, gzip.")
+    ] = None,
+    sessions: Annotated[Path | None, typer.Option(help="Real sessions, JSON lines, gzip.")] = None,
+    real_clicks: Annotated[
+        Path | None, typer.Option(help="Panes with click shares: query, pos, option, cctr.")
+    ] = None,
+    minilm: Annotated[
+        Path | None, typer.Option(help="Directory of a sentence encoder to compare with.")
+    ] = None,
+    queries: Annotated[
+        int, typer.Option(min=10, help="Held-out queries that lists are made for.")
+    ] = 500,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+) -> None:
+    """Evaluate a bundle against simple rivals; writes JSON and a page."""
+    from train.evaluation.sections import evaluation_page
+    from train.evaluation.suite import JSON_NAME, PAGE_NAME, Data
+    from train.evaluation.suite import evaluate as evaluate_bundle
+
+    with user_errors():
+        data = Data(heldout, web, sessions, minilm, real_clicks)
+        evaluation = evaluate_bundle(
+            bundle, run, data, num_queries=queries, seed=seed, report=_report
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        encoded = msgspec.json.format(msgspec.json.encode(evaluation))
+        (out / JSON_NAME).write_bytes(encoded + b"\n")
+        (out / PAGE_NAME).write_text(evaluation_page(evaluation), encoding="utf-8")
+        _console.print(f"{out / JSON_NAME}, {out / PAGE_NAME}", markup=False)
 
 
 def _run_stages(

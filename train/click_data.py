@@ -35,6 +35,7 @@ class ClickRequests:
 
     scenarios: list[str]
     scenario_R: Ids  # index into `scenarios`
+    query_R: Ids  # number of the request's query, equal where queries are
     is_valid_R: NDArray[np.bool_]  # held out
     contexts: list[list[int]]  # per request: token ids
     offsets: Ids  # (R + 1)
@@ -92,8 +93,11 @@ def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
     if not path.exists():
         return None
     table = pq.read_table(path)
-    if table.num_rows == 0:
-        return None
+    return requests_of(run, table, max_edges=max_edges) if table.num_rows else None
+
+
+def requests_of(run: Path, table: pa.Table, *, max_edges: int) -> ClickRequests:
+    """Returns the requests of a table that looks like the mined impressions; see above."""
     table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
     codes = table["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     is_first = np.concatenate([[True], codes[1:] != codes[:-1]])
@@ -107,7 +111,7 @@ def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
     unknown = set(heads["scenario"].to_pylist()) - set(names)
     if unknown:
         raise ValueError(
-            f"{path} has impressions of {sorted(unknown)}, scenarios.json knows {names}"
+            f"there are impressions of {sorted(unknown)}, scenarios.json knows {names}"
         )
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     spec = msgspec.json.decode((run / "mined/prompt.json").read_bytes(), type=PromptSpec)
@@ -129,6 +133,7 @@ def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
     return ClickRequests(
         scenarios=names,
         scenario_R=np.array([names.index(s) for s in scenario_names]),
+        query_R=np.unique(queries, return_inverse=True)[1],
         is_valid_R=np.array([s == "valid" for s in heads["split"].to_pylist()]),
         contexts=contexts,
         offsets=offsets,

@@ -4,7 +4,8 @@ A causal transformer reads the context once; every candidate attends to the cont
 itself. Knows nothing of how it is trained, nor of positions: they belong to training only.
 """
 
-# B requests, C candidates, P context tokens, T candidate tokens, F features, D model dim
+# B requests, C candidates, P context tokens, T candidate tokens, F features, D model dim,
+# E activations of the head
 from pathlib import Path
 
 import torch
@@ -26,10 +27,13 @@ class _Head(nn.Module):
         self.hidden = nn.Linear(hidden_size + num_features, _HEAD_SIZE)
         self.out = nn.Linear(_HEAD_SIZE, 1)
 
+    def activations(self, last_BCD: Tensor, features_BCF: Tensor) -> Tensor:
+        """Returns what the last layer reads, (B, C, E)."""
+        return F.silu(self.hidden(torch.cat([last_BCD.float(), features_BCF], dim=-1)))
+
     def forward(self, last_BCD: Tensor, features_BCF: Tensor) -> Tensor:
         """Returns logits float32 (B, C)."""
-        joined = torch.cat([last_BCD.float(), features_BCF], dim=-1)
-        return self.out(F.silu(self.hidden(joined))).squeeze(-1).float()
+        return self.out(self.activations(last_BCD, features_BCF)).squeeze(-1).float()
 
 
 class ClickModel(nn.Module):
@@ -82,6 +86,14 @@ class ClickModel(nn.Module):
             packed: contexts as prefixes, candidates as suffixes.
             features: float32 (B, C, F).
         """
+        return self.head(self._last_hidden(packed), features)
+
+    def packed_activations(self, packed: PackedBatch, features: Tensor) -> Tensor:
+        """Returns what the head's last layer reads, float32 (B, C, E): logit = out(it)."""
+        return self.head.activations(self._last_hidden(packed), features).float()
+
+    def _last_hidden(self, packed: PackedBatch) -> Tensor:
+        """Returns the hidden state of each candidate's last token, (B, C, D)."""
         hidden_BLD = self.backbone(
             input_ids=packed.input_ids,
             attention_mask=packed.attention_mask,
@@ -89,8 +101,7 @@ class ClickModel(nn.Module):
             use_cache=False,
         ).last_hidden_state
         index_BC1 = packed.last_indices[:, :, None]
-        last_BCD = hidden_BLD.gather(1, index_BC1.expand(-1, -1, hidden_BLD.shape[2]))
-        return self.head(last_BCD, features)
+        return hidden_BLD.gather(1, index_BC1.expand(-1, -1, hidden_BLD.shape[2]))
 
 
 def save_click_model(model: ClickModel, directory: Path) -> None:

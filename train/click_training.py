@@ -4,8 +4,11 @@ The position tower of PAL (see train.calibration) is trained beside the model an
 serving knows the model and its calibration only. Knows nothing of how impressions were mined.
 """
 
-# R requests, N impressions (rows), B requests of a batch, C candidates, P positions
+# R requests, N impressions (rows), B requests of a batch, C candidates, P positions,
+# E activations of the head
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -34,6 +38,15 @@ from train.calibration import (
 )
 from train.click_data import ClickBatch, ClickRequests, make_batch, read_requests, training_order
 from train.click_model import ClickModel, save_click_model
+from train.click_pretraining import session_requests
+from train.click_uncertainty import (
+    PRIOR_SPREAD,
+    ClickUncertainty,
+    fit_covariance,
+    save_uncertainty,
+    unseen_variance,
+)
+from train.click_unknown import unknown_requests
 from train.config import ClickModelConfig
 from train.pace import PacedTrainer, trainer_arguments
 from train.shared_prefix import PackedBatch
@@ -41,7 +54,9 @@ from train.shared_prefix import PackedBatch
 _MAX_EXAMINATION_REQUESTS = 16_000  # beside the explored ones; the curve is then good to 2 %
 _TOWER_SPEED = 20.0  # the tower has few parameters and far to go: its steps are so much larger
 _MIN_SPREAD = 1e-4  # of logits; less means that the model says the same for everything
+_BATCH_SIZE = 128  # requests, where nothing is trained
 _LOG_POPULARITY = FEATURE_NAMES.index("log_popularity")
+_IS_KNOWN = FEATURE_NAMES.index("is_known")
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -74,13 +89,21 @@ class ClickReport:
 
 
 def train_click_model(
-    run: Path, config: ClickModelConfig, *, shape: Shape, max_edges: int, seed: int, output: Path
+    run: Path,
+    config: ClickModelConfig,
+    *,
+    shape: Shape,
+    max_edges: int,
+    seed: int,
+    output: Path,
+    raw_impressions: str = "",
 ) -> dict[str, ClickReport] | None:
     """Trains on `run`/mined/impressions.parquet and writes the click model into `output`.
 
     Besides the model: calibration.json (scenario -> slope, intercept), position.json (scenario
-    -> p(seen | position)) and metrics.json. A call that was interrupted goes on from its last
-    checkpoint in `output`. Scenarios without held-out impressions keep slope 1, intercept 0.
+    -> p(seen | position)), uncertainty.safetensors and metrics.json. A call that was interrupted
+    goes on from its last checkpoint in `output`. Scenarios without held-out impressions keep
+    slope 1, intercept 0.
 
     Args:
         run: run directory, mined.
@@ -89,6 +112,8 @@ def train_click_model(
         max_edges: of the index, see `read_requests`.
         seed: of weights and order.
         output: directory of the stage.
+        raw_impressions: place of the log that was mined: texts below k are calibrated on its
+            held-out rows (see `train.click_unknown`); empty: they are calibrated like others.
 
     Returns:
         The reports per scenario that has held-out impressions, and of "all"; None if there are
@@ -106,10 +131,35 @@ def train_click_model(
     valid = np.flatnonzero(requests.is_valid_R)
     for name, chosen in (("train", train), ("valid", valid)):
         _check_clicks(requests, chosen, name)
+    sessions = session_requests(run, num_requests=config.num_session_requests, seed=seed)
     set_seed(seed)
     vocab_size = Vocabulary.load(run / "tokenizer.json").size
     model = ClickModel(LlamaModel(llama_config(shape, vocab_size)))
-    trainer = _train(model, requests, train, config, seed, output / "checkpoints")
+    num_positions = max(2, int(requests.position_N.max()) + 1)
+    limit_s = config.max_train_s / (1 if sessions is None else 2)
+    if sessions is not None:
+        _train(
+            _Choice(model),
+            sessions,
+            np.arange(len(sessions)),
+            config,
+            seed,
+            output / "checkpoints/sessions",
+            num_epochs=1,
+            hidden_share=0,
+            max_train_s=limit_s,
+        )
+    trainer = _train(
+        _Pal(model, len(requests.scenarios), num_positions),
+        requests,
+        train,
+        config,
+        seed,
+        output / "checkpoints/clicks",
+        num_epochs=config.num_epochs,
+        hidden_share=config.hidden_log_share,
+        max_train_s=limit_s,
+    )
     model.eval()
 
     explored = np.unique(requests.request_N[requests.rank_N != requests.position_N])
@@ -121,36 +171,105 @@ def train_click_model(
     reports = _reports(requests, train, valid, logits, examinations, calibrations)
     for name, report in reports.items():
         print(report.describe(name))
+    # As in training: some candidates look as if the log did not know them.
+    activations_NE = click_activations(
+        model, requests, sample, hidden_share=config.hidden_log_share, seed=seed
+    )
+    rows = requests.rows(sample)
+    covariance_EE = fit_covariance(
+        activations_NE,
+        weight_E := _last_layer(model),
+        _seen_everywhere(requests, rows, examinations),
+        requests.clicked_N[rows],
+        requests.request_N[rows],
+        len(train),
+    )
+    spreads = _spreads(requests, valid, logits, examinations, calibrations)
+    unknown_calibrations, unknown_spreads = dict(calibrations), dict(spreads)
+    raw = None
+    if raw_impressions:
+        raw = unknown_requests(run, raw_impressions, max_edges=max_edges, seed=seed)
+    if raw is not None:
+        chosen = np.arange(len(raw))
+        logits = click_logits(model, raw, chosen)
+        is_unknown_N = raw.features_NF[:, _IS_KNOWN] == 0
+        unknown_calibrations |= _calibrations(
+            raw, chosen, logits, examinations, is_unknown_N, calibrations
+        )
+        unknown_spreads |= _spreads(
+            raw, chosen, logits, examinations, unknown_calibrations, is_unknown_N
+        )
 
     save_click_model(model, output)
+    save_uncertainty(
+        ClickUncertainty(
+            weight_E=weight_E,
+            covariance_EE=covariance_EE,
+            calibration={n: (calibrations[n], unknown_calibrations[n]) for n in calibrations},
+            spread={n: (spreads[n], unknown_spreads[n]) for n in calibrations},
+        ),
+        output,
+    )
     curves = {name: e.seen_P.tolist() for name, e in examinations.items()}
     for file, content in (
         ("calibration.json", calibrations),
+        ("unknown_calibration.json", unknown_calibrations),
         ("position.json", curves),
         ("metrics.json", reports),
     ):
         (output / file).write_bytes(msgspec.json.format(msgspec.json.encode(content)))
-    trainer.remove_checkpoints()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return reports
 
 
-@torch.no_grad()
-def click_logits(
-    model: ClickModel, requests: ClickRequests, chosen: Ids, batch_size: int = 128
-) -> Floats:
+def click_logits(model: ClickModel, requests: ClickRequests, chosen: Ids) -> Floats:
     """Returns logits float32 (N) of the rows of `chosen` requests, as `requests.rows` orders."""
+    return _row_values(model, requests, chosen, model.packed_logits)
+
+
+def click_activations(
+    model: ClickModel,
+    requests: ClickRequests,
+    chosen: Ids,
+    *,
+    hidden_share: float = 0.0,
+    seed: int = 0,
+) -> Floats:
+    """Returns what the head's last layer reads, float32 (N, E), rows as `requests.rows` orders.
+
+    Args:
+        model: click model.
+        requests: all of them.
+        chosen: which are read.
+        hidden_share: see `make_batch`.
+        seed: see `make_batch`.
+    """
+    return _row_values(model, requests, chosen, model.packed_activations, hidden_share, seed)
+
+
+@torch.no_grad()
+def _row_values(
+    model: ClickModel,
+    requests: ClickRequests,
+    chosen: Ids,
+    read: Callable[[PackedBatch, Tensor], Tensor],
+    hidden_share: float = 0.0,
+    seed: int = 0,
+) -> Floats:
+    """Returns what `read` gives of batches, (B, C, ...), by row."""
     device = next(model.parameters()).device
     by_length = chosen[np.argsort([requests.num_tokens(r) for r in chosen], kind="stable")]
-    logits_of: dict[int, Floats] = {}
-    for start in range(0, len(by_length), batch_size):
-        part = by_length[start : start + batch_size].tolist()
-        batch = make_batch(requests, part)
+    value_of: dict[int, Floats] = {}
+    for start in range(0, len(by_length), _BATCH_SIZE):
+        part = by_length[start : start + _BATCH_SIZE].tolist()
+        batch = make_batch(requests, part, hidden_share=hidden_share, seed=seed)
         packed = type(batch.packed)(*(tensor.to(device) for tensor in batch.packed))
-        logits_BC = model.packed_logits(packed, batch.features.to(device)).cpu().numpy()
+        values_BC = read(packed, batch.features.to(device)).cpu().numpy()
         for row, request in enumerate(part):
             num_shown = requests.offsets[request + 1] - requests.offsets[request]
-            logits_of[request] = logits_BC[row, :num_shown]
-    return np.concatenate([logits_of[r] for r in chosen.tolist()])
+            value_of[request] = values_BC[row, :num_shown]
+    return np.concatenate([value_of[r] for r in chosen.tolist()])
 
 
 def check_logits(scenario: str, logits_N: Floats) -> None:
@@ -203,7 +322,21 @@ class _Pal(nn.Module):
         return pal_loss(logits_BC[shown_BC], seen_BC[shown_BC], batch.clicked[shown_BC]).mean()
 
 
-class _PalTrainer(PacedTrainer):
+class _Choice(nn.Module):
+    """Click model as it learns from sessions: the first candidate is the right one."""
+
+    def __init__(self, model: ClickModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """Returns the mean cross-entropy of choosing the right candidate, a scalar."""
+        logits_BC = self.model.packed_logits(batch.packed, batch.features)
+        logits_BC = logits_BC.masked_fill(~batch.packed.suffix_mask, -1e9)
+        return F.cross_entropy(logits_BC, torch.zeros_like(batch.scenario))
+
+
+class _BatchTrainer(PacedTrainer):
     """Trainer whose model returns its loss."""
 
     def compute_loss(
@@ -219,28 +352,27 @@ class _PalTrainer(PacedTrainer):
 
 
 def _train(
-    model: ClickModel,
+    module: nn.Module,
     requests: ClickRequests,
     chosen: Ids,
     config: ClickModelConfig,
     seed: int,
     checkpoints: Path,
-) -> _PalTrainer:
+    *,
+    num_epochs: float,
+    hidden_share: float,
+    max_train_s: float,
+) -> _BatchTrainer:
     order = training_order(
-        requests,
-        chosen,
-        num_epochs=config.num_epochs,
-        batch_size=config.batch_size,
-        seed=seed,
+        requests, chosen, num_epochs=num_epochs, batch_size=config.batch_size, seed=seed
     )
-    num_positions = max(2, int(requests.position_N.max()) + 1)
 
     def collator(numbers: list[int]) -> dict[str, Any]:
-        batch = make_batch(requests, numbers, hidden_share=config.hidden_log_share, seed=seed)
+        batch = make_batch(requests, numbers, hidden_share=hidden_share, seed=seed)
         return {**batch._asdict(), "packed": batch.packed._asdict()}
 
-    trainer = _PalTrainer(
-        model=_Pal(model, len(requests.scenarios), num_positions),
+    trainer = _BatchTrainer(
+        model=module,
         args=trainer_arguments(
             checkpoints,
             batch_size=config.batch_size,
@@ -251,7 +383,7 @@ def _train(
         ),
         train_dataset=_Requests(order),
         data_collator=collator,
-        max_train_s=config.max_train_s,
+        max_train_s=max_train_s,
         warmup_share=0.05,
     )
     trainer.train_resumable()
@@ -269,10 +401,14 @@ def _check_clicks(requests: ClickRequests, chosen: Ids, split: str) -> None:
         )
 
 
-def _scenario_rows(requests: ClickRequests, rows: Ids) -> dict[str, NDArray[np.bool_]]:
-    """Returns, per scenario that occurs, which of `rows` are its."""
+def _scenario_rows(
+    requests: ClickRequests, rows: Ids, among_N: NDArray[np.bool_] | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Returns, per scenario that occurs, which of `rows` are its, and in `among_N` if given."""
     scenario_N = requests.scenario_R[requests.request_N[rows]]
     masks = {name: scenario_N == i for i, name in enumerate(requests.scenarios)}
+    if among_N is not None:
+        masks = {name: mask & among_N for name, mask in masks.items()}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
@@ -297,20 +433,62 @@ def _seen(examination: Examination | None, position_N: Ids) -> NDArray[np.float6
     return examination.seen_P[np.minimum(position_N, len(examination.seen_P) - 1)]
 
 
+def _seen_everywhere(
+    requests: ClickRequests, rows: Ids, examinations: dict[str, Examination]
+) -> NDArray[np.float64]:
+    """Returns p(seen) of rows of any scenario."""
+    seen_N = np.ones(len(rows))
+    for name, mask in _scenario_rows(requests, rows).items():
+        seen_N[mask] = _seen(examinations.get(name), requests.position_N[rows[mask]])
+    return seen_N
+
+
 def _calibrations(
     requests: ClickRequests,
     chosen: Ids,
     logits: Floats,
     examinations: dict[str, Examination],
+    among_N: NDArray[np.bool_] | None = None,
+    start: dict[str, Platt] | None = None,
 ) -> dict[str, Platt]:
+    """Returns slope and intercept per scenario, near those of `start` where there are few rows."""
     rows = requests.rows(chosen)
-    result = {name: Platt(1.0, 0.0) for name in requests.scenarios}
-    for name, mask in _scenario_rows(requests, rows).items():
+    result = dict(start or {name: Platt(1.0, 0.0) for name in requests.scenarios})
+    for name, mask in _scenario_rows(requests, rows, among_N).items():
         check_logits(name, logits[mask])
         own = rows[mask]
         seen_N = _seen(examinations.get(name), requests.position_N[own])
-        result[name] = fit_platt(logits[mask], seen_N, requests.clicked_N[own])
+        slope, intercept = result[name]
+        platt = fit_platt(slope * logits[mask] + intercept, seen_N, requests.clicked_N[own])
+        result[name] = Platt(platt.slope * slope, platt.slope * intercept + platt.intercept)
     return result
+
+
+def _last_layer(model: ClickModel) -> NDArray[np.float64]:
+    """Returns the weights of the head's last layer, float64 (E), its bias last."""
+    parts = (model.head.out.weight.flatten(), model.head.out.bias)
+    return torch.cat(parts).detach().cpu().double().numpy()
+
+
+def _spreads(
+    requests: ClickRequests,
+    chosen: Ids,
+    logits: Floats,
+    examinations: dict[str, Examination],
+    calibrations: dict[str, Platt],
+    among_N: NDArray[np.bool_] | None = None,
+) -> dict[str, float]:
+    """Returns per scenario how much truths vary around predictions, see train.click_uncertainty."""
+    rows = requests.rows(chosen)
+    request_N = requests.request_N[rows]
+    pair_N = requests.query_R[request_N] * len(requests.candidates) + requests.candidate_N[rows]
+    spreads = dict.fromkeys(requests.scenarios, PRIOR_SPREAD)
+    for name, mask in _scenario_rows(requests, rows, among_N).items():
+        slope, intercept = calibrations[name]
+        seen_N = _seen(examinations.get(name), requests.position_N[rows[mask]])
+        p_N = seen_N / (1 + np.exp(-(slope * logits[mask].astype(np.float64) + intercept)))
+        spreads[name] = unseen_variance(p_N, requests.clicked_N[rows[mask]], pair_N[mask])
+    return spreads
 
 
 def _reports(

@@ -120,6 +120,19 @@ def open_tables(connection: Backend, *, searches: str, impressions: str) -> LogT
     return LogTables(searched, shown, bool(counts_users))
 
 
+def open_impressions(connection: Backend, place: str) -> Table:
+    """Opens the table of impressions alone, as `open_tables` gives it, without counting rows.
+
+    Raises:
+        ValueError: files that cannot be read, missing columns, wrong types.
+    """
+    errors: list[str] = []
+    table = _open(connection, "impressions", place, _IMPRESSIONS, errors)
+    if errors or table is None:
+        raise ValueError("; ".join(errors))
+    return table
+
+
 def _open(
     connection: Backend, name: str, place: str, columns: tuple[_Column, ...], errors: list[str]
 ) -> Table | None:

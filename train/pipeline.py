@@ -153,6 +153,11 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             max_edges=config.index.max_edges,
             seed=config.seed,
             output=out,
+            raw_impressions=(
+                config.logs.impressions
+                if own_logs
+                else str(run / SIMULATED / "impressions.parquet")
+            ),
         )
         if reports is None:
             return "no impressions, no click model"

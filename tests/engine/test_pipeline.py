@@ -127,9 +127,9 @@ async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answ
     assert Omission(Stage.GENERATE, Left.DEGRADED, Why.OVERLOAD) in answer.omissions
 
 
-async def test_texts_that_the_log_does_not_know_are_offset(bundle, runtime):
+async def test_texts_that_the_log_does_not_know_are_calibrated_apart(bundle, runtime):
     spec = bundle.manifest.click_model
-    low = msgspec.structs.replace(spec, unknown_offset={"completion": -50.0})
+    low = msgspec.structs.replace(spec, unknown_calibration={"completion": (1.0, -50.0)})
     manifest = msgspec.structs.replace(bundle.manifest, click_model=low)
     pipeline = make(dataclasses.replace(bundle, manifest=manifest), runtime)
     answer = await ask(pipeline, "wireless e", scenario="completion")

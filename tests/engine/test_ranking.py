@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from engine.manifest import ScenarioSpec
+from engine.manifest import ClickModelSpec, ScenarioSpec
 from engine.ranking import click_probability, diverse_order, explored, seen_probabilities
 
 SCENARIO = ScenarioSpec(name="s", description="", position_ctr=[1.0, 0.5, 0.25])
@@ -17,9 +17,23 @@ def order(scores, texts, *, query="q", diversity=0.5, k=10):
 
 
 def test_calibration_is_a_sigmoid_of_slope_and_intercept():
-    logits = np.array([0.0, 2.0], np.float32)
-    expected = [1 / (1 + np.exp(1)), 1 / (1 + np.exp(1 - 4))]
-    assert seen_probabilities(logits, (2.0, -1.0)) == pytest.approx(expected)
+    spec = ClickModelSpec(
+        file="",
+        precision="fp32",
+        inputs={},
+        outputs={},
+        feature_names=[],
+        calibration={"s": (2.0, -1.0), "t": (2.0, -1.0)},
+        unknown_calibration={"s": (1.0, -3.0)},
+    )
+    logits, is_known = np.array([0.0, 2.0, 2.0], np.float32), np.array([True, True, False])
+    known = [1 / (1 + np.exp(1)), 1 / (1 + np.exp(1 - 4))]
+    found = seen_probabilities(spec, "s", logits, is_known)
+    assert found == pytest.approx([*known, 1 / (1 + np.exp(3 - 2))])
+    assert found.dtype == np.float32
+    # A scenario without a calibration of its own for unknown texts, and one without any.
+    assert seen_probabilities(spec, "t", logits, is_known) == pytest.approx([*known, known[1]])
+    assert seen_probabilities(spec, "other", logits[:1], is_known[:1]) == pytest.approx([0.5])
 
 
 def test_distinct_texts_keep_the_order_of_their_scores():

@@ -154,7 +154,7 @@ def completion_systems(served: ServedBundle, known: SearchLog) -> dict[str, Comp
         ]
 
     systems: dict[str, Complete] = {
-        ENGINE: lambda ps: served.answers(SCENARIO, [Asked(p) for p in ps], NUM_SUGGESTIONS),
+        ENGINE: lambda ps: served.texts(SCENARIO, [Asked(p) for p in ps], NUM_SUGGESTIONS),
         POPULAR: lambda ps: [popular.suggest(SCENARIO, p, NUM_SUGGESTIONS) for p in ps],
         SUFFIX: lambda ps: [suffix.suggest(SCENARIO, p, NUM_SUGGESTIONS) for p in ps],
         CHARACTERS: lambda ps: [characters.complete(p, NUM_SUGGESTIONS) for p in ps],

@@ -5,13 +5,14 @@ systems that answered the same questions are paired: both are resampled together
 """
 
 # U units (what is resampled: queries, sessions, panes), R resamples
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 NUM_RESAMPLES = 1000
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 
 class Interval(NamedTuple):
@@ -42,6 +43,30 @@ def ratio_interval(
     bottom_R = _resampled(rival_U, num_resamples, seed)
     mean = float(value_U.mean() / max(float(rival_U.mean()), 1e-12))
     return _interval(top_R / np.maximum(bottom_R, 1e-12), mean)
+
+
+def statistic_interval(
+    statistic: Callable[[Floats], float],
+    num_units: int,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Returns a statistic that is no mean, such as an AUC or a ratio of two.
+
+    Args:
+        statistic: from weights float64 (U), how often each unit counts, to the statistic; resamples
+            where it is nan are left out.
+        num_units: U.
+        num_resamples: R.
+        seed: of the resamples.
+    """
+    rng = np.random.default_rng(seed)
+    values = [
+        statistic(np.bincount(rng.integers(num_units, size=num_units), minlength=num_units) * 1.0)
+        for _ in range(num_resamples)
+    ]
+    sample = np.array([v for v in values if not np.isnan(v)] or [np.nan])
+    return _interval(sample, statistic(np.ones(num_units)))
 
 
 def _resampled(value_U: Floats, num_resamples: int, seed: int) -> Floats:

@@ -20,6 +20,7 @@ from engine.candidates import Candidate, WrittenTexts, key_of, written_texts
 from engine.config import Config
 from engine.cpu import num_usable_cpus
 from engine.deadline import Deadline, MonotonicClock
+from engine.manifest import ScenarioSpec
 from engine.models import GenerateRow
 from engine.pipeline import Pipeline
 from engine.planner import SCORED_SIZES
@@ -86,13 +87,25 @@ class ServedBundle:
         self._loop.close()
         self._runtime.close()
 
-    def answers(self, scenario: str, questions: Sequence[Asked], num: int) -> list[list[str]]:
+    def scenario(self, name: str) -> ScenarioSpec:
+        """Returns a scenario of the bundle.
+
+        Raises:
+            ValueError: the bundle lacks it.
+        """
+        spec = self.bundle.scenarios.get(name)
+        if spec is None:
+            known = ", ".join(self.bundle.scenarios)
+            raise ValueError(f"the bundle has no scenario {name!r}; it has {known}")
+        return spec
+
+    def answers(self, scenario: str, questions: Sequence[Asked], num: int) -> list[Answer]:
         """Returns up to `num` suggestions for each question, best first.
 
         Raises:
             ValueError: the bundle lacks the scenario, or a stage failed.
         """
-        self._check(scenario)
+        self.scenario(scenario)
 
         async def one(asked: Asked) -> Answer:
             question = self._question(scenario, asked, num)
@@ -101,7 +114,7 @@ class ServedBundle:
         async def together(part: Sequence[Asked]) -> list[Answer]:
             return await asyncio.gather(*map(one, part))
 
-        texts: list[list[str]] = []
+        answers: list[Answer] = []
         for part in _parts(questions, _AT_ONCE):
             for answer in self._loop.run(together(part)):
                 for omission in answer.omissions:
@@ -110,8 +123,13 @@ class ServedBundle:
                             f"{omission.stage} was left out ({omission.reason.name.lower()}): "
                             "figures would not be those of the bundle; see the log"
                         )
-                texts.append([s.text for s in answer.suggestions])
-        return texts
+                answers.append(answer)
+        return answers
+
+    def texts(self, scenario: str, questions: Sequence[Asked], num: int) -> list[list[str]]:
+        """Returns the texts of `answers`."""
+        answers = self.answers(scenario, questions, num)
+        return [[s.text for s in answer.suggestions] for answer in answers]
 
     def written(self, scenario: str, questions: Sequence[Asked]) -> list[WrittenTexts]:
         """Returns what the generator alone writes for each question, repeats included, by slot.
@@ -121,7 +139,7 @@ class ServedBundle:
         Raises:
             ValueError: the bundle lacks the scenario or a generator.
         """
-        self._check(scenario)
+        spec = self.scenario(scenario)
         bundle = self.bundle
         if bundle.generator is None or bundle.manifest.generator is None:
             raise ValueError("the bundle has no generator")
@@ -146,7 +164,7 @@ class ServedBundle:
                     bundle.vocabulary,
                     sequences,
                     is_list=is_list,
-                    has_auxiliary_text=bundle.scenarios[scenario].has_auxiliary_text,
+                    has_auxiliary_text=spec.has_auxiliary_text,
                     healed=prompt.healed,
                 )
                 for sequences, prompt in zip(bundle.generator.run(rows), prompts, strict=True)
@@ -196,11 +214,9 @@ class ServedBundle:
         parts: list[Floats] = []
         for part in _parts(candidates, SCORED_SIZES[0]):
             row = self._inputs.row(asked.query, context_ids, part)
-            offset = spec.unknown_offset.get(scenario, 0.0)
-            offsets_C = np.array([0.0 if c.popularity else offset for c in part], np.float32)
-            calibration = spec.calibration.get(scenario, (1.0, 0.0))
-            logits_C = model.run([row], SCORED_SIZES[0])[0]
-            parts.append(seen_probabilities(logits_C, calibration, offsets_C))
+            logits_C = model.run([row], SCORED_SIZES[0])[0][: len(part)]
+            is_known_C = np.array([c.popularity > 0 for c in part])
+            parts.append(seen_probabilities(spec, scenario, logits_C, is_known_C))
         return np.concatenate(parts)
 
     def _question(self, scenario: str, asked: Asked, num: int = 1) -> Question:
@@ -212,11 +228,6 @@ class ServedBundle:
             num_suggestions=num,
             deadline=Deadline.after(_PATIENCE_S, self._clock),
         )
-
-    def _check(self, scenario: str) -> None:
-        if scenario not in self.bundle.scenarios:
-            known = ", ".join(self.bundle.scenarios)
-            raise ValueError(f"the bundle has no scenario {scenario!r}; it has {known}")
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

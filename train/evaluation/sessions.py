@@ -257,7 +257,7 @@ def _answers(
         systems[CLICK_MODEL] = clicked
     if served.bundle.generator is not None:
         systems[GENERATOR] = written
-        systems[ENGINE] = lambda a: _in_lists(cases, served.answers(SCENARIO, a, NUM_SUGGESTIONS))
+        systems[ENGINE] = lambda a: _in_lists(cases, served.texts(SCENARIO, a, NUM_SUGGESTIONS))
     effects: list[AnswerEffect] = []
     for name, reciprocal_ranks in systems.items():
         report(f"{len(cases)} steps by {name} with and without the answer")

@@ -44,7 +44,7 @@ def test_answers_are_those_of_the_pipeline_one_by_one(served, scenario):
 
     expected = asyncio.run(one_by_one())
     runtime.close()
-    assert served.answers(scenario, QUESTIONS, 6) == expected
+    assert served.texts(scenario, QUESTIONS, 6) == expected
 
 
 def test_what_is_written_and_retrieved_does_not_depend_on_the_batch(served):

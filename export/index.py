@@ -1,0 +1,109 @@
+"""A fresh index for a bundle that is there: new logs every hour, new models every week.
+
+The queries are embedded by the bundle's own encoder graph, so that they lie where its searches
+look. Models, prompts and scenarios stay byte for byte as they are.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pyarrow.parquet as pq
+
+from engine.bundle import load_bundle
+from engine.index import write_index
+from engine.manifest import MAX_ENCODER_TOKENS, Manifest
+from engine.models import Encoder
+from export.packing import packed, sealed
+from export.parity import session_of
+from train.index import read_edges
+from train.mine import QUERIES, SUMMARY, MineSummary
+
+_BATCH_SIZE = 256
+Report = Callable[[str], None]
+
+
+def refresh_index(
+    bundle: Path,
+    run_directory: Path,
+    target: Path,
+    *,
+    max_edges: int = 32,
+    report: Report = lambda _: None,
+) -> Manifest:
+    """Writes `bundle` with an index of newly mined logs to `target` and returns its manifest.
+
+    Files that stay are hard links where the file system has them, so a refresh costs the index.
+
+    Args:
+        bundle: a bundle with an encoder and an index, whose HNSW parameters are kept.
+        run_directory: a run in which `queryrec-train mine` is done; nothing else of it is read.
+        target: must not exist.
+        max_edges: co-occurring queries kept per query.
+        report: called with a line of progress.
+
+    Raises:
+        ValueError: `target` exists, the bundle is damaged or has no encoder or index, or the run
+            is not mined.
+    """
+    mined = run_directory / "mined"
+    if not (mined / SUMMARY).is_file():
+        raise ValueError(
+            f"{run_directory}: has no mined/{SUMMARY}: run `queryrec-train mine` there first"
+        )
+    loaded = load_bundle(bundle, None)  # verified; only the encoder runs here
+    old = loaded.manifest
+    if old.encoder is None or old.index is None:
+        raise ValueError(f"{bundle}: has no encoder and index to refresh; export a whole bundle")
+    session = session_of(onnx.load(bundle / old.encoder.file))
+    encoder = Encoder(session, MAX_ENCODER_TOKENS)
+    with packed(target) as directory:
+        for name in old.files:
+            if not name.startswith(f"{old.index.directory}/"):
+                _link(bundle / name, directory / name)
+        queries = pq.read_table(mined / QUERIES)
+        texts: list[str] = queries["text"].to_pylist()
+        report(f"index: embedding {len(texts)} queries")
+        embeddings = [
+            encoder.run([loaded.encoder_ids(t) for t in texts[start : start + _BATCH_SIZE]])
+            for start in range(0, len(texts), _BATCH_SIZE)
+        ]
+        report("index: building")
+        write_index(
+            directory / old.index.directory,
+            texts=texts,
+            popularity=queries["num_searches"].to_numpy().astype(np.float32),
+            edges=read_edges(run_directory, texts, max_edges),
+            embeddings=np.concatenate(embeddings),
+            m=old.index.m,
+            ef_construction=old.index.ef_construction,
+            ef_search=old.index.ef_search,
+        )
+        summary = msgspec.json.decode((mined / SUMMARY).read_bytes(), type=MineSummary)
+        index = msgspec.structs.replace(
+            old.index,
+            num_queries=len(texts),
+            min_users=summary.min_users,
+            counted=summary.counted,
+        )
+        provenance = {**old.provenance, "models_of_bundle": old.bundle_id}
+        manifest = msgspec.structs.replace(
+            old,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            index=index,
+            provenance=provenance,
+        )
+        return sealed(directory, manifest)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

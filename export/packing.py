@@ -1,0 +1,51 @@
+"""How a bundle directory comes into being: aside, sealed by hashes, then renamed. All or nothing.
+
+Knows nothing of what is in a bundle.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from engine.manifest import Manifest, sha256_of, write_manifest
+
+
+@contextmanager
+def packed(target: Path) -> Iterator[Path]:
+    """Gives an empty directory that becomes `target` at the end, or vanishes on an error.
+
+    Raises:
+        ValueError: `target` exists.
+    """
+    if target.exists():
+        raise ValueError(f"{target}: exists already; a bundle is never written over another")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def sealed(directory: Path, manifest: Manifest) -> Manifest:
+    """Writes the manifest with the hashes of all files that are there, and the id they make."""
+    files = {
+        str(p.relative_to(directory)): sha256_of(p)
+        for p in sorted(directory.rglob("*"))
+        if p.is_file()
+    }
+    replace = msgspec.structs.replace
+    manifest = replace(manifest, files=files)
+    # All that decides answers: not when it was made, nor what was measured on the way.
+    told = replace(manifest, bundle_id="", created_at="", parity={}, quality={}, provenance={})
+    told_sha256 = hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
+    manifest = replace(manifest, bundle_id=told_sha256[:16])
+    write_manifest(directory, manifest)
+    return manifest
