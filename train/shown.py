@@ -109,7 +109,9 @@ def mine_shown(
         side_information=ibis.coalesce(joined.items, no_items),
         split=ibis.ifelse(is_valid(joined.time, split), "valid", "train"),
     )
-    workspace.write(result.order_by("time", "request_id", "position", "text"), out / IMPRESSIONS)
+    order = ["time", "request_id", "position", "text"]
+    ties = ["query", "source", "clicked", "propensity", "auxiliary_text"]
+    workspace.write(result.order_by(*order, *ties), out / IMPRESSIONS)
     num_total, num_seen, num_known, num_with_text = (
         number_of(t.count()) for t in (impressions, seen, rows, with_text)
     )

@@ -38,9 +38,10 @@ class Workspace(NamedTuple):
         parts = self.directory / f"{path.stem}.ordered.parquet"
         expression.to_parquet(parts)
         if parts.is_dir():  # Spark: one part after the other, each sorted
-            with pq.ParquetWriter(path, pq.read_schema(_files(parts)[0])) as writer:
+            schema = _plain(pq.read_schema(_files(parts)[0]))
+            with pq.ParquetWriter(path, schema) as writer:
                 for batch in _batches(parts):
-                    writer.write_batch(batch)
+                    writer.write_batch(batch.cast(schema))
         else:
             parts.replace(path)
         return self.read(path)
@@ -63,6 +64,13 @@ def rows_of(expression: Table) -> list[dict[str, Any]]:
 def number_of(expression: Any) -> int:
     """Returns a count or sum, 0 for that of no rows."""
     return int(expression.to_pyarrow().as_py() or 0)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """Returns a schema of Spark's as DuckDB has it: nothing required, times in UTC without zone."""
+    return pa.schema(
+        (f.name, pa.timestamp("us") if pa.types.is_timestamp(f.type) else f.type) for f in schema
+    )
 
 
 def _files(path: Path) -> list[Path]:

@@ -325,9 +325,9 @@ def test_tokenizer_and_index_know_public_queries_only(
     write_log_tables: Write, tmp_path: Path
 ) -> None:
     public = [f"{a}{b} {c}" for a in ("lap", "kit", "mon") for b in ("top", "chen", "itor")
-              for c in ("bag", "price", "review", "repair", "stand", "cover", "cheap", "green",
-                        "white", "silver", "wooden", "offer", "used", "refurbished",
-                        "battery", "charger", "adapter", "sticker", "holder", "camera")]  # fmt: skip
+              for c in ("bag", "price", "review", "repair", "stand", "cover", "cheap", "white",
+                        "green", "silver", "wooden", "offer", "used", "camera", "refurbished",
+                        "battery", "charger", "adapter", "sticker", "holder")]  # fmt: skip
     searched = [
         {"session_id": user, "user_key": user, "time": START, "query": text}
         for user in ("u1", "u2", "u3")

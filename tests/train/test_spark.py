@@ -43,7 +43,8 @@ def random_log(rng: random.Random) -> tuple[list[dict], list[dict]]:
         session = rng.choice([f"s{number}", f"s{number}", f"of {user}", None])
         time = START + timedelta(minutes=rng.randrange(9000), microseconds=rng.randrange(10**6))
         for _ in range(60 if number == 7 else rng.randrange(1, 9)):
-            time += timedelta(seconds=rng.choice([0, 0.25, 20, 1799, 1800, 1801, 4000]))
+            pauses = [0, 5] if number == 7 else [0, 0.25, 20, 1799, 1800, 1801, 4000]
+            time += timedelta(seconds=rng.choice(pauses))
             query = rng.choice(HEADS[: rng.randrange(1, 9)]) + rng.choice(TAILS)
             query = rng.choice(REFUSED) if rng.random() < 0.04 else query
             row = {"session_id": session, "time": time, "query": query, "user_key": user}
