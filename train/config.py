@@ -60,9 +60,14 @@ class MineConfig(_Section, frozen=True, kw_only=True):
     max_pair_steps: int = 5  # how far apart in a session two queries may be to form a pair
     min_pairs: int = 2  # occurrences of a pair, beside min_users
     max_session_queries: int = 5  # earlier queries kept as context
+    max_session_searches: int = 100  # sessions with more are robots' and left out; 0: no limit
+    association: Literal["npmi", "llr"] = "npmi"  # how strongly the queries of a pair belong
+    near_duplicates: Literal["keep", "punctuation", "words"] = "keep"  # what is merged
     valid_share: float = 0.1  # the last share of the log's time is for validation only
     unsafe_words: str = ""  # file with one word or phrase a line; queries with them are dropped
-    memory_limit_mb: int = 4096  # DuckDB spills to disk beyond it
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    spark_master: str = ""  # empty: this machine
+    memory_limit_mb: int = 4096  # spilled to disk beyond it
     num_threads: int = 0  # 0: all cores
 
     def __post_init__(self) -> None:
@@ -70,6 +75,7 @@ class MineConfig(_Section, frozen=True, kw_only=True):
         for name in ("min_users", "session_gap_s", "max_pair_steps", "min_pairs"):
             _at_least(name, getattr(self, name), 1)
         _at_least("max_session_queries", self.max_session_queries, 0)
+        _at_least("max_session_searches", self.max_session_searches, 0)
         _at_least("memory_limit_mb", self.memory_limit_mb, 64)
         _at_least("num_threads", self.num_threads, 0)
         _within("valid_share", self.valid_share, 0, 0.9)

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import ibis
 import ibis.expr.datatypes as dt
-from ibis.backends.duckdb import Backend
+
+from train.config import MineConfig
 
 # Ibis types columns by their base class only, so a type checker refuses every expression.
 Table: TypeAlias = Any
+Backend: TypeAlias = Any
 Check = Callable[[dt.DataType], bool]
 
 
@@ -75,16 +77,35 @@ _IMPRESSIONS = (
 )
 
 
-def connect(*, memory_limit_mb: int, num_threads: int, spill_directory: Path) -> Backend:
+def connect(settings: MineConfig, spill_directory: Path) -> Backend:
+    """Returns a connection to the engine that the settings name; its `disconnect` ends it.
+
+    Raises:
+        ValueError: the engine is not installed.
+    """
+    limits = {
+        "memory_limit_mb": settings.memory_limit_mb,
+        "num_threads": settings.num_threads,
+        "spill_directory": spill_directory,
+    }
+    if settings.engine == "spark":
+        from train.spark import connect as connect_spark
+
+        return connect_spark(master=settings.spark_master, **limits)
+    return _connect_duckdb(**limits)
+
+
+def _connect_duckdb(*, memory_limit_mb: int, num_threads: int, spill_directory: Path) -> Backend:
     """Returns a DuckDB connection that spills to disk rather than outgrow its memory."""
-    settings: dict[str, object] = {
+    config: dict[str, object] = {
         "memory_limit": f"{memory_limit_mb}MB",
         "temp_directory": str(spill_directory),
+        "preserve_insertion_order": False,  # tables are sets here; what is written is sorted
         "autoinstall_known_extensions": False,  # nothing is fetched from the network
     }
     if num_threads:
-        settings["threads"] = num_threads
-    return ibis.duckdb.connect(**settings)
+        config["threads"] = num_threads
+    return ibis.duckdb.connect(**config)
 
 
 def open_tables(connection: Backend, *, searches: str, impressions: str) -> LogTables:
@@ -101,23 +122,35 @@ def open_tables(connection: Backend, *, searches: str, impressions: str) -> LogT
         shown = _open(connection, "impressions", impressions, _IMPRESSIONS, errors)
     if errors or searched is None:
         raise ValueError("; ".join(errors))
-    tables = {"searches": searched, **({"impressions": shown} if shown is not None else {})}
-    for name, table in tables.items():
-        if _scalar(table.count()) == 0:
-            errors.append(f"table {name} has no rows")
-    if shown is not None and not errors:
-        if _scalar((shown.shown & shown.clicked).sum()) in (None, 0):
+    checks = [_checked("searches", searched, errors)]
+    if shown is not None:
+        found = _checked(
+            "impressions",
+            shown,
+            errors,
+            num_clicks=(shown.shown & shown.clicked).sum(),
+            num_low=(shown.position < 1).sum(),
+        )
+        checks.append(found)
+        if found["num_rows"] and not found["num_clicks"]:
             errors.append(
                 "table impressions has no clicks (rows with shown and clicked true): "
                 "leave logs.impressions empty to train without a click model"
             )
-        num_low = _scalar((shown.position < 1).sum())
-        if num_low:
-            errors.append(f"table impressions has {num_low} rows with position < 1")
+        if found["num_low"]:
+            errors.append(f"table impressions has {found['num_low']} rows with position < 1")
     if errors:
         raise ValueError("; ".join(errors))
-    counts_users = all(_scalar(t.user_key.notnull().any()) for t in tables.values())
-    return LogTables(searched, shown, bool(counts_users))
+    return LogTables(searched, shown, all(found["num_user_keys"] for found in checks))
+
+
+def _checked(name: str, table: Table, errors: list[str], **sums: Any) -> dict[str, int]:
+    """Returns counts and sums over a table, all in one pass; no rows are an error."""
+    counts = {"num_rows": table.count(), "num_user_keys": table.user_key.count(), **sums}
+    row = table.agg(**counts).to_pyarrow().to_pylist()[0]
+    if not row["num_rows"]:
+        errors.append(f"table {name} has no rows")
+    return {key: int(value or 0) for key, value in row.items()}
 
 
 def open_impressions(connection: Backend, place: str) -> Table:
@@ -165,7 +198,3 @@ def _column(table: Table, column: _Column, schema: ibis.Schema) -> Any:
     if column.name not in schema:
         return ibis.null(kind or "string")
     return table[column.name].cast(kind) if kind else table[column.name]
-
-
-def _scalar(expression: Any) -> Any:
-    return expression.to_pyarrow().as_py()

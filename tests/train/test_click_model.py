@@ -105,7 +105,7 @@ def test_requests_are_read_as_they_were_shown(clicked_run: Path) -> None:
         for q in pq.read_table(clicked_run / "mined/queries.parquet").to_pylist()
     }
     npmi = {
-        (p["source"], p["target"]): p["npmi"]
+        (p["source"], p["target"]): p["association"]
         for p in pq.read_table(clicked_run / "mined/pairs.parquet").to_pylist()
     }
     num_linked = 0

@@ -7,10 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from train import logs
+from train.config import MineConfig
 
 
 def opened(directory: Path, searches: str, impressions: str = "") -> logs.LogTables:
-    connection = logs.connect(memory_limit_mb=256, num_threads=1, spill_directory=directory)
+    connection = logs.connect(MineConfig(memory_limit_mb=256, num_threads=1), directory)
     return logs.open_tables(connection, searches=searches, impressions=impressions)
 
 
