@@ -5,6 +5,7 @@ Priority: command-line flag > file > the defaults below. Knows nothing of how st
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from engine.vocabulary import MAX_SLOTS
 
 Size = Literal["tiny", "demo", "small", "base"]
 Mode = Literal["slots", "list", "both", "beam"]
+Places = str | Sequence[str]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,13 +25,27 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class LogsConfig(_Section, frozen=True, kw_only=True):
-    """Where the log tables are: a parquet file, a directory of them, or a glob.
+    """Where the log tables are: a parquet file, a directory of them, a glob, or a list of these.
 
     Both empty: the simulated tables of the run.
     """
 
-    searches: str = ""
-    impressions: str = ""  # may stay empty where there is no impression log: then no click model
+    searches: str | list[str] = ""
+    # May stay empty where there is no impression log: then no click model.
+    impressions: str | list[str] = ""
+
+    def __post_init__(self) -> None:
+        """Checks lists of places."""
+        for name, places in (("searches", self.searches), ("impressions", self.impressions)):
+            if isinstance(places, list) and (not all(places) or len(set(places)) < len(places)):
+                raise ValueError(f"{name} is {places}, must name different places")
+
+
+def places_of(places: Places) -> list[str]:
+    """Returns the places of a table as a list; none for an empty string."""
+    if isinstance(places, str):
+        return [places] if places else []
+    return list(places)
 
 
 class SimulateConfig(_Section, frozen=True, kw_only=True):
