@@ -18,6 +18,7 @@ from engine.vocabulary import MAX_SLOTS
 Size = Literal["tiny", "demo", "small", "base"]
 Mode = Literal["slots", "list", "both", "beam"]
 Places = str | Sequence[str]
+SEARCHES, IMPRESSIONS = "searches.parquet", "impressions.parquet"
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -283,8 +284,16 @@ class TrainConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(f"scenarios {names} name one twice")
 
 
-def read_config(path: Path | None, *, size: str | None = None) -> TrainConfig:
-    """Returns the configuration in `path` (or the defaults), with `size` in place of the file's.
+def read_config(
+    path: Path | None, *, size: str | None = None, logs: Sequence[Path] = ()
+) -> TrainConfig:
+    """Returns the configuration in `path`, or the defaults.
+
+    Args:
+        path: TOML file.
+        size: in place of the file's.
+        logs: directories with searches.parquet, impressions.parquet or both, in place of the
+            file's section logs.
 
     Raises:
         ValueError: the file cannot be read or is wrong; the message lists every wrong section.
@@ -299,6 +308,8 @@ def read_config(path: Path | None, *, size: str | None = None) -> TrainConfig:
             raise ValueError(f"{path}: not TOML: {error}") from None
     if size is not None:
         content["size"] = size
+    if logs:
+        content["logs"] = _logs_in(logs)
     place = f"{path}: " if path is not None else ""
     errors: list[str] = []
     sound: dict[str, object] = {}
@@ -320,6 +331,20 @@ def read_config(path: Path | None, *, size: str | None = None) -> TrainConfig:
     if errors or config is None:
         raise ValueError(place + "; ".join(errors))
     return config
+
+
+def _logs_in(directories: Sequence[Path]) -> dict[str, object]:
+    """Returns the section logs for directories that hold tables by their usual names."""
+    places: dict[str, list[str]] = {}
+    for name in (SEARCHES, IMPRESSIONS):
+        found = [str(d / name) for d in directories if (d / name).exists()]
+        places[name.removesuffix(".parquet")] = found
+    for directory in directories:
+        if not any((directory / name).exists() for name in (SEARCHES, IMPRESSIONS)):
+            raise ValueError(f"--logs {directory}: holds neither {SEARCHES} nor {IMPRESSIONS}")
+    if not places["searches"]:
+        raise ValueError(f"--logs: no directory holds {SEARCHES}, which training needs")
+    return {k: v[0] if len(v) == 1 else v or "" for k, v in places.items()}
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -153,7 +153,7 @@ def _opened(
         return None
     if len(tables) > 1 and "request_id" in tables[0].columns:
         numbered = [t.select("request_id", place=ibis.literal(i)) for i, t in enumerate(tables)]
-        requests = (
+        requests: Table = (
             ibis.union(*numbered).group_by("request_id").agg(places=lambda t: t.place.nunique())
         )
         num_shared = _scalar(requests.filter(requests.places > 1).count())
