@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from train import cooccurrence, logs, sessions, shown, variants
 from train.anonymity import CLEAN_SCHEMA, TextFilter, read_unsafe_words
-from train.config import MineConfig, TrainConfig
+from train.config import MineConfig, Places, TrainConfig
 from train.logs import Table
 from train.workspace import Workspace, number_of, rows_of
 
@@ -59,14 +59,19 @@ class _Searches(NamedTuple):
 
 
 def mine(
-    config: TrainConfig, *, searches: str, impressions: str, out: Path, report: Report = print
+    config: TrainConfig,
+    *,
+    searches: Places,
+    impressions: Places,
+    out: Path,
+    report: Report = print,
 ) -> MineSummary:
     """Mines the tables into the directory `out`, which must not exist or be empty.
 
     Args:
         config: sections mine, prompt and scenarios are read.
-        searches: place of the table of searches.
-        impressions: place of the table of impressions; empty if there is none.
+        searches: place, or places, of the table of searches.
+        impressions: place, or places, of the table of impressions; empty if there is none.
         out: gets the files named above.
         report: called with what is being done.
 

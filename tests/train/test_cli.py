@@ -105,7 +105,17 @@ def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: 
 
 def test_help_names_every_command() -> None:
     result = called("--help")
-    for name in ("simulate", "mine", "tokenizer", "encoder", "sft", "click", "index", "run"):
+    for name in (
+        "simulate",
+        "mine",
+        "tokenizer",
+        "encoder",
+        "sft",
+        "click",
+        "index",
+        "run",
+        "import",
+    ):
         assert name in result.stdout
 
 
@@ -113,4 +123,4 @@ def test_help_names_every_command() -> None:
 def test_options_are_few(stage: str) -> None:
     result = called(stage, "--help")
     options = {w for w in result.stdout.split() if w.startswith("--")}
-    assert options == {"--config", "--run", "--size", "--force", "--help"}
+    assert options == {"--config", "--logs", "--run", "--size", "--force", "--help"}

@@ -21,7 +21,8 @@ def test_example_configurations_are_valid_and_name_their_size(path: Path) -> Non
 def test_effective_configuration_reads_back_as_itself(tmp_path: Path) -> None:
     path = written(
         tmp_path,
-        'seed = 7\n[mine]\nunsafe_words = "a \\"b\\" \\u007f\\\\c"\nmin_users = 3\n'
+        'seed = 7\n[logs]\nsearches = ["a.parquet", "b/*.parquet"]\nimpressions = "i"\n'
+        '[mine]\nunsafe_words = "a \\"b\\" \\u007f\\\\c"\nmin_users = 3\n'
         '[[scenarios]]\nname = "next"\ndescription = "what is next"\n',
     )
     config = read_config(path, size="tiny")
@@ -50,6 +51,8 @@ def test_all_errors_are_reported_together(tmp_path: Path) -> None:
         ("[[scenarios]]\nname = 'a'\ndescription = ''\nnum_slots = 99", "num_slots is 99"),
         ("scenarios = []", "scenarios is empty"),
         ("[logs]\nimpressions = 'x.parquet'", "logs.searches"),
+        ("[logs]\nsearches = ['x', 'x']", "must name different places"),
+        ("[logs]\nsearches = ['x', '']", "must name different places"),
         ("[generator]\nbase_checkpoint = 'gpt'", "only size base"),
         ("[generator]\nlearning_rate = 0", "learning_rate is 0"),
         ("[prompt]\nmax_tokens = 10", "max_tokens is 10"),
