@@ -86,7 +86,8 @@ def write_impressions(directory: Path, num_copies: int) -> None:
         fresh = table
         for name in ("request_id", "session_id", "user_key"):
             place, field = table.schema.get_field_index(name), table.schema.field(name)
-            changed = pc.binary_join_element_wise(table[name], str(copy), "-")
+            join = pc.binary_join_element_wise  # pyright: ignore[reportAttributeAccessIssue]
+            changed = join(table[name], str(copy), "-")
             fresh = fresh.set_column(place, field, changed)
         pq.write_table(fresh, copies / f"{copy:04}.parquet", compression="zstd")
     shutil.rmtree(base)

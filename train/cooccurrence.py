@@ -97,7 +97,7 @@ def llr(both: Table, source: Table, target: Table, total: Table) -> Table:
         (target - both, total - source, target),
         (total - source - target + both, total - source, total - target),
     ]
-    g2 = ibis.literal(0.0)
+    g2: Table = ibis.literal(0.0)
     for observed, row, column in cells:
         # An empty cell adds 0; the smallest arguments keep its logarithm finite.
         expected = ibis.greatest(row * column, 1.0)

@@ -14,6 +14,7 @@ from train import logs
 from train.adapters import ADAPTERS
 from train.adapters.importing import ImportSummary, import_logs
 from train.cli import app
+from train.config import MineConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = {
@@ -62,7 +63,7 @@ def test_every_format_has_a_fixture() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_training_accepts_the_tables_of_every_format(name: str, tmp_path: Path) -> None:
     summary = imported(FIXTURES / FILES[name], tmp_path / "logs", name)
-    connection = logs.connect(memory_limit_mb=256, num_threads=1, spill_directory=tmp_path)
+    connection = logs.connect(MineConfig(memory_limit_mb=256, num_threads=1), tmp_path)
     place = tmp_path / "logs/impressions.parquet"
     tables = logs.open_tables(
         connection,
