@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,22 @@ def test_mining_without_impressions_is_enough_for_all_but_the_click_model(
     changed = config_file(tmp_path, simulated_logs.searches, more="[prompt]\nmax_tokens = 48\n")
     assert "skipped" not in called("mine", "--config", changed, "--run", run).stdout
     assert "max_tokens = 48" in (run / "config.toml").read_text()
+
+
+def test_logs_of_two_places_are_mined_together_and_again_when_one_changes(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    table = pq.read_table(simulated_logs.searches)
+    for name, rows in (("old", table.slice(0, 900)), ("new", table.slice(900))):
+        (tmp_path / name).mkdir()
+        pq.write_table(rows, tmp_path / name / "searches.parquet")
+    both = ("--logs", tmp_path / "old", "--logs", tmp_path / "new", "--run", tmp_path / "run")
+    assert called("mine", "--size", "tiny", *both).exit_code == 0
+    summary = json.loads((tmp_path / "run/mined/summary.json").read_text())
+    assert summary["num_searches"] == table.num_rows
+    assert "skipped" in called("mine", "--size", "tiny", *both).stdout
+    pq.write_table(table.slice(1000), tmp_path / "new/searches.parquet")
+    assert "skipped" not in called("mine", "--size", "tiny", *both).stdout
 
 
 def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: Path) -> None:

@@ -71,6 +71,25 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_config(tmp_path / "absent.toml")
 
 
+def test_logs_are_found_in_directories_and_override_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[logs]\nsearches = 'other.parquet'\n")
+    for name in ("old/searches", "old/impressions", "new/impressions"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.parquet").touch()
+    old, new = tmp_path / "old", tmp_path / "new"
+    config = read_config(path, logs=[old, new])
+    assert config.logs.searches == str(old / "searches.parquet")
+    assert config.logs.impressions == [str(d / "impressions.parquet") for d in (old, new)]
+    (new / "impressions.parquet").rename(new / "searches.parquet")
+    assert read_config(path, logs=[new]).logs.impressions == ""
+    assert read_config(path).logs.searches == "other.parquet"
+    with pytest.raises(ValueError, match=r"absent: holds neither searches\.parquet nor"):
+        read_config(path, logs=[new, tmp_path / "absent"])
+    (old / "searches.parquet").unlink()
+    with pytest.raises(ValueError, match=r"no directory holds searches\.parquet"):
+        read_config(path, logs=[old])
+
+
 def test_sections_are_immutable() -> None:
     with pytest.raises(AttributeError):
         MineConfig().min_users = 1  # pyright: ignore[reportAttributeAccessIssue]
