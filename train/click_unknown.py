@@ -53,13 +53,13 @@ def unknown_requests(
     table = table.set_column(
         table.column_names.index("text"), "text", _normalised(table["text"].to_pylist())
     )
-    is_unknown = pc.invert(pc.is_in(table["text"], value_set=known.combine_chunks()))
-    requests = table.filter(is_unknown)["request_id"].unique().to_pylist()
+    is_known = pc.field("text").isin(known.combine_chunks())
+    requests = table.filter(~is_known)["request_id"].unique().to_pylist()
     if not requests:
         return None
     order = np.random.default_rng(seed).permutation(len(requests))[:max_requests]
-    chosen = pa.array([requests[i] for i in order.tolist()])
-    table = table.filter(pc.is_in(table["request_id"], value_set=chosen))
+    chosen = [requests[i] for i in order.tolist()]
+    table = table.filter(pc.field("request_id").isin(chosen))
     queries = [
         (normalise_prefix if scenario in completes else normalise)(query)
         for scenario, query in zip(
@@ -80,7 +80,7 @@ def unknown_requests(
 def _raw_rows(mined: Path, impressions: str, scenarios: list[str]) -> pa.Table:
     """Returns rows of the raw log that were shown in the held-out time; times are UTC."""
     times = pq.read_table(mined / IMPRESSIONS, columns=["time", "split"])
-    start = pc.min(times.filter(pc.field("split") == "valid")["time"]).as_py()
+    start = min(times.filter(pc.field("split") == "valid")["time"].to_pylist())
     connection = ibis.duckdb.connect()
     rows = logs.open_impressions(connection, impressions)
     rows = rows.filter(rows.shown & rows.scenario.isin(scenarios) & rows.query.notnull())
