@@ -129,4 +129,4 @@ def test_picked_items_are_judged_by_the_truth_alone() -> None:
     assert found.generated_bias.mean == pytest.approx(0.5)
     assert 0 < found.bias.mean < 0.5
     assert 0 < found.first_bias.mean < 0.5
-    assert found.true_ece.mean >= found.bias.mean
+    assert found.true_ece.mean >= found.bias.mean - 1e-9
