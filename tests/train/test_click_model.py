@@ -12,8 +12,10 @@ from transformers import LlamaModel
 from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from train.backbone import llama_config, shapes_of
 from train.click_data import intended_ranks, make_batch, read_requests, training_order
+from train.click_fitting import check_logits
 from train.click_model import ClickModel, load_click_model, save_click_model
-from train.click_training import ClickReport, check_logits, click_logits, train_click_model
+from train.click_scoring import click_logits
+from train.click_training import ClickReport, train_click_model
 from train.config import ClickModelConfig
 from train.shared_prefix import collate, pack
 

@@ -221,9 +221,7 @@ def test_texts_are_drawn_as_often_as_enumeration_says(
     assert abs(chi_square(Counter(t for rows in texts for t in rows), probabilities)) < 4
     pairs = {
         (a[0], b[0]): p * q
-        for (a, p), (b, q) in itertools.product(
-            [((k,), v) for k, v in by_first.items()], repeat=2
-        )
+        for (a, p), (b, q) in itertools.product([((k,), v) for k, v in by_first.items()], repeat=2)
     }
     assert abs(chi_square(Counter((a[0], b[0]) for a, b in texts), pairs)) < 4
     for ids_N, logprobs_N in zip(lists.ids[0, :50, 0], lists.logprobs[0, :50, 0], strict=True):
