@@ -87,7 +87,7 @@ def import_files(
     out: Annotated[Path, typer.Option("--out", help="Directory that gets the tables.")],
 ) -> None:
     """Writes searches.parquet and, where the format has any, impressions.parquet."""
-    with user_errors():
+    with user_errors("nothing was written"):
         from train.adapters.importing import import_logs
 
         summary = import_logs(log_format, files, out)
@@ -177,15 +177,19 @@ def _run_stages(
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns the user's mistakes into one line and exit code 2; interruption into 130."""
+def user_errors(interrupted: str = "the same command goes on from here") -> Iterator[None]:
+    """Turns the user's mistakes into one line and exit code 2; interruption into 130.
+
+    Args:
+        interrupted: what an interruption means.
+    """
     try:
         yield
     except ValueError as error:
         _errors.print(f"error: {' '.join(str(error).split())}", markup=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        _errors.print("interrupted; the same command goes on from here", markup=False)
+        _errors.print(f"interrupted; {interrupted}", markup=False)
         raise typer.Exit(130) from None
 
 

@@ -187,7 +187,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.timeout(300)
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     peaks_kib = []
-    for num_lines in (300_000, 3_000_000):
+    for num_lines in (200_000, 1_000_000):
         path = tmp_path / f"{num_lines}.tsv.gz"
         with gzip.open(path, "wt", compresslevel=1) as stream:
             for i in range(num_lines):
