@@ -5,6 +5,7 @@ mining but what a normalised text is and which texts are refused.
 """
 
 import json
+import random
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -201,7 +202,7 @@ def mined(write: Write, tmp_path: Path, searched: list, listed: list, **changes:
 
 
 PROPERTY = settings(
-    max_examples=15,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # shrinking mines hundreds of times
@@ -303,7 +304,7 @@ def secretive_log(secret: str, rows: Iterable[tuple[int, bool]]) -> tuple[list[d
     return searched, listed
 
 
-@settings(PROPERTY, max_examples=8)
+@settings(PROPERTY, max_examples=5)
 @given(st.lists(st.tuples(st.integers(0, 7), st.booleans()), min_size=40, max_size=60), SETTINGS)
 def test_artefacts_do_not_depend_on_what_private_texts_say(
     write_log_tables: Write, tmp_path: Path, rows: list, changes: dict
@@ -324,10 +325,10 @@ def test_artefacts_do_not_depend_on_what_private_texts_say(
 def test_tokenizer_and_index_know_public_queries_only(
     write_log_tables: Write, tmp_path: Path
 ) -> None:
-    public = [f"{a}{b} {c}" for a in ("lap", "kit", "mon") for b in ("top", "chen", "itor")
-              for c in ("bag", "price", "review", "repair", "stand", "cover", "cheap", "white",
-                        "green", "silver", "wooden", "offer", "used", "camera", "refurbished",
-                        "battery", "charger", "adapter", "sticker", "holder")]  # fmt: skip
+    rng = random.Random(0)
+    syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+    words = ["".join(rng.choices(syllables, k=rng.randrange(2, 5))) for _ in range(150)]
+    public = sorted({" ".join(rng.choices(words, k=2)) for _ in range(400)})
     searched = [
         {"session_id": user, "user_key": user, "time": START, "query": text}
         for user in ("u1", "u2", "u3")
