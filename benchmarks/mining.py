@@ -5,9 +5,9 @@
 The world and its users' behaviour are those of `queryrec-train simulate`. Users are walked in
 parts, each with users and sessions of its own, so the log is simulated as a whole, not copied. The
 simulator knows some ten thousand queries, real logs have a long tail: a share of the searches gets
-two random words more, which makes nearly each of them unique. Impressions are simulated once and
-copied with other requests, sessions and users. Mining runs in a process of its own; its memory with
-all children is sampled five times a second. The last line is JSON.
+two random words more, which makes nearly each of them unique. No impressions. Mining runs in a
+process of its own; its memory with all children is sampled five times a second. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from benchmarks.peers.machine import Neighbours, cpu_model
-from train import simulator
 from train.simulator import sessions, tables, world
 
 _QUERIES = Path("examples/data/queries.tsv.gz")
@@ -74,24 +71,6 @@ def write_searches(directory: Path, num_searches: int, num_queries: int) -> None
         }
         tables.write(columns, tables.SEARCHES, directory / f"{part:04}.parquet")
         print(f"simulated {start + len(texts)} searches", flush=True)
-
-
-def write_impressions(directory: Path, num_copies: int) -> None:
-    """Writes the simulated table of impressions, a file per copy."""
-    base = directory / "base"
-    simulator.simulate(base, queries_path=_QUERIES, heldout_path=_HELDOUT, seed=_SEED)
-    table = pq.read_table(base / tables.IMPRESSIONS_NAME)
-    copies = directory / "impressions"
-    copies.mkdir()
-    for copy in range(num_copies):
-        fresh = table
-        for name in ("request_id", "session_id", "user_key"):
-            place, field = table.schema.get_field_index(name), table.schema.field(name)
-            join = pc.binary_join_element_wise  # pyright: ignore[reportAttributeAccessIssue]
-            changed = join(table[name], str(copy), "-")
-            fresh = fresh.set_column(place, field, changed)
-        pq.write_table(fresh, copies / f"{copy:04}.parquet", compression="zstd")
-    shutil.rmtree(base)
 
 
 class Usage:
@@ -146,10 +125,8 @@ def mine(arguments: argparse.Namespace, directory: Path) -> dict[str, object]:
     """Mines the written log in a process of its own and returns what it took."""
     run = directory / "run"
     config = directory / "config.toml"
-    impressions = directory / "impressions"
     config.write_text(
         f'[logs]\nsearches = "{directory / "searches"}"\n'
-        f'impressions = "{impressions if impressions.exists() else ""}"\n'
         f'[mine]\nengine = "{arguments.engine}"\nnum_threads = {arguments.threads}\n'
         f"memory_limit_mb = {arguments.memory_mb}\n"
     )
@@ -185,7 +162,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--searches", type=int, default=10_000_000)
     parser.add_argument("--queries", type=int, default=24_000, help="that simulated users know")
-    parser.add_argument("--impression-copies", type=int, default=0, help="of 60,000 requests each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory-mb", type=int, default=4096)
     parser.add_argument("--engine", choices=["duckdb", "spark"], default="duckdb")
@@ -198,8 +174,6 @@ def main() -> None:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         write_searches(directory / "searches", arguments.searches, arguments.queries)
-        if arguments.impression_copies:
-            write_impressions(directory, arguments.impression_copies)
         (directory / "complete").touch()
     simulate_s = time.perf_counter() - started
     result = mine(arguments, directory)

@@ -97,15 +97,14 @@ def llr(both: Table, source: Table, target: Table, total: Table) -> Table:
         (target - both, total - source, target),
         (total - source - target + both, total - source, total - target),
     ]
-    g2: Table = ibis.literal(0.0)
+    g2 = both * 0.0
     for observed, row, column in cells:
         # An empty cell adds 0; the smallest arguments keep its logarithm finite.
         expected = ibis.greatest(row * column, 1.0)
         ratio = ibis.greatest(observed, 0.5) * total / expected
         g2 = g2 + 2 * observed * ratio.ln()
-    g2 = ibis.greatest(g2, 0.0)  # rounding
-    sign = ibis.ifelse(both * total >= source * target, 1.0, -1.0)
-    return sign * g2 / (1 + g2)
+    size = g2.clip(lower=0.0)  # rounding
+    return ibis.ifelse(both * total >= source * target, size / (1 + size), -size / (1 + size))
 
 
 _MEASURES = {"npmi": npmi, "llr": llr}

@@ -148,6 +148,67 @@ def test_pairs_are_ordered_distinct_and_within_reach(
     assert pairs["a", "b"]["association"] == pytest.approx(expected)
 
 
+def test_llr_is_dunnings_ratio_of_the_pair_table(write_log_tables: Write, tmp_path: Path) -> None:
+    steps = ["a", "a", "b", "c", "a"]
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate(steps)]
+    out, _ = mined(write_log_tables, tmp_path, searches, [], max_pair_steps=2, association="llr")
+    pairs = {(r["source"], r["target"]): r["association"] for r in rows(out, "pairs")}
+    # 10 pairs: 4 begin with a, 2 end with b, and 2 are a-b.
+    cells = [(2, 4, 2), (2, 4, 8), (0, 6, 2), (6, 6, 8)]
+    g2 = 2 * sum(k * math.log(k * 10 / (row * column)) for k, row, column in cells if k)
+    assert pairs["a", "b"] == pytest.approx(g2 / (1 + g2))
+    assert all(-1 < value < 1 for value in pairs.values())
+
+
+def test_sessions_of_robots_count_for_nothing(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate("ab")]
+    robots = [search(f"r{n}", i / 10, f"{'xy'[i % 2]}") for n in range(3) for i in range(6)]
+    out, summary = mined(write_log_tables, tmp_path, searches + robots, [], max_session_searches=5)
+    assert [r["text"] for r in rows(out, "queries")] == ["a", "b"]
+    assert summary.dropped == {"search_of_robot": 18}
+    out, summary = mined(write_log_tables, tmp_path, searches + robots, [], max_session_searches=0)
+    assert [r["text"] for r in rows(out, "queries")] == ["a", "b", "x", "y"]
+
+
+def test_rows_without_session_time_or_position_are_left_out_and_counted(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
+    searches += [{**searches[0], "session_id": None}, {**searches[0], "time": None}]
+    impressions = [shown("u1", "tea"), shown("u2", "tea", position=None, request_id="r9")]
+    impressions += [shown("u2", "tea", clicked=None, request_id="r8")]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    assert summary.dropped == {"search_missing_value": 2, "impression_missing_value": 1}
+    assert {r["request_id"]: r["clicked"] for r in rows(out, "impressions")} == {
+        "r-u1": True,
+        "r8": False,
+    }
+    with pytest.raises(ValueError, match="4 search_missing_value"):
+        mined(write_log_tables, tmp_path, [{**s, "time": None} for s in searches], [])
+
+
+@pytest.mark.parametrize(
+    ("near_duplicates", "expected"),
+    [
+        ("keep", {"t shirts": 3, "t-shirt": 2, "t-shirts": 2}),
+        ("punctuation", {"t shirts": 5, "t-shirt": 2}),
+        ("words", {"t shirts": 8}),
+    ],
+)
+def test_near_duplicates_become_the_most_searched_public_form(
+    write_log_tables: Write, tmp_path: Path, near_duplicates: str, expected: dict[str, int]
+) -> None:
+    texts = ["t shirts"] * 3 + ["t-shirts"] * 2 + ["t-shirt"] * 2 + ["shirt t"]
+    searches = [search(f"u{i}", i, text) for i, text in enumerate(texts)]
+    impressions = [shown(f"u{i}", "T-Shirt", query="t-shirts") for i in range(2)]
+    out, _ = mined(
+        write_log_tables, tmp_path, searches, impressions, near_duplicates=near_duplicates
+    )
+    assert {r["text"]: r["num_searches"] for r in rows(out, "queries")} == expected
+    listed = {(r["query"], r["text"]) for r in rows(out, "impressions")}
+    assert {text for pair in listed for text in pair} <= set(expected)
+
+
 def test_a_pair_needs_k_users_of_its_own(write_log_tables: Write, tmp_path: Path) -> None:
     searches = [search("u1", 0, "a"), search("u1", 1, "b"), search("u2", 0, "a")]
     searches += [search("u3", 0, "b")]
