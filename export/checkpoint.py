@@ -15,8 +15,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 from engine.manifest import IndexSpec, PromptSpec, ScenarioSpec
 from engine.prompt import PromptRenderer
 from engine.vocabulary import Vocabulary
-from export.decoder import Array, DecoderShape
+from export.decoder import Array
 from export.generator import rotary_tables
+from train.decoder import DecoderShape
 from train.encoder import TOKENIZER_FILE, Encoder
 
 

@@ -6,54 +6,12 @@ Who sees whom is the attention's part (`export.attention`). Knows nothing of wha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from export.attention import Attention, Heads
 from export.builder import Scope
 from export.linear import Array, Linears
-
-SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderShape:
-    """Sizes of a decoder."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden: int
-    vocabulary: int
-    norm_eps: float
-
-    @classmethod
-    def of(cls, config: Any) -> "DecoderShape":
-        """Reads a transformers config.
-
-        Raises:
-            ValueError: the architecture is not one that the graph implements.
-        """
-        if config.model_type not in SUPPORTED_MODEL_TYPES:
-            raise ValueError(
-                f"model_type {config.model_type!r} cannot be exported: "
-                f"use one of {', '.join(SUPPORTED_MODEL_TYPES)}"
-            )
-        if config.hidden_act != "silu":
-            raise ValueError(f"hidden_act {config.hidden_act!r} cannot be exported: use 'silu'")
-        if getattr(config, "use_sliding_window", False):
-            raise ValueError("sliding-window attention cannot be exported: turn it off")
-        return cls(
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None)
-            or config.hidden_size // config.num_attention_heads,
-            hidden=config.hidden_size,
-            vocabulary=config.vocab_size,
-            norm_eps=config.rms_norm_eps,
-        )
+from train.decoder import DecoderShape
 
 
 class Stream(NamedTuple):

@@ -33,7 +33,8 @@ from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from export.attention import Heads, above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.choice import BeamSearch, Chooser
-from export.decoder import Array, Decoder, DecoderShape
+from export.decoder import Array, Decoder
+from train.decoder import DecoderShape
 
 Mode = Literal["slots", "list", "beam"]
 

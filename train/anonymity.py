@@ -56,9 +56,9 @@ class TextFilter:
             return Verdict(None, "empty")
         if len(text.encode("utf-8", errors="replace")) > MAX_QUERY_BYTES:
             return Verdict(None, "too_long")
-        if has_control_characters(text):
+        if not text.isprintable() and has_control_characters(text):
             return Verdict(None, "control_characters")
-        if _EMAIL.search(text):
+        if "@" in text and _EMAIL.search(text):
             return Verdict(None, "email")
         if _PHONE.search(text) or _NATIONAL_ID.search(text) or _LONG_NUMBER.search(text):
             return Verdict(None, "long_number")

@@ -79,7 +79,9 @@ class Associations:
     def load(cls, mined: Path, clicks: Iterable[Clicks] = ()) -> "Associations":
         """Reads the mined tables."""
         queries = pq.read_table(mined / QUERIES, columns=["text", "num_searches"])
-        pairs = pq.read_table(mined / PAIRS, columns=["source", "target", "num_users", "npmi"])
+        pairs = pq.read_table(
+            mined / PAIRS, columns=["source", "target", "num_users", "association"]
+        )
         columns = (c.to_pylist() for c in pairs.columns)
         return cls(
             queries["text"].to_pylist(),

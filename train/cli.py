@@ -1,8 +1,8 @@
 """The command `queryrec-train`. Knows nothing of how stages work.
 
-Settings come from `--config FILE` (TOML); `--size` overrides the file's. Every stage is done once
-and skipped afterwards, unless its settings or its inputs changed, or `--force` is given. Errors
-in what the user brought end the command with one line and exit code 2.
+Settings come from `--config FILE` (TOML); `--size` and `--logs` override the file's. Every stage
+is done once and skipped afterwards, unless its settings or its inputs changed, or `--force` is
+given. Errors in what the user brought end the command with one line and exit code 2.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from train.config import TrainConfig, read_config, to_toml
+from train.adapters import ADAPTERS
+from train.config import IMPRESSIONS, SEARCHES, TrainConfig, read_config, to_toml
 from train.pipeline import stages_of
 from train.stages import StageRunner
 
@@ -33,16 +34,27 @@ Config = Annotated[Path | None, typer.Option("--config", help="TOML file with th
 Run = Annotated[Path, typer.Option("--run", help="Directory that gets everything training makes.")]
 Size = Annotated[str | None, typer.Option("--size", help="tiny, demo, small or base.")]
 Force = Annotated[bool, typer.Option("--force", help="Run again what is done already.")]
+Logs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--logs", help="Directory with searches.parquet, impressions.parquet; repeatable."
+    ),
+]
 _DEFAULT_RUN = Path("runs/default")
+_FORMATS = "; ".join(f"{name}: {adapter.DESCRIPTION}" for name, adapter in ADAPTERS.items()) + "."
 
 
 def _command(stage: str, help_text: str) -> None:
     """Adds the command that runs one stage."""
 
     def command(
-        config: Config = None, run: Run = _DEFAULT_RUN, size: Size = None, force: Force = False
+        config: Config = None,
+        logs: Logs = None,
+        run: Run = _DEFAULT_RUN,
+        size: Size = None,
+        force: Force = False,
     ) -> None:
-        _run_stages(lambda _: [stage], config=config, run=run, size=size, force=force)
+        _run_stages(lambda _: [stage], config=config, logs=logs, run=run, size=size, force=force)
 
     app.command(name=stage, help=help_text)(command)
 
@@ -58,10 +70,39 @@ _command("index", "Build the co-occurrence index.")
 
 @app.command(name="run")
 def run_all(
-    config: Config = None, run: Run = _DEFAULT_RUN, size: Size = None, force: Force = False
+    config: Config = None,
+    logs: Logs = None,
+    run: Run = _DEFAULT_RUN,
+    size: Size = None,
+    force: Force = False,
 ) -> None:
     """Run all stages in order, skipping those that are done."""
-    _run_stages(lambda names: names, config=config, run=run, size=size, force=force)
+    _run_stages(lambda names: names, config=config, logs=logs, run=run, size=size, force=force)
+
+
+@app.command(name="import", help=f"Turn a public log format into log tables. {_FORMATS}")
+def import_files(
+    log_format: Annotated[str, typer.Argument(metavar="FORMAT", help="One of those above.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Plain or gzip.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory that gets the tables.")],
+) -> None:
+    """Writes searches.parquet and, where the format has any, impressions.parquet."""
+    with user_errors("nothing was written"):
+        from train.adapters.importing import import_logs
+
+        summary = import_logs(log_format, files, out)
+    _report(f"{summary.num_searches} searches: {out / SEARCHES}")
+    if summary.num_impressions:
+        _report(
+            f"{summary.num_impressions} impressions, {summary.num_clicks} clicked: "
+            f"{out / IMPRESSIONS}"
+        )
+    else:
+        _report("no impressions: trained on these alone, a bundle has no click model")
+    if summary.is_reconstructed:
+        _report("RECONSTRUCTED: not what happened, but made to agree with what the files say")
+    for line in (*(f"left out: {line}" for line in summary.left_out), *summary.notes):
+        _report(f"- {line}")
 
 
 @app.command()
@@ -108,12 +149,13 @@ def _run_stages(
     choose: Callable[[Sequence[str]], Sequence[str]],
     *,
     config: Path | None,
+    logs: list[Path] | None,
     run: Path,
     size: str | None,
     force: bool,
 ) -> None:
     with user_errors():
-        settings = read_config(config, size=size)
+        settings = read_config(config, size=size, logs=logs or ())
         runner = StageRunner(run, stages_of(settings, run, _report))
         chosen = choose(runner.names)
         for name in chosen:
@@ -135,15 +177,19 @@ def _run_stages(
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns the user's mistakes into one line and exit code 2; interruption into 130."""
+def user_errors(interrupted: str = "the same command goes on from here") -> Iterator[None]:
+    """Turns the user's mistakes into one line and exit code 2; interruption into 130.
+
+    Args:
+        interrupted: what an interruption means.
+    """
     try:
         yield
     except ValueError as error:
         _errors.print(f"error: {' '.join(str(error).split())}", markup=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        _errors.print("interrupted; the same command goes on from here", markup=False)
+        _errors.print(f"interrupted; {interrupted}", markup=False)
         raise typer.Exit(130) from None
 
 

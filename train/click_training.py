@@ -4,11 +4,9 @@ The position tower of PAL (see train.calibration) is trained beside the model an
 serving knows the model and its calibration only. Knows nothing of how impressions were mined.
 """
 
-# R requests, N impressions (rows), B requests of a batch, C candidates, P positions,
-# E activations of the head
+# R requests, N impressions (rows), B requests of a batch, C candidates, P positions
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,38 +23,20 @@ from transformers import LlamaModel, set_seed
 from engine.features import FEATURE_NAMES
 from engine.vocabulary import Vocabulary
 from train.backbone import Shape, llama_config
-from train.calibration import (
-    Examination,
-    Platt,
-    Quality,
-    auc,
-    fit_examination,
-    fit_platt,
-    gauc,
-    pal_loss,
-    quality,
-)
+from train.calibration import Quality, auc, gauc, pal_loss, quality
 from train.click_data import ClickBatch, ClickRequests, make_batch, read_requests, training_order
+from train.click_fitting import ClickFit, fit_click_model, scenario_rows, seen_probability
 from train.click_model import ClickModel, save_click_model
 from train.click_pretraining import session_requests
-from train.click_uncertainty import (
-    PRIOR_SPREAD,
-    ClickUncertainty,
-    fit_covariance,
-    save_uncertainty,
-    unseen_variance,
-)
+from train.click_scoring import click_logits
+from train.click_uncertainty import save_uncertainty
 from train.click_unknown import unknown_requests
-from train.config import ClickModelConfig
+from train.config import ClickModelConfig, Places
 from train.pace import PacedTrainer, trainer_arguments
 from train.shared_prefix import PackedBatch
 
-_MAX_EXAMINATION_REQUESTS = 16_000  # beside the explored ones; the curve is then good to 2 %
 _TOWER_SPEED = 20.0  # the tower has few parameters and far to go: its steps are so much larger
-_MIN_SPREAD = 1e-4  # of logits; less means that the model says the same for everything
-_BATCH_SIZE = 128  # requests, where nothing is trained
 _LOG_POPULARITY = FEATURE_NAMES.index("log_popularity")
-_IS_KNOWN = FEATURE_NAMES.index("is_known")
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -96,7 +76,7 @@ def train_click_model(
     max_edges: int,
     seed: int,
     output: Path,
-    raw_impressions: str = "",
+    raw_impressions: Places = "",
 ) -> dict[str, ClickReport] | None:
     """Trains on `run`/mined/impressions.parquet and writes the click model into `output`.
 
@@ -162,58 +142,23 @@ def train_click_model(
     )
     model.eval()
 
-    explored = np.unique(requests.request_N[requests.rank_N != requests.position_N])
-    sample = np.random.default_rng(seed).permutation(train)[:_MAX_EXAMINATION_REQUESTS]
-    sample = np.union1d(sample, np.intersect1d(train, explored))
-    examinations = _examinations(requests, sample, click_logits(model, requests, sample))
-    logits = click_logits(model, requests, valid)
-    calibrations = _calibrations(requests, valid, logits, examinations)
-    reports = _reports(requests, train, valid, logits, examinations, calibrations)
-    for name, report in reports.items():
-        print(report.describe(name))
-    # As in training: some candidates look as if the log did not know them.
-    activations_NE = click_activations(
-        model, requests, sample, hidden_share=config.hidden_log_share, seed=seed
-    )
-    rows = requests.rows(sample)
-    covariance_EE = fit_covariance(
-        activations_NE,
-        weight_E := _last_layer(model),
-        _seen_everywhere(requests, rows, examinations),
-        requests.clicked_N[rows],
-        requests.request_N[rows],
-        len(train),
-    )
-    spreads = _spreads(requests, valid, logits, examinations, calibrations)
-    unknown_calibrations, unknown_spreads = dict(calibrations), dict(spreads)
     raw = None
     if raw_impressions:
         raw = unknown_requests(run, raw_impressions, max_edges=max_edges, seed=seed)
-    if raw is not None:
-        chosen = np.arange(len(raw))
-        logits = click_logits(model, raw, chosen)
-        is_unknown_N = raw.features_NF[:, _IS_KNOWN] == 0
-        unknown_calibrations |= _calibrations(
-            raw, chosen, logits, examinations, is_unknown_N, calibrations
-        )
-        unknown_spreads |= _spreads(
-            raw, chosen, logits, examinations, unknown_calibrations, is_unknown_N
-        )
+    logits = click_logits(model, requests, valid)
+    fit = fit_click_model(
+        model, requests, logits, raw, hidden_share=config.hidden_log_share, seed=seed
+    )
+    reports = _reports(requests, train, valid, logits, fit)
+    for name, report in reports.items():
+        print(report.describe(name))
 
     save_click_model(model, output)
-    save_uncertainty(
-        ClickUncertainty(
-            weight_E=weight_E,
-            covariance_EE=covariance_EE,
-            calibration={n: (calibrations[n], unknown_calibrations[n]) for n in calibrations},
-            spread={n: (spreads[n], unknown_spreads[n]) for n in calibrations},
-        ),
-        output,
-    )
-    curves = {name: e.seen_P.tolist() for name, e in examinations.items()}
+    save_uncertainty(fit.uncertainty, output)
+    curves = {name: e.seen_P.tolist() for name, e in fit.examinations.items()}
     for file, content in (
-        ("calibration.json", calibrations),
-        ("unknown_calibration.json", unknown_calibrations),
+        ("calibration.json", fit.calibrations),
+        ("unknown_calibration.json", fit.unknown_calibrations),
         ("position.json", curves),
         ("metrics.json", reports),
     ):
@@ -221,70 +166,6 @@ def train_click_model(
     if trainer.is_world_process_zero():
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return reports
-
-
-def click_logits(model: ClickModel, requests: ClickRequests, chosen: Ids) -> Floats:
-    """Returns logits float32 (N) of the rows of `chosen` requests, as `requests.rows` orders."""
-    return _row_values(model, requests, chosen, model.packed_logits)
-
-
-def click_activations(
-    model: ClickModel,
-    requests: ClickRequests,
-    chosen: Ids,
-    *,
-    hidden_share: float = 0.0,
-    seed: int = 0,
-) -> Floats:
-    """Returns what the head's last layer reads, float32 (N, E), rows as `requests.rows` orders.
-
-    Args:
-        model: click model.
-        requests: all of them.
-        chosen: which are read.
-        hidden_share: see `make_batch`.
-        seed: see `make_batch`.
-    """
-    return _row_values(model, requests, chosen, model.packed_activations, hidden_share, seed)
-
-
-@torch.no_grad()
-def _row_values(
-    model: ClickModel,
-    requests: ClickRequests,
-    chosen: Ids,
-    read: Callable[[PackedBatch, Tensor], Tensor],
-    hidden_share: float = 0.0,
-    seed: int = 0,
-) -> Floats:
-    """Returns what `read` gives of batches, (B, C, ...), by row."""
-    device = next(model.parameters()).device
-    by_length = chosen[np.argsort([requests.num_tokens(r) for r in chosen], kind="stable")]
-    value_of: dict[int, Floats] = {}
-    for start in range(0, len(by_length), _BATCH_SIZE):
-        part = by_length[start : start + _BATCH_SIZE].tolist()
-        batch = make_batch(requests, part, hidden_share=hidden_share, seed=seed)
-        packed = type(batch.packed)(*(tensor.to(device) for tensor in batch.packed))
-        values_BC = read(packed, batch.features.to(device)).cpu().numpy()
-        for row, request in enumerate(part):
-            num_shown = requests.offsets[request + 1] - requests.offsets[request]
-            value_of[request] = values_BC[row, :num_shown]
-    return np.concatenate([value_of[r] for r in chosen.tolist()])
-
-
-def check_logits(scenario: str, logits_N: Floats) -> None:
-    """Refuses a model that says the same for every candidate.
-
-    Raises:
-        ValueError: the logits are all (nearly) equal, or not numbers.
-    """
-    spread = float(np.ptp(logits_N))
-    if not spread >= _MIN_SPREAD:  # also where logits are nan
-        raise ValueError(
-            f"the click model gives every {scenario} candidate the logit {logits_N[0]:.4g} "
-            f"(spread {spread:.2g}): it learned nothing; lower click_model.learning_rate "
-            "or bring more impressions"
-        )
 
 
 class _Requests(Dataset[int]):
@@ -401,112 +282,19 @@ def _check_clicks(requests: ClickRequests, chosen: Ids, split: str) -> None:
         )
 
 
-def _scenario_rows(
-    requests: ClickRequests, rows: Ids, among_N: NDArray[np.bool_] | None = None
-) -> dict[str, NDArray[np.bool_]]:
-    """Returns, per scenario that occurs, which of `rows` are its, and in `among_N` if given."""
-    scenario_N = requests.scenario_R[requests.request_N[rows]]
-    masks = {name: scenario_N == i for i, name in enumerate(requests.scenarios)}
-    if among_N is not None:
-        masks = {name: mask & among_N for name, mask in masks.items()}
-    return {name: mask for name, mask in masks.items() if mask.any()}
-
-
-def _examinations(requests: ClickRequests, chosen: Ids, logits: Floats) -> dict[str, Examination]:
-    rows = requests.rows(chosen)
-    result: dict[str, Examination] = {}
-    for name, mask in _scenario_rows(requests, rows).items():
-        own = rows[mask]
-        result[name] = fit_examination(
-            logits[mask],
-            requests.position_N[own],
-            requests.rank_N[own],
-            requests.clicked_N[own],
-        )
-    return result
-
-
-def _seen(examination: Examination | None, position_N: Ids) -> NDArray[np.float64]:
-    """Returns p(seen) of positions; beyond the curve its last value, 1 without a curve."""
-    if examination is None:
-        return np.ones(len(position_N))
-    return examination.seen_P[np.minimum(position_N, len(examination.seen_P) - 1)]
-
-
-def _seen_everywhere(
-    requests: ClickRequests, rows: Ids, examinations: dict[str, Examination]
-) -> NDArray[np.float64]:
-    """Returns p(seen) of rows of any scenario."""
-    seen_N = np.ones(len(rows))
-    for name, mask in _scenario_rows(requests, rows).items():
-        seen_N[mask] = _seen(examinations.get(name), requests.position_N[rows[mask]])
-    return seen_N
-
-
-def _calibrations(
-    requests: ClickRequests,
-    chosen: Ids,
-    logits: Floats,
-    examinations: dict[str, Examination],
-    among_N: NDArray[np.bool_] | None = None,
-    start: dict[str, Platt] | None = None,
-) -> dict[str, Platt]:
-    """Returns slope and intercept per scenario, near those of `start` where there are few rows."""
-    rows = requests.rows(chosen)
-    result = dict(start or {name: Platt(1.0, 0.0) for name in requests.scenarios})
-    for name, mask in _scenario_rows(requests, rows, among_N).items():
-        check_logits(name, logits[mask])
-        own = rows[mask]
-        seen_N = _seen(examinations.get(name), requests.position_N[own])
-        slope, intercept = result[name]
-        platt = fit_platt(slope * logits[mask] + intercept, seen_N, requests.clicked_N[own])
-        result[name] = Platt(platt.slope * slope, platt.slope * intercept + platt.intercept)
-    return result
-
-
-def _last_layer(model: ClickModel) -> NDArray[np.float64]:
-    """Returns the weights of the head's last layer, float64 (E), its bias last."""
-    parts = (model.head.out.weight.flatten(), model.head.out.bias)
-    return torch.cat(parts).detach().cpu().double().numpy()
-
-
-def _spreads(
-    requests: ClickRequests,
-    chosen: Ids,
-    logits: Floats,
-    examinations: dict[str, Examination],
-    calibrations: dict[str, Platt],
-    among_N: NDArray[np.bool_] | None = None,
-) -> dict[str, float]:
-    """Returns per scenario how much truths vary around predictions, see train.click_uncertainty."""
-    rows = requests.rows(chosen)
-    request_N = requests.request_N[rows]
-    pair_N = requests.query_R[request_N] * len(requests.candidates) + requests.candidate_N[rows]
-    spreads = dict.fromkeys(requests.scenarios, PRIOR_SPREAD)
-    for name, mask in _scenario_rows(requests, rows, among_N).items():
-        slope, intercept = calibrations[name]
-        seen_N = _seen(examinations.get(name), requests.position_N[rows[mask]])
-        p_N = seen_N / (1 + np.exp(-(slope * logits[mask].astype(np.float64) + intercept)))
-        spreads[name] = unseen_variance(p_N, requests.clicked_N[rows[mask]], pair_N[mask])
-    return spreads
-
-
 def _reports(
-    requests: ClickRequests,
-    train: Ids,
-    valid: Ids,
-    logits: Floats,
-    examinations: dict[str, Examination],
-    calibrations: dict[str, Platt],
+    requests: ClickRequests, train: Ids, valid: Ids, logits: Floats, fit: ClickFit
 ) -> dict[str, ClickReport]:
     rows = requests.rows(valid)
     probability_N, baseline_N = np.zeros(len(rows)), np.zeros(len(rows))
-    masks = _scenario_rows(requests, rows)
+    masks = scenario_rows(requests, rows)
     for name, mask in masks.items():
         position_N = requests.position_N[rows[mask]]
-        platt = calibrations[name]
+        platt = fit.calibrations[name]
         level_N = platt.slope * logits[mask].astype(np.float64) + platt.intercept
-        probability_N[mask] = _seen(examinations.get(name), position_N) / (1 + np.exp(-level_N))
+        probability_N[mask] = seen_probability(fit.examinations.get(name), position_N) / (
+            1 + np.exp(-level_N)
+        )
         baseline_N[mask] = _position_rates(requests, train, name)[position_N]
     masks["all"] = np.ones(len(rows), np.bool_)
     result: dict[str, ClickReport] = {}
@@ -531,7 +319,7 @@ def _reports(
 def _position_rates(requests: ClickRequests, train: Ids, scenario: str) -> NDArray[np.float64]:
     """Returns click rates (P) per position in the training split, shrunk to their mean."""
     rows = requests.rows(train)
-    mask = _scenario_rows(requests, rows).get(scenario)
+    mask = scenario_rows(requests, rows).get(scenario)
     num_positions = int(requests.position_N.max()) + 1
     if mask is None:
         return np.full(num_positions, requests.clicked_N[rows].mean())

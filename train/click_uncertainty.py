@@ -32,7 +32,10 @@ from train.calibration import Platt
 
 FILE = "uncertainty.safetensors"
 _PRIOR_PRECISION = 1.0  # of each weight of the last layer
-PRIOR_SPREAD, _PRIOR_SPREAD_SD = 0.5, 0.5  # of the relative variance of what cannot be seen
+# Relative variance of what the model cannot see, where clicks do not tell: of texts that the log
+# knows and of others. From the truth of one simulated world, see docs/decisions.md.
+PRIOR_SPREAD = (1.0, 2.0)
+_PRIOR_SPREAD_SD = 0.5
 _MAX_VARIANCE = 9.0  # relative; beyond it the cube root is no longer normal
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -98,7 +101,7 @@ class ClickUncertainty:
         p_N = _sigmoid(slope_N * (x_NE @ self.weight_E) + intercept_N)
         told_N = np.einsum("ne,ef,nf->n", x_NE, self.covariance_EE, x_NE)
         told_N *= (slope_N * (1 - p_N)) ** 2  # from log odds to logarithms of probabilities
-        spreads = self.spread.get(scenario, (PRIOR_SPREAD, PRIOR_SPREAD))
+        spreads = self.spread.get(scenario, PRIOR_SPREAD)
         return p_N, (1 + np.where(is_known_N, *spreads)) * (1 + told_N) - 1
 
 
@@ -143,32 +146,36 @@ def fit_covariance(
     return inverse_EE @ (scale * score_RE.T @ score_RE + prior_EE) @ inverse_EE
 
 
-def unseen_variance(predicted_N: Floats, clicked_N: Flags, pair_N: Ids) -> float:
+def unseen_variance(predicted_N: Floats, clicked_N: Flags, pair_N: Ids, prior: float) -> float:
     """Returns the relative variance of the truth around the predictions, see the module's text.
 
-    The estimate is weighed by its standard error, texts taken as independent, against a prior:
-    few repeated texts say little. Never negative, though noise can make the estimate so.
+    The estimate is weighed by its standard error against a prior: few repeated texts say little.
+    Never negative, though noise can make the estimate so.
 
     Args:
         predicted_N: p(click | shown at its position), unbiased.
         clicked_N: clicks.
         pair_N: number of the row's scenario, query and text; a text occurs once in a request.
+        prior: what is believed where no text is repeated.
     """
-    residual_N = clicked_N - predicted_N
     _, pair_N = np.unique(pair_N, return_inverse=True)
     # Means over pairs of different rows, times rows: each impression counts once, or the few
     # texts that are shown most would decide.
     others_X = np.maximum(np.bincount(pair_N) - 1, 1)
-    top_X = np.bincount(pair_N, residual_N) ** 2 - np.bincount(pair_N, residual_N**2)
-    bottom_X = np.bincount(pair_N, predicted_N) ** 2 - np.bincount(pair_N, predicted_N**2)
-    top_X, bottom_X = top_X / others_X, bottom_X / others_X
-    total = float(bottom_X.sum())
+
+    def products_X(value_N: Floats) -> Floats:
+        sum_X = np.bincount(pair_N, value_N).astype(np.float64)
+        return sum_X**2 - np.bincount(pair_N, value_N**2)
+
+    total = float((products_X(predicted_N) / others_X).sum())
     if total <= 1e-12:
-        return PRIOR_SPREAD
-    estimate = float(top_X.sum()) / total
-    variance = float(np.square(top_X - estimate * bottom_X).sum()) / total**2
+        return prior
+    estimate = float((products_X(clicked_N - predicted_N) / others_X).sum()) / total
+    # As if there were no spread: where no text was clicked twice, the clicks do not show it.
+    noise_N = predicted_N * (1 - predicted_N)
+    variance = 2 * float((products_X(noise_N) / others_X**2).sum()) / total**2
     weight = _PRIOR_SPREAD_SD**2 / (_PRIOR_SPREAD_SD**2 + variance)
-    return max(0.0, weight * estimate + (1 - weight) * PRIOR_SPREAD)
+    return max(0.0, weight * estimate + (1 - weight) * prior)
 
 
 def save_uncertainty(uncertainty: ClickUncertainty, directory: Path) -> None:

@@ -20,6 +20,7 @@ from engine.manifest import ScenarioSpec
 from engine.text import normalise, normalise_prefix
 from train import logs
 from train.click_data import ClickRequests, requests_of
+from train.config import Places
 from train.mine import QUERIES, SCENARIOS
 from train.shown import IMPRESSIONS
 
@@ -32,7 +33,7 @@ _COLUMNS = (
 
 
 def unknown_requests(
-    run: Path, impressions: str, *, max_edges: int, max_requests: int = MAX_REQUESTS, seed: int
+    run: Path, impressions: Places, *, max_edges: int, max_requests: int = MAX_REQUESTS, seed: int
 ) -> ClickRequests | None:
     """Returns held-out requests of the raw log that show a text the log does not know.
 
@@ -40,7 +41,7 @@ def unknown_requests(
 
     Args:
         run: run directory, mined, with its tokenizer.
-        impressions: place of the raw table of impressions.
+        impressions: places of the raw table of impressions.
         max_edges: see `train.click_data.read_requests`.
         max_requests: a random choice of so many.
         seed: of the choice.
@@ -53,13 +54,13 @@ def unknown_requests(
     table = table.set_column(
         table.column_names.index("text"), "text", _normalised(table["text"].to_pylist())
     )
-    is_unknown = pc.invert(pc.is_in(table["text"], value_set=known.combine_chunks()))
-    requests = table.filter(is_unknown)["request_id"].unique().to_pylist()
+    is_known = pc.field("text").isin(known.combine_chunks())
+    requests = table.filter(~is_known)["request_id"].unique().to_pylist()
     if not requests:
         return None
     order = np.random.default_rng(seed).permutation(len(requests))[:max_requests]
-    chosen = pa.array([requests[i] for i in order.tolist()])
-    table = table.filter(pc.is_in(table["request_id"], value_set=chosen))
+    chosen = [requests[i] for i in order.tolist()]
+    table = table.filter(pc.field("request_id").isin(chosen))
     queries = [
         (normalise_prefix if scenario in completes else normalise)(query)
         for scenario, query in zip(
@@ -77,10 +78,10 @@ def unknown_requests(
     return requests_of(run, table, max_edges=max_edges)
 
 
-def _raw_rows(mined: Path, impressions: str, scenarios: list[str]) -> pa.Table:
+def _raw_rows(mined: Path, impressions: Places, scenarios: list[str]) -> pa.Table:
     """Returns rows of the raw log that were shown in the held-out time; times are UTC."""
     times = pq.read_table(mined / IMPRESSIONS, columns=["time", "split"])
-    start = pc.min(times.filter(pc.field("split") == "valid")["time"]).as_py()
+    start = min(times.filter(pc.field("split") == "valid")["time"].to_pylist())
     connection = ibis.duckdb.connect()
     rows = logs.open_impressions(connection, impressions)
     rows = rows.filter(rows.shown & rows.scenario.isin(scenarios) & rows.query.notnull())

@@ -5,6 +5,7 @@ Priority: command-line flag > file > the defaults below. Knows nothing of how st
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from engine.vocabulary import MAX_SLOTS
 
 Size = Literal["tiny", "demo", "small", "base"]
 Mode = Literal["slots", "list", "both", "beam"]
+Places = str | Sequence[str]
+SEARCHES, IMPRESSIONS = "searches.parquet", "impressions.parquet"
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,13 +26,27 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class LogsConfig(_Section, frozen=True, kw_only=True):
-    """Where the log tables are: a parquet file, a directory of them, or a glob.
+    """Where the log tables are: a parquet file, a directory of them, a glob, or a list of these.
 
     Both empty: the simulated tables of the run.
     """
 
-    searches: str = ""
-    impressions: str = ""  # may stay empty where there is no impression log: then no click model
+    searches: str | list[str] = ""
+    # May stay empty where there is no impression log: then no click model.
+    impressions: str | list[str] = ""
+
+    def __post_init__(self) -> None:
+        """Checks lists of places."""
+        for name, places in (("searches", self.searches), ("impressions", self.impressions)):
+            if isinstance(places, list) and (not all(places) or len(set(places)) < len(places)):
+                raise ValueError(f"{name} is {places}, must name different places")
+
+
+def places_of(places: Places) -> list[str]:
+    """Returns the places of a table as a list; none for an empty string."""
+    if isinstance(places, str):
+        return [places] if places else []
+    return list(places)
 
 
 class SimulateConfig(_Section, frozen=True, kw_only=True):
@@ -60,9 +77,14 @@ class MineConfig(_Section, frozen=True, kw_only=True):
     max_pair_steps: int = 5  # how far apart in a session two queries may be to form a pair
     min_pairs: int = 2  # occurrences of a pair, beside min_users
     max_session_queries: int = 5  # earlier queries kept as context
+    max_session_searches: int = 100  # sessions with more are robots' and left out; 0: no limit
+    association: Literal["npmi", "llr"] = "npmi"  # how strongly the queries of a pair belong
+    near_duplicates: Literal["keep", "punctuation", "words"] = "keep"  # what is merged
     valid_share: float = 0.1  # the last share of the log's time is for validation only
     unsafe_words: str = ""  # file with one word or phrase a line; queries with them are dropped
-    memory_limit_mb: int = 4096  # DuckDB spills to disk beyond it
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    spark_master: str = ""  # empty: this machine
+    memory_limit_mb: int = 4096  # spilled to disk beyond it
     num_threads: int = 0  # 0: all cores
 
     def __post_init__(self) -> None:
@@ -70,6 +92,7 @@ class MineConfig(_Section, frozen=True, kw_only=True):
         for name in ("min_users", "session_gap_s", "max_pair_steps", "min_pairs"):
             _at_least(name, getattr(self, name), 1)
         _at_least("max_session_queries", self.max_session_queries, 0)
+        _at_least("max_session_searches", self.max_session_searches, 0)
         _at_least("memory_limit_mb", self.memory_limit_mb, 64)
         _at_least("num_threads", self.num_threads, 0)
         _within("valid_share", self.valid_share, 0, 0.9)
@@ -269,8 +292,16 @@ class TrainConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(f"scenarios {names} name one twice")
 
 
-def read_config(path: Path | None, *, size: str | None = None) -> TrainConfig:
-    """Returns the configuration in `path` (or the defaults), with `size` in place of the file's.
+def read_config(
+    path: Path | None, *, size: str | None = None, logs: Sequence[Path] = ()
+) -> TrainConfig:
+    """Returns the configuration in `path`, or the defaults.
+
+    Args:
+        path: TOML file.
+        size: in place of the file's.
+        logs: directories with searches.parquet, impressions.parquet or both, in place of the
+            file's section logs.
 
     Raises:
         ValueError: the file cannot be read or is wrong; the message lists every wrong section.
@@ -285,6 +316,8 @@ def read_config(path: Path | None, *, size: str | None = None) -> TrainConfig:
             raise ValueError(f"{path}: not TOML: {error}") from None
     if size is not None:
         content["size"] = size
+    if logs:
+        content["logs"] = _logs_in(logs)
     place = f"{path}: " if path is not None else ""
     errors: list[str] = []
     sound: dict[str, object] = {}
@@ -306,6 +339,20 @@ def read_config(path: Path | None, *, size: str | None = None) -> TrainConfig:
     if errors or config is None:
         raise ValueError(place + "; ".join(errors))
     return config
+
+
+def _logs_in(directories: Sequence[Path]) -> dict[str, object]:
+    """Returns the section logs for directories that hold tables by their usual names."""
+    places: dict[str, list[str]] = {}
+    for name in (SEARCHES, IMPRESSIONS):
+        found = [str(d / name) for d in directories if (d / name).exists()]
+        places[name.removesuffix(".parquet")] = found
+    for directory in directories:
+        if not any((directory / name).exists() for name in (SEARCHES, IMPRESSIONS)):
+            raise ValueError(f"--logs {directory}: holds neither {SEARCHES} nor {IMPRESSIONS}")
+    if not places["searches"]:
+        raise ValueError(f"--logs: no directory holds {SEARCHES}, which training needs")
+    return {k: v[0] if len(v) == 1 else v or "" for k, v in places.items()}
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -194,10 +194,10 @@ def train_encoder(
     if len(queries) < 2:
         raise ValueError(f"{run}/mined/queries.parquet has {len(queries)} queries, needs 2 or more")
     row_of = {text: row for row, text in enumerate(queries)}
-    pairs = pq.read_table(run / "mined/pairs.parquet", columns=["source", "target", "npmi"])
+    pairs = pq.read_table(run / "mined/pairs.parquet", columns=["source", "target", "association"])
     sources = np.array([row_of[t] for t in pairs["source"].to_pylist()], np.int64)
     targets = np.array([row_of[t] for t in pairs["target"].to_pylist()], np.int64)
-    npmi = pairs["npmi"].to_numpy().astype(np.float32)
+    npmi = pairs["association"].to_numpy().astype(np.float32)
     graph = CooccurrenceGraph(sources, targets, npmi, len(queries))
 
     encoder = _new_encoder(run, config, shape)

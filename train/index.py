@@ -80,7 +80,7 @@ def read_edges(run: Path, texts: list[str], max_edges: int) -> Edges:
             f"{run}/mined/pairs.parquet has the query {len(error.args[0])} characters long that "
             "queries.parquet lacks: mine again"
         ) from None
-    npmi = pairs["npmi"].to_numpy().astype(np.float32)
+    npmi = pairs["association"].to_numpy().astype(np.float32)
     num_pairs = pairs["num_pairs"].to_numpy()
     return edge_lists(sources, targets, npmi, num_pairs, len(texts), max_edges)
 

@@ -4,8 +4,9 @@
     impressions   request_id, time, session_id, scenario, query, side_information, position, text,
                   source, shown, clicked [, user_key, propensity, bundle_id, auxiliary_text]
 
-Each is a parquet file, a directory of parquet files, or a glob. `side_information` is a list of
-(kind, text); `position` counts from 1. Knows nothing of what is mined from them.
+Each is a parquet file, a directory of parquet files, a glob, or several of these, whose columns
+may differ in what is optional. `side_information` is a list of (kind, text); `position` counts
+from 1. Knows nothing of what is mined from them.
 """
 
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import ibis
 import ibis.expr.datatypes as dt
-from ibis.backends.duckdb import Backend
+
+from train.config import MineConfig, Places, places_of
 
 # Ibis types columns by their base class only, so a type checker refuses every expression.
 Table: TypeAlias = Any
+Backend: TypeAlias = Any
 Check = Callable[[dt.DataType], bool]
 
 
@@ -51,6 +54,15 @@ def _is_side_information(kind: dt.DataType) -> bool:
 
 
 _ID = "string or integer"
+_SIDE_INFORMATION = "list of struct(kind string, text string)"
+# What columns become, so that tables of several places are of one type.
+_TYPES = {
+    _ID: "string",
+    "number": "float64",
+    "integer": "int64",
+    "timestamp": "timestamp(6)",
+    _SIDE_INFORMATION: "array<struct<kind: string, text: string>>",
+}
 _SEARCHES = (
     _Column("session_id", _ID, _is_id),
     _Column("time", "timestamp", dt.DataType.is_timestamp),
@@ -63,7 +75,7 @@ _IMPRESSIONS = (
     _Column("session_id", _ID, _is_id),
     _Column("scenario", "string", dt.DataType.is_string),
     _Column("query", "string", dt.DataType.is_string),
-    _Column("side_information", "list of struct(kind string, text string)", _is_side_information),
+    _Column("side_information", _SIDE_INFORMATION, _is_side_information),
     _Column("position", "integer", dt.DataType.is_integer),
     _Column("text", "string", dt.DataType.is_string),
     _Column("source", "string", dt.DataType.is_string),
@@ -75,62 +87,126 @@ _IMPRESSIONS = (
 )
 
 
-def connect(*, memory_limit_mb: int, num_threads: int, spill_directory: Path) -> Backend:
+def connect(settings: MineConfig, spill_directory: Path) -> Backend:
+    """Returns a connection to the engine that the settings name; its `disconnect` ends it.
+
+    Raises:
+        ValueError: the engine is not installed.
+    """
+    limits = {
+        "memory_limit_mb": settings.memory_limit_mb,
+        "num_threads": settings.num_threads,
+        "spill_directory": spill_directory,
+    }
+    if settings.engine == "spark":
+        from train.spark import connect as connect_spark
+
+        return connect_spark(master=settings.spark_master, **limits)
+    return _connect_duckdb(**limits)
+
+
+def _connect_duckdb(*, memory_limit_mb: int, num_threads: int, spill_directory: Path) -> Backend:
     """Returns a DuckDB connection that spills to disk rather than outgrow its memory."""
-    settings: dict[str, object] = {
+    config: dict[str, object] = {
         "memory_limit": f"{memory_limit_mb}MB",
         "temp_directory": str(spill_directory),
+        "preserve_insertion_order": False,  # tables are sets here; what is written is sorted
         "autoinstall_known_extensions": False,  # nothing is fetched from the network
     }
     if num_threads:
-        settings["threads"] = num_threads
-    return ibis.duckdb.connect(**settings)
+        config["threads"] = num_threads
+    return ibis.duckdb.connect(**config)
 
 
-def open_tables(connection: Backend, *, searches: str, impressions: str) -> LogTables:
+def open_tables(connection: Backend, *, searches: Places, impressions: Places) -> LogTables:
     """Opens and checks the tables; `impressions` may be empty where there is no such log.
+
+    Args:
+        connection: of DuckDB.
+        searches: one place or several; rows of several are put together as they are.
+        impressions: the same; a request must not occur in two places.
 
     Raises:
         ValueError: files that cannot be read, missing columns, wrong types, no rows, no clicks,
-            positions below 1; the message names them all.
+            positions below 1, requests in two places; the message names them all.
     """
     errors: list[str] = []
-    searched = _open(connection, "searches", searches, _SEARCHES, errors)
-    shown = None
-    if impressions:
-        shown = _open(connection, "impressions", impressions, _IMPRESSIONS, errors)
+    searched = _opened(connection, "searches", places_of(searches), _SEARCHES, errors)
+    shown = _opened(connection, "impressions", places_of(impressions), _IMPRESSIONS, errors)
     if errors or searched is None:
         raise ValueError("; ".join(errors))
-    tables = {"searches": searched, **({"impressions": shown} if shown is not None else {})}
-    for name, table in tables.items():
-        if _scalar(table.count()) == 0:
-            errors.append(f"table {name} has no rows")
-    if shown is not None and not errors:
-        if _scalar((shown.shown & shown.clicked).sum()) in (None, 0):
+    checks = [_checked("searches", searched, errors)]
+    if shown is not None:
+        found = _checked(
+            "impressions",
+            shown,
+            errors,
+            num_clicks=(shown.shown & shown.clicked).sum(),
+            num_low=(shown.position < 1).sum(),
+        )
+        checks.append(found)
+        if found["num_rows"] and not found["num_clicks"]:
             errors.append(
                 "table impressions has no clicks (rows with shown and clicked true): "
                 "leave logs.impressions empty to train without a click model"
             )
-        num_low = _scalar((shown.position < 1).sum())
-        if num_low:
-            errors.append(f"table impressions has {num_low} rows with position < 1")
+        if found["num_low"]:
+            errors.append(f"table impressions has {found['num_low']} rows with position < 1")
     if errors:
         raise ValueError("; ".join(errors))
-    counts_users = all(_scalar(t.user_key.notnull().any()) for t in tables.values())
-    return LogTables(searched, shown, bool(counts_users))
+    return LogTables(searched, shown, all(found["num_user_keys"] for found in checks))
 
 
-def open_impressions(connection: Backend, place: str) -> Table:
+def _checked(name: str, table: Table, errors: list[str], **sums: Any) -> dict[str, int]:
+    """Returns counts and sums over a table, all in one pass; no rows are an error."""
+    counts = {"num_rows": table.count(), "num_user_keys": table.user_key.count(), **sums}
+    row = table.agg(**counts).to_pyarrow().to_pylist()[0]
+    if not row["num_rows"]:
+        errors.append(f"table {name} has no rows")
+    return {key: int(value or 0) for key, value in row.items()}
+
+
+def open_impressions(connection: Backend, places: Places) -> Table:
     """Opens the table of impressions alone, as `open_tables` gives it, without counting rows.
 
     Raises:
         ValueError: files that cannot be read, missing columns, wrong types.
     """
     errors: list[str] = []
-    table = _open(connection, "impressions", place, _IMPRESSIONS, errors)
+    table = _opened(connection, "impressions", places_of(places), _IMPRESSIONS, errors)
     if errors or table is None:
         raise ValueError("; ".join(errors))
     return table
+
+
+def _opened(
+    connection: Backend,
+    name: str,
+    places: list[str],
+    columns: tuple[_Column, ...],
+    errors: list[str],
+) -> Table | None:
+    """Returns the tables of all places as one; none without places or with errors."""
+    tables: list[Table] = []
+    for place in places:
+        called = f"{name} ({place})" if len(places) > 1 else name
+        table = _open(connection, called, place, columns, errors)
+        if table is not None:
+            tables.append(table)
+    if not tables or errors:
+        return None
+    if len(tables) > 1 and "request_id" in tables[0].columns:
+        numbered = [t.select("request_id", place=ibis.literal(i)) for i, t in enumerate(tables)]
+        requests: Table = (
+            ibis.union(*numbered).group_by("request_id").agg(places=lambda t: t.place.nunique())
+        )
+        num_shared = _scalar(requests.filter(requests.places > 1).count())
+        if num_shared:
+            errors.append(
+                f"table {name}: {num_shared} request_ids occur in more than one of "
+                f"{', '.join(places)}: they overlap, or ids are not unique"
+            )
+    return ibis.union(*tables) if len(tables) > 1 else tables[0]
 
 
 def _open(
@@ -161,10 +237,13 @@ def _open(
 
 
 def _column(table: Table, column: _Column, schema: ibis.Schema) -> Any:
-    kind = {_ID: "string", "number": "float64", "timestamp": "timestamp(6)"}.get(column.wanted)
+    kind = _TYPES.get(column.wanted, column.wanted)
     if column.name not in schema:
-        return ibis.null(kind or "string")
-    return table[column.name].cast(kind) if kind else table[column.name]
+        return ibis.null(kind)
+    value = table[column.name]
+    if column.wanted == _SIDE_INFORMATION:  # the order of the fields may differ
+        return value.map(lambda item: ibis.struct({"kind": item["kind"], "text": item["text"]}))
+    return value.cast(kind)
 
 
 def _scalar(expression: Any) -> Any:

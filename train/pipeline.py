@@ -10,7 +10,14 @@ from typing import TypeVar
 
 import msgspec
 
-from train.config import ClickModelConfig, EncoderConfig, GeneratorConfig, TrainConfig
+from train.config import (
+    ClickModelConfig,
+    EncoderConfig,
+    GeneratorConfig,
+    Places,
+    TrainConfig,
+    places_of,
+)
 from train.stages import Stage
 
 SIMULATED = "simulated"
@@ -61,7 +68,8 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
     def mine(out: Path) -> str:
         from train.mine import mine as mine_logs
 
-        searches, impressions = config.logs.searches, config.logs.impressions
+        searches: Places = config.logs.searches
+        impressions: Places = config.logs.impressions
         if not own_logs:
             simulated = run / SIMULATED
             searches = str(simulated / "searches.parquet")
@@ -160,7 +168,10 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             ),
         )
         if reports is None:
-            return "no impressions, no click model"
+            return (
+                "no click model, because the logs have no impressions: suggestions are served in "
+                "their prior order"
+            )
         whole = reports["all"]
         return (
             f"held-out AUC {whole.model.auc:.3f} (position only {whole.position_only.auc:.3f}) "
@@ -264,15 +275,15 @@ def _existing(path: str, setting: str) -> Path:
     return Path(path)
 
 
-def _identity(place: str) -> list[tuple[str, int, int]]:
-    """Returns name, size and time of change of the files at a place, which tell logs apart."""
-    path = Path(place)
-    if not place:
-        return []
-    if any(c in place for c in "*?["):
-        found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-    else:
-        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+def _identity(places: Places) -> list[tuple[str, int, int]]:
+    """Returns name, size and time of change of the files at the places, which tell logs apart."""
+    found: list[Path] = []
+    for place in places_of(places):
+        path = Path(place)
+        if any(c in place for c in "*?["):
+            found += sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        else:
+            found += sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     return [
         (str(f), f.stat().st_size, f.stat().st_mtime_ns) if f.exists() else (str(f), 0, 0)
         for f in found

@@ -6,29 +6,21 @@ texts, need k distinct users who were shown it, or they are left out of the row.
 stays if it starts a k-anonymous query, whose users all typed through it.
 """
 
-from bisect import bisect_left
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import ibis
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.prompt import COOCCURRING, SESSION
 from train.config import TrainConfig
 from train.logs import Table
+from train.sessions import is_valid
+from train.workspace import Workspace, number_of, rows_of
 
 IMPRESSIONS = "impressions.parquet"
 _MAX_POSITIONS = 20
 _MIN_IMPRESSIONS = 30  # per position, for its click rate to be believed
-
-
-class Keep(Protocol):
-    """Runs an expression and returns its kept result as a table."""
-
-    def __call__(self, name: str, expression: Table) -> Table:
-        """Keeps the result under a name."""
-        ...
 
 
 class Shown(NamedTuple):
@@ -52,8 +44,8 @@ def mine_shown(
     *,
     clean: Table,
     public: Table,
-    cut: Any,
-    keep: Keep,
+    split: int,
+    workspace: Workspace,
     out: Path,
 ) -> Shown:
     """Writes impressions.parquet into `out`.
@@ -63,14 +55,15 @@ def mine_shown(
         impressions: validated table with `user`, what k counts.
         clean: raw texts and what they became (anonymity.CLEAN_SCHEMA).
         public: the k-anonymous queries.
-        cut: time from which on rows are for validation.
-        keep: runs an expression.
+        split: second from which on rows are for validation, see `sessions.split_second`.
+        workspace: runs expressions.
         out: directory.
     """
-    k = config.mine.min_users
+    k, keep = config.mine.min_users, workspace.keep
     names = [s.name for s in config.scenarios]
     completing = [s.name for s in config.scenarios if s.completes_prefix]
-    known = impressions.filter(impressions.shown & impressions.scenario.isin(names))
+    seen = impressions.filter(impressions.shown & impressions.scenario.isin(names))
+    known = seen.filter(seen.request_id.notnull() & seen.time.notnull() & seen.position.notnull())
     queries = clean.select(raw_query="raw", query_text="text", query_prefix="prefix")
     texts = clean.select(raw_text="raw", clean_text="text")
     auxiliary = clean.select(raw_auxiliary="raw", clean_auxiliary="text")
@@ -86,10 +79,10 @@ def mine_shown(
             "scenario",
             "position",
             "source",
-            "clicked",
             "propensity",
             "user",
             "side_information",
+            clicked=rows.clicked.fill_null(False),
             completes=completes,
             query=ibis.ifelse(completes, rows.query_prefix, rows.query_text),
             text=rows.clean_text,
@@ -98,7 +91,7 @@ def mine_shown(
     )
     position_ctr = _position_ctr(rows)
     with_text = keep("with_text", rows.semi_join(_anonymous_texts(rows, public, k), "text"))
-    anonymous = _anonymous_rows(with_text, public, k, keep)
+    anonymous = _anonymous_rows(with_text, public, k, workspace)
     side = keep("side_information", _side_information(rows, clean, public, config))
     joined = anonymous.left_join(side, anonymous.request_id == side.side_request)
     no_items = ibis.literal([], type="array<struct<kind: string, text: string>>")
@@ -114,21 +107,24 @@ def mine_shown(
         "propensity",
         "auxiliary_text",
         side_information=ibis.coalesce(joined.items, no_items),
-        split=ibis.ifelse(joined.time >= cut, "valid", "train"),
+        split=ibis.ifelse(is_valid(joined.time, split), "valid", "train"),
     )
-    result.order_by("time", "request_id", "position").to_parquet(out / IMPRESSIONS)
-    num_total, num_shown, num_with_text = (
-        _number(t.count()) for t in (impressions, rows, with_text)
+    order = ["time", "request_id", "position", "text"]
+    ties = ["query", "source", "clicked", "propensity", "auxiliary_text"]
+    workspace.write(result.order_by(*order, *ties), out / IMPRESSIONS)
+    num_total, num_seen, num_known, num_with_text = (
+        number_of(t.count()) for t in (impressions, seen, rows, with_text)
     )
     num_left = pq.read_metadata(out / IMPRESSIONS).num_rows
     return Shown(
         num_rows=num_left,
-        num_clicks=_number(anonymous.clicked.sum()),
+        num_clicks=number_of(anonymous.clicked.sum()),
         position_ctr=position_ctr,
         unknown_click_ratio=_unknown_click_ratio(rows, public, position_ctr),
         dropped={
-            "impression_not_shown_or_unknown_scenario": num_total - num_shown,
-            "impression_text_refused_or_below_k": num_shown - num_with_text,
+            "impression_not_shown_or_unknown_scenario": num_total - num_seen,
+            "impression_missing_value": num_seen - num_known,
+            "impression_text_refused_or_below_k": num_known - num_with_text,
             "impression_query_refused_or_below_k": num_with_text - num_left,
         },
     )
@@ -142,38 +138,38 @@ def _anonymous_texts(rows: Table, public: Table, k: int) -> Table:
     return public.select("text").union(clicked_texts, distinct=True)
 
 
-def _anonymous_rows(rows: Table, public: Table, k: int, keep: Keep) -> Table:
-    """Returns the rows whose query is k-anonymous; auxiliary texts that are not become null."""
+def _anonymous_rows(rows: Table, public: Table, k: int, workspace: Workspace) -> Table:
+    """Returns rows whose query is k-anonymous; other auxiliary texts and sources become null."""
     searched = rows.filter(~rows.completes).semi_join(public, [("query", "text")])
     typed = rows.filter(rows.completes)
-    prefixes = _anonymous_prefixes(typed, public, keep)
+    prefixes = workspace.keep("prefixes", _anonymous_prefixes(typed, public))
     typed = typed.semi_join(prefixes, [("query", "prefix")])
-    rows = keep("anonymous_rows", searched.union(typed))
-    readers = rows.group_by("auxiliary_text").agg(num_users=rows.user.nunique())
-    read = readers.filter(readers.num_users >= k).select(read_text="auxiliary_text")
-    joined = rows.drop("side_information").left_join(read, rows.auxiliary_text == read.read_text)
-    return joined.mutate(auxiliary_text=joined.read_text).drop("read_text")
+    rows = workspace.keep("anonymous_rows", searched.union(typed))
+    rows = rows.drop("side_information")
+    return _without_rare(_without_rare(rows, "auxiliary_text", k), "source", k)
 
 
-def _anonymous_prefixes(typed: Table, public: Table, keep: Keep) -> Table:
-    """Returns the typed prefixes that start a k-anonymous query (binary search in Python)."""
-    wanted = typed.select("query").distinct().to_pyarrow()["query"].to_pylist()
-    texts = [t.encode() for t in public.select("text").to_pyarrow()["text"].to_pylist()]
-    found = [p for p in wanted if p is not None and _starts_one(p.encode(), texts)]
-    return keep("prefixes", ibis.memtable(pa.table({"prefix": pa.array(found, pa.string())})))
+def _without_rare(rows: Table, column: str, k: int) -> Table:
+    """Returns the rows with values of a column that fewer than k users were shown made null."""
+    readers = rows.group_by(column).agg(num_users=rows.user.nunique())
+    common = readers.filter(readers.num_users >= k).select(common=column)
+    joined = rows.left_join(common, rows[column] == common.common)
+    return joined.mutate(**{column: joined.common}).drop("common")
 
 
-def _starts_one(prefix: bytes, sorted_texts: list[bytes]) -> bool:
-    position = bisect_left(sorted_texts, prefix)
-    return position < len(sorted_texts) and sorted_texts[position].startswith(prefix)
+def _anonymous_prefixes(typed: Table, public: Table) -> Table:
+    """Returns the typed prefixes that start a k-anonymous query, as `prefix`."""
+    ends = public.select("text", end=ibis.range(1, public.text.length() + 1)).unnest("end")
+    starts = ends.select(start=ends.text.substr(0, ends.end))
+    wanted = typed.select(prefix="query").distinct()
+    return wanted.semi_join(starts, [("prefix", "start")])
 
 
 def _side_information(rows: Table, clean: Table, public: Table, config: TrainConfig) -> Table:
     """Returns per request its k-anonymous side information: side_request, items."""
-    requests = rows.group_by("request_id").agg(
-        user=rows.user.argmin(rows.position),
-        side_information=rows.side_information.argmin(rows.position),
-    )
+    by_place = ibis.window(group_by="request_id", order_by=["position", "text", "user"])
+    ranked = rows.mutate(rank=ibis.row_number().over(by_place))
+    requests = ranked.filter(ranked["rank"] == 0).select("request_id", "user", "side_information")
     items = requests.unnest("side_information", offset="place", keep_empty=False)
     items = items.select(
         "request_id",
@@ -191,10 +187,12 @@ def _side_information(rows: Table, clean: Table, public: Table, config: TrainCon
     queries = items.filter(is_query).semi_join(public, "text")
     others = items.filter(~is_query).semi_join(readers, ["kind", "text"])
     kept = queries.union(others)
-    pair = ibis.struct({"kind": kept.kind, "text": kept.text})
-    kept = kept.mutate(item=pair)
-    return kept.group_by(side_request="request_id").agg(
-        items=kept.item.collect(order_by=kept.place)
+    placed = ibis.struct({"place": kept.place, "kind": kept.kind, "text": kept.text})
+    grouped = kept.group_by(side_request="request_id").agg(items=placed.collect())
+    in_order = grouped.items.sort()
+    return grouped.select(
+        "side_request",
+        items=in_order.map(lambda item: ibis.struct({"kind": item.kind, "text": item.text})),
     )
 
 
@@ -211,11 +209,10 @@ def _unknown_click_ratio(
     known = public.select(known_text="text")
     joined = rows.filter(rows.text.notnull()).left_join(known, rows.text == known.known_text)
     marked = joined.mutate(is_known=joined.known_text.notnull())
-    counted = (
-        marked.group_by("scenario", "position", "is_known")
-        .agg(num_shown=marked.count(), num_clicks=marked.clicked.sum())
-        .to_pyarrow()
-        .to_pylist()
+    counted = rows_of(
+        marked.group_by("scenario", "position", "is_known").agg(
+            num_shown=marked.count(), num_clicks=marked.clicked.sum()
+        )
     )
     ratios: dict[str, float] = {}
     for scenario, rates in position_ctr.items():
@@ -237,12 +234,10 @@ def _position_ctr(rows: Table) -> dict[str, list[float]]:
 
     Too few impressions at a position: its predecessor's. None at position 1: no entry.
     """
-    counted = (
+    counted = rows_of(
         rows.group_by("scenario", "position")
         .agg(num_shown=rows.count(), num_clicks=rows.clicked.sum())
         .order_by("scenario", "position")
-        .to_pyarrow()
-        .to_pylist()
     )
     rates: dict[str, list[float]] = {}
     for row in counted:
@@ -255,7 +250,3 @@ def _position_ctr(rows: Table) -> dict[str, list[float]]:
         believed = row["num_shown"] >= _MIN_IMPRESSIONS
         rate.append(row["num_clicks"] / row["num_shown"] if believed else rate[-1])
     return {name: [round(r / rate[0], 4) for r in rate] for name, rate in rates.items()}
-
-
-def _number(expression: Any) -> int:
-    return int(expression.to_pyarrow().as_py() or 0)

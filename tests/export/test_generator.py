@@ -22,10 +22,10 @@ from engine.vocabulary import EOS_ID, FIRST_TEXT_ID, SEP_ID
 from export import parity
 from export.calibration import activation_scales
 from export.checkpoint import Run, decoder_checkpoint
-from export.decoder import DecoderShape
 from export.generator import Mode, build_generator
 from export.requests import decoding, max_new_tokens, sample_requests
 from export.sample import write_sample_run
+from train.decoder import DecoderShape
 from train.reference import decode
 
 MODES: tuple[Mode, ...] = ("slots", "list", "beam")

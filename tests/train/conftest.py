@@ -94,7 +94,7 @@ def write_mined(run: Path) -> None:
                 "target": columns[1],
                 "num_pairs": [9] * len(pairs),
                 "num_users": [5] * len(pairs),
-                "npmi": columns[2],
+                "association": columns[2],
             }
         ),
         mined / "pairs.parquet",

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,22 @@ def test_mining_without_impressions_is_enough_for_all_but_the_click_model(
     assert "max_tokens = 48" in (run / "config.toml").read_text()
 
 
+def test_logs_of_two_places_are_mined_together_and_again_when_one_changes(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    table = pq.read_table(simulated_logs.searches)
+    for name, rows in (("old", table.slice(0, 900)), ("new", table.slice(900))):
+        (tmp_path / name).mkdir()
+        pq.write_table(rows, tmp_path / name / "searches.parquet")
+    both = ("--logs", tmp_path / "old", "--logs", tmp_path / "new", "--run", tmp_path / "run")
+    assert called("mine", "--size", "tiny", *both).exit_code == 0
+    summary = json.loads((tmp_path / "run/mined/summary.json").read_text())
+    assert summary["num_searches"] == table.num_rows
+    assert "skipped" in called("mine", "--size", "tiny", *both).stdout
+    pq.write_table(table.slice(1000), tmp_path / "new/searches.parquet")
+    assert "skipped" not in called("mine", "--size", "tiny", *both).stdout
+
+
 def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: Path) -> None:
     # The hand-made log has few texts: fewer ids than a tiny vocabulary has room for.
     config = config_file(tmp_path, simulated_logs.searches, simulated_logs.impressions)
@@ -105,7 +122,17 @@ def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: 
 
 def test_help_names_every_command() -> None:
     result = called("--help")
-    for name in ("simulate", "mine", "tokenizer", "encoder", "sft", "click", "index", "run"):
+    for name in (
+        "simulate",
+        "mine",
+        "tokenizer",
+        "encoder",
+        "sft",
+        "click",
+        "index",
+        "run",
+        "import",
+    ):
         assert name in result.stdout
 
 
@@ -113,4 +140,4 @@ def test_help_names_every_command() -> None:
 def test_options_are_few(stage: str) -> None:
     result = called(stage, "--help")
     options = {w for w in result.stdout.split() if w.startswith("--")}
-    assert options == {"--config", "--run", "--size", "--force", "--help"}
+    assert options == {"--config", "--logs", "--run", "--size", "--force", "--help"}

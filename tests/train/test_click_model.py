@@ -12,8 +12,10 @@ from transformers import LlamaModel
 from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from train.backbone import llama_config, shapes_of
 from train.click_data import intended_ranks, make_batch, read_requests, training_order
+from train.click_fitting import check_logits
 from train.click_model import ClickModel, load_click_model, save_click_model
-from train.click_training import ClickReport, check_logits, click_logits, train_click_model
+from train.click_scoring import click_logits
+from train.click_training import ClickReport, train_click_model
 from train.config import ClickModelConfig
 from train.shared_prefix import collate, pack
 
@@ -105,7 +107,7 @@ def test_requests_are_read_as_they_were_shown(clicked_run: Path) -> None:
         for q in pq.read_table(clicked_run / "mined/queries.parquet").to_pylist()
     }
     npmi = {
-        (p["source"], p["target"]): p["npmi"]
+        (p["source"], p["target"]): p["association"]
         for p in pq.read_table(clicked_run / "mined/pairs.parquet").to_pylist()
     }
     num_linked = 0

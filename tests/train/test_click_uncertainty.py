@@ -106,20 +106,26 @@ def test_far_from_the_data_it_is_less_sure() -> None:
 
 def test_what_is_not_seen_is_found_in_clicks_on_the_same_text() -> None:
     random = np.random.default_rng(0)
-    num_texts, num_shown = 4000, 12
+    num_texts, num_shown = 6000, 12
     pair_N = np.repeat(np.arange(num_texts), num_shown)
-    predicted_N = random.uniform(0.05, 0.3, len(pair_N))
-    for variance in (0.0, 0.25):
-        scale = np.log1p(variance)
-        factor = np.exp(np.sqrt(scale) * random.normal(size=num_texts) - scale / 2)
-        clicked_N = random.random(len(pair_N)) < predicted_N * factor[pair_N]
-        found = unseen_variance(predicted_N, clicked_N, pair_N)
-        assert found == pytest.approx(variance, abs=0.05)
+    predicted_N = random.uniform(0.1, 0.3, len(pair_N))
+    for variance in (0.0, 0.5, 1.0):
+        factor = np.ones(num_texts)
+        if variance:
+            factor = random.gamma(1 / variance, variance, num_texts)
+        true_N = np.minimum(predicted_N * factor[pair_N], 1.0)
+        clicked_N = random.random(len(pair_N)) < true_N
+        expected = np.square(true_N - predicted_N).sum() / np.square(predicted_N).sum()
+        found = unseen_variance(predicted_N, clicked_N, pair_N, prior=0.3)
+        assert found == pytest.approx(expected, abs=0.1)
 
 
-def test_texts_that_never_repeat_leave_the_prior() -> None:
-    predicted_N = np.full(100, 0.1)
-    assert unseen_variance(predicted_N, np.zeros(100, bool), np.arange(100)) == 0.5
+def test_texts_that_hardly_repeat_leave_the_prior() -> None:
+    predicted_N = np.full(100, 0.02)
+    nothing = np.zeros(100, bool)
+    assert unseen_variance(predicted_N, nothing, np.arange(100), prior=0.7) == 0.7
+    # Fifty texts twice without a click do not show that there is no spread.
+    assert unseen_variance(predicted_N, nothing, np.arange(100) // 2, prior=0.7) > 0.6
 
 
 def test_prediction_is_the_mean_of_a_distribution_with_mass_near_zero() -> None:
@@ -172,7 +178,7 @@ def test_saved_uncertainty_loads_to_the_same_bounds(tmp_path: Path) -> None:
     loaded = load_uncertainty(tmp_path)
     x_NE, is_known = np.array([[0.3, -1.0]] * 2), np.array([True, False])
     for scenario in ("s", "other", "unknown"):
-        bounds = (u.lower_bound(scenario, x_NE, is_known) for u in (loaded, saved))
-        assert np.array_equal(*bounds)
+        first, second = (u.lower_bound(scenario, x_NE, is_known) for u in (loaded, saved))
+        assert first.tolist() == second.tolist()
     with pytest.raises(ValueError, match="is missing"):
         load_uncertainty(tmp_path / "nowhere")

@@ -21,7 +21,8 @@ def test_example_configurations_are_valid_and_name_their_size(path: Path) -> Non
 def test_effective_configuration_reads_back_as_itself(tmp_path: Path) -> None:
     path = written(
         tmp_path,
-        'seed = 7\n[mine]\nunsafe_words = "a \\"b\\" \\u007f\\\\c"\nmin_users = 3\n'
+        'seed = 7\n[logs]\nsearches = ["a.parquet", "b/*.parquet"]\nimpressions = "i"\n'
+        '[mine]\nunsafe_words = "a \\"b\\" \\u007f\\\\c"\nmin_users = 3\n'
         '[[scenarios]]\nname = "next"\ndescription = "what is next"\n',
     )
     config = read_config(path, size="tiny")
@@ -50,6 +51,8 @@ def test_all_errors_are_reported_together(tmp_path: Path) -> None:
         ("[[scenarios]]\nname = 'a'\ndescription = ''\nnum_slots = 99", "num_slots is 99"),
         ("scenarios = []", "scenarios is empty"),
         ("[logs]\nimpressions = 'x.parquet'", "logs.searches"),
+        ("[logs]\nsearches = ['x', 'x']", "must name different places"),
+        ("[logs]\nsearches = ['x', '']", "must name different places"),
         ("[generator]\nbase_checkpoint = 'gpt'", "only size base"),
         ("[generator]\nlearning_rate = 0", "learning_rate is 0"),
         ("[prompt]\nmax_tokens = 10", "max_tokens is 10"),
@@ -66,6 +69,25 @@ def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path, content: str, p
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.toml: cannot be read"):
         read_config(tmp_path / "absent.toml")
+
+
+def test_logs_are_found_in_directories_and_override_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[logs]\nsearches = 'other.parquet'\n")
+    for name in ("old/searches", "old/impressions", "new/impressions"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.parquet").touch()
+    old, new = tmp_path / "old", tmp_path / "new"
+    config = read_config(path, logs=[old, new])
+    assert config.logs.searches == str(old / "searches.parquet")
+    assert config.logs.impressions == [str(d / "impressions.parquet") for d in (old, new)]
+    (new / "impressions.parquet").rename(new / "searches.parquet")
+    assert read_config(path, logs=[new]).logs.impressions == ""
+    assert read_config(path).logs.searches == "other.parquet"
+    with pytest.raises(ValueError, match=r"absent: holds neither searches\.parquet nor"):
+        read_config(path, logs=[new, tmp_path / "absent"])
+    (old / "searches.parquet").unlink()
+    with pytest.raises(ValueError, match=r"no directory holds searches\.parquet"):
+        read_config(path, logs=[old])
 
 
 def test_sections_are_immutable() -> None:

@@ -43,7 +43,7 @@ def test_index_answers_what_was_mined(run: Path) -> None:
     row = index.find(queries[3]["text"])
     assert row == 3
     expected = sorted(
-        (-p["npmi"], p["target"]) for p in pairs if p["source"] == queries[3]["text"]
+        (-p["association"], p["target"]) for p in pairs if p["source"] == queries[3]["text"]
     )[:2]
     rows, npmi = index.neighbours(row)
     assert [index.text(r) for r in rows] == [text for _, text in expected]

@@ -7,11 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from train import logs
+from train.config import MineConfig, Places
 
 
-def opened(directory: Path, searches: str, impressions: str = "") -> logs.LogTables:
-    connection = logs.connect(memory_limit_mb=256, num_threads=1, spill_directory=directory)
+def opened(directory: Path, searches: Places, impressions: Places = "") -> logs.LogTables:
+    connection = logs.connect(MineConfig(memory_limit_mb=256, num_threads=1), directory)
     return logs.open_tables(connection, searches=searches, impressions=impressions)
+
+
+def rows_of(table: Any) -> list[dict[str, Any]]:
+    return table.to_pyarrow().to_pylist()
 
 
 def changed(source: Path, target: Path, **columns: Any) -> str:
@@ -97,3 +102,57 @@ def test_times_with_a_zone_become_utc_and_ids_strings(tmp_path: Path) -> None:
     row = opened(tmp_path, str(tmp_path / "s.parquet")).searches.to_pyarrow().to_pylist()[0]
     assert row["session_id"] == "7"
     assert row["time"] == datetime(2024, 7, 1, 16)
+
+
+def test_tables_of_several_places_are_one_and_absent_columns_null(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    old = pq.read_table(simulated_logs.impressions).slice(0, 90)
+    new = old.slice(0, 9).drop_columns(
+        ["user_key", "propensity", "auxiliary_text", "side_information"]
+    )
+    new = new.append_column("bundle_id", pa.array(["b"] * 9))
+    swapped = pa.list_(pa.struct([("text", pa.string()), ("kind", pa.string())]))
+    items = pa.array([[{"text": "tea", "kind": "session"}]] + [None] * 8, swapped)
+    new = new.append_column("side_information", items)
+    for name, values in {
+        "request_id": pa.array(range(9)),
+        "position": pa.array([1] * 9, pa.int16()),
+        "time": pa.array([datetime(2026, 1, 1)] * 9, pa.timestamp("ms", tz="Asia/Tokyo")),
+    }.items():
+        new = new.set_column(new.column_names.index(name), name, values)
+    pq.write_table(old, tmp_path / "old.parquet")
+    pq.write_table(new, tmp_path / "new.parquet")
+    places = [str(tmp_path / f"{name}.parquet") for name in ("old", "new")]
+
+    searches = str(simulated_logs.searches)
+    both = rows_of(opened(tmp_path, [searches], places).impressions)
+
+    alone = rows_of(opened(tmp_path, searches, places[0]).impressions)
+    added = [row for row in both if row not in alone]
+    assert len(both) == 99
+    assert len(added) == 9
+    assert {r["request_id"] for r in added} == {str(n) for n in range(9)}
+    assert {(r["user_key"], r["propensity"], r["auxiliary_text"]) for r in added} == {(None,) * 3}
+    assert {r["time"] for r in added} == {datetime(2026, 1, 1)}
+    items = [r["side_information"] for r in added if r["side_information"]]
+    assert items == [[{"kind": "session", "text": "tea"}]]
+
+
+def test_each_place_is_checked_and_named(simulated_logs: Any, tmp_path: Path) -> None:
+    good = str(simulated_logs.searches)
+    bad = changed(simulated_logs.searches, tmp_path / "s.parquet", query=None)
+    with pytest.raises(ValueError, match=r"searches \(.*s\.parquet\) misses the columns query"):
+        opened(tmp_path, [good, bad])
+
+
+def test_overlapping_impressions_are_refused(simulated_logs: Any, tmp_path: Path) -> None:
+    table = pq.read_table(simulated_logs.impressions)
+    pq.write_table(table.slice(0, 6), tmp_path / "i.parquet")
+    requests = len(set(table["request_id"].slice(0, 6).to_pylist()))
+    with pytest.raises(ValueError, match=f"{requests} request_ids occur in more than one of"):
+        opened(
+            tmp_path,
+            str(simulated_logs.searches),
+            [str(simulated_logs.impressions), str(tmp_path / "i.parquet")],
+        )

@@ -7,11 +7,12 @@ on the bundle's index and graph. Knows nothing of measures.
 
 # N impressions (rows), U requests
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +32,25 @@ from engine.scoring import CandidateInputs
 from engine.text import normalise, normalise_prefix
 from train.evaluation.click_measures import Flags, Ids
 from train.evaluation.intervals import Floats
-from train.simulator import Truth
+from train.evaluation.lists import ListTruth
 
 _BATCH_SIZE = 32  # requests a run of the graph
+
+
+class ClickTruth(ListTruth, Protocol):
+    """A truth that tells attraction from position, such as `train.simulator.Truth`."""
+
+    def attraction_after_fatigue(
+        self,
+        scenario: str,
+        queries: Sequence[str],
+        listings: Sequence[Sequence[str]],
+        *,
+        sessions: Sequence[Sequence[str]] | None = None,
+        questions: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Returns P(click | seen) within R lists, float64 (R, longest list)."""
+        ...
 
 
 class LoggedRequest(NamedTuple):
@@ -75,7 +92,8 @@ def validation_start(mined: Path) -> datetime.datetime:
     if not path.is_file():
         raise ValueError(f"{path} is missing: the run was mined without impressions")
     table = pq.read_table(path, columns=["time", "split"])
-    start = pc.min(table.filter(pc.field("split") == "valid")["time"]).as_py()
+    times = table.filter(pc.field("split") == "valid")["time"].to_pylist()
+    start = min(times, default=None)
     if start is None:
         raise ValueError(f"{path} has no impressions for validation: raise mine.valid_share")
     return start
@@ -176,17 +194,15 @@ class Scorer:
         context_ids = self._bundle.renderer.click_context(request.scenario, query, side)
         return self._inputs.row(query, context_ids, candidates)
 
-    def logits(self, rows: list[ScoreRow]) -> list[Floats]:
-        """Returns the graph's logits, float64 (C) each, in the order of the rows."""
+    def logits(self, rows: list[ScoreRow]) -> list[NDArray[np.float32]]:
+        """Returns the graph's logits, float32 (C) each, in the order of the rows."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].context_ids))
-        logits: dict[int, Floats] = {}
+        logits: dict[int, NDArray[np.float32]] = {}
         for start in range(0, len(order), _BATCH_SIZE):
             part = order[start : start + _BATCH_SIZE]
             width = max(len(rows[i].candidate_ids) for i in part)
-            for i, logits_C in zip(
-                part, self._graph.run([rows[i] for i in part], width), strict=True
-            ):
-                logits[i] = logits_C.astype(np.float64)
+            found = self._graph.run([rows[i] for i in part], width)
+            logits.update(zip(part, found, strict=True))
         return [logits[i] for i in range(len(rows))]
 
     def features(self, requests: list[LoggedRequest]) -> dict[str, Floats]:
@@ -199,7 +215,7 @@ class Scorer:
             "overlap": features_NF[:, FEATURE_NAMES.index("trigram_overlap")],
         }
 
-    def scored(self, scenario: str, requests: list[LoggedRequest], truth: Truth) -> ClickRows:
+    def scored(self, scenario: str, requests: list[LoggedRequest], truth: ClickTruth) -> ClickRows:
         """Returns the rows of the requests of one scenario."""
         spec = self._bundle.scenarios[scenario]
         candidates = [self.candidates(r) for r in requests]

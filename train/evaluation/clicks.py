@@ -17,8 +17,7 @@ Intervals are 95 %, over requests. The calibration was fitted on clicks of the s
 two numbers a scenario. Knows nothing of how the model was trained.
 """
 
-# N impressions, U requests
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +26,14 @@ import numpy as np
 from engine.attribution import Source
 from train import simulator
 from train.evaluation.click_coverage import Coverage, UncertainModel, coverage
-from train.evaluation.click_measures import (
-    Auc,
-    BinnedRates,
-    Flags,
-    NormalisedEntropy,
-    RelativeError,
+from train.evaluation.click_measures import BinnedRates
+from train.evaluation.click_quality import (
+    GOALS,
+    MIN_CLICKS,
+    ClickQuality,
+    PickedQuality,
+    picked_quality,
+    quality,
 )
 from train.evaluation.click_rows import (
     ClickRows,
@@ -41,49 +42,11 @@ from train.evaluation.click_rows import (
     read_requests,
     validation_start,
 )
-from train.evaluation.intervals import NUM_RESAMPLES, Floats, Interval, statistic_interval
+from train.evaluation.intervals import NUM_RESAMPLES, Floats
 from train.evaluation.served import Asked, ServedBundle
 from train.simulator.tables import IMPRESSIONS_NAME
 
-GOALS = {"auc_share": 0.85, "gauc_share": 0.85, "true_ece": 0.05}  # at least, at least, at most
-_MIN_CLICKS = 10  # of a source, for its figures to say anything
-_MAX_TRAINING_REQUESTS = 20_000  # of each scenario, for the rivals
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClickQuality:
-    """Figures of the impressions of one scenario and one source, or of all sources."""
-
-    num_requests: int
-    num_impressions: int
-    num_clicks: int
-    auc: Interval
-    oracle_auc: Interval
-    auc_share: Interval
-    gauc: Interval
-    oracle_gauc: Interval
-    gauc_share: Interval
-    bias: Interval  # mean served probability / mean true probability - 1
-    true_ece: Interval
-    relative_ece: Interval
-    oracle_ece: float
-    normalised_entropy: Interval
-    rival_entropy: dict[str, float]  # "position", "popularity", "overlap", "oracle"
-    entropy_below_position: Interval  # normalised entropy - that of position only
-    met: dict[str, bool]  # goal -> whether its point estimate meets it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PickedQuality:
-    """Calibration on items that the bundle picked for held-out queries, without sampling noise."""
-
-    num_queries: int
-    num_items: int
-    mean_true: float
-    bias: Interval
-    true_ece: Interval
-    first_bias: Interval  # of the items at position 1
-    generated_bias: Interval  # of the items that the generator wrote; nan if there are none
+_MAX_TRAINING_REQUESTS = 20_000  # for the rivals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +108,7 @@ def evaluate_clicks(
         own = [r for r in lists if r.scenario == name and r.texts]
         if own:
             rows = scorer.scored(name, own, truth)
-            picked[name] = _picked_quality(rows, num_resamples, seed)
+            picked[name] = picked_quality(rows, num_resamples=num_resamples, seed=seed)
             covered[name]["picked"] = coverage(model, name, rows.inputs, rows.attraction_N)
     return ClickEvaluation(
         fingerprint=record.fingerprint,
@@ -157,102 +120,6 @@ def evaluate_clicks(
     )
 
 
-def quality(
-    rows: ClickRows,
-    rivals: dict[str, Floats],
-    mask: Flags | None = None,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> ClickQuality:
-    """Returns the figures of some impressions of one scenario.
-
-    Args:
-        rows: impressions.
-        rivals: name -> click probability float64 (N); "position" among them.
-        mask: which rows; all if None.
-        num_resamples: of the intervals.
-        seed: of the intervals.
-
-    Raises:
-        ValueError: fewer than 10 clicks or skips, or a probability that is not a number.
-    """
-    mask = np.ones(len(rows.clicked_N), np.bool_) if mask is None else mask
-    clicked, true, served = rows.clicked_N[mask], rows.true_N[mask], rows.served_N[mask]
-    num_clicks = int(clicked.sum())
-    if min(num_clicks, len(clicked) - num_clicks) < _MIN_CLICKS:
-        raise ValueError(
-            f"{num_clicks} of {len(clicked)} held-out impressions are clicked: ranking and "
-            f"calibration need at least {_MIN_CLICKS} clicks and as many skips"
-        )
-    for name, values in (("served", served), ("true", true)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"{int((~np.isfinite(values)).sum())} {name} probabilities are nan")
-    requests, request_N = np.unique(rows.request_N[mask], return_inverse=True)
-    position = rows.position_N[mask]
-
-    def interval(statistic: Callable[[Floats], float]) -> Interval:
-        return statistic_interval(
-            lambda weight_U: statistic(weight_U[request_N]), len(requests), num_resamples, seed
-        )
-
-    auc, oracle_auc = Auc(served, clicked), Auc(true, clicked)
-    gauc, oracle_gauc = Auc(served, clicked, position), Auc(true, clicked, position)
-    entropy = NormalisedEntropy(served, clicked)
-    rival_entropy = {n: NormalisedEntropy(p[mask], clicked) for n, p in rivals.items()}
-    rival_entropy["oracle"] = NormalisedEntropy(true, clicked)
-    ones = np.ones(len(clicked))
-    figures = {
-        "auc_share": interval(share(auc, oracle_auc)),
-        "gauc_share": interval(share(gauc, oracle_gauc)),
-        "true_ece": interval(RelativeError(served, true)),
-    }
-    below = interval(lambda w: entropy(w) - rival_entropy["position"](w))
-    return ClickQuality(
-        num_requests=len(requests),
-        num_impressions=len(clicked),
-        num_clicks=num_clicks,
-        auc=interval(auc),
-        oracle_auc=interval(oracle_auc),
-        gauc=interval(gauc),
-        oracle_gauc=interval(oracle_gauc),
-        **figures,
-        bias=interval(_bias(served, true)),
-        relative_ece=interval(RelativeError(served, clicked.astype(np.float64))),
-        oracle_ece=RelativeError(true, clicked.astype(np.float64))(ones),
-        normalised_entropy=interval(entropy),
-        rival_entropy={name: measure(ones) for name, measure in rival_entropy.items()},
-        entropy_below_position=below,
-        met={
-            "auc_share": figures["auc_share"].mean >= GOALS["auc_share"],
-            "gauc_share": figures["gauc_share"].mean >= GOALS["gauc_share"],
-            "true_ece": figures["true_ece"].mean <= GOALS["true_ece"],
-            "entropy_below_position": below.mean < 0,
-        },
-    )
-
-
-def share(auc: Callable[[Floats], float], oracle: Callable[[Floats], float]) -> Callable:
-    """Returns the share of the oracle's AUC above chance as a function of weights.
-
-    nan where the oracle is no better than chance: then nothing can be known.
-    """
-
-    def value(weight_N: Floats) -> float:
-        best = oracle(weight_N) - 0.5
-        return (auc(weight_N) - 0.5) / best if best > 0 else float("nan")
-
-    return value
-
-
-def _bias(predicted_N: Floats, true_N: Floats) -> Callable[[Floats], float]:
-    def value(weight_N: Floats) -> float:
-        true = float(weight_N @ true_N)
-        return float(weight_N @ predicted_N) / true - 1 if true > 0 else float("nan")
-
-    return value
-
-
 def _by_source(
     rows: ClickRows, rivals: dict[str, Floats], num_resamples: int, seed: int
 ) -> dict[str, ClickQuality]:
@@ -262,7 +129,7 @@ def _by_source(
     return {
         name: quality(rows, rivals, mask, num_resamples=num_resamples, seed=seed)
         for name, mask in groups.items()
-        if name == "all" or rows.clicked_N[mask].sum() >= _MIN_CLICKS
+        if name == "all" or rows.clicked_N[mask].sum() >= MIN_CLICKS
     }
 
 
@@ -285,9 +152,7 @@ def _picked(served: ServedBundle, questions: Sequence[tuple[str, str]]) -> list[
     lists: list[LoggedRequest] = []
     for name in dict.fromkeys(scenario for scenario, _ in questions):
         queries = [query for scenario, query in questions if scenario == name]
-        num = (
-            served.bundle.scenarios[name].num_suggestions if name in served.bundle.scenarios else 1
-        )
+        num = served.scenario(name).num_suggestions
         answers = served.answers(name, [Asked(q) for q in queries], num)
         lists += [
             LoggedRequest(
@@ -296,10 +161,7 @@ def _picked(served: ServedBundle, questions: Sequence[tuple[str, str]]) -> list[
                 [],
                 answer.auxiliary_text,
                 [s.text for s in answer.suggestions],
-                [
-                    "generated" if s.source == Source.GENERATED else "log"
-                    for s in answer.suggestions
-                ],
+                [_source(s.source) for s in answer.suggestions],
                 [False] * len(answer.suggestions),
             )
             for query, answer in zip(queries, answers, strict=True)
@@ -310,25 +172,3 @@ def _picked(served: ServedBundle, questions: Sequence[tuple[str, str]]) -> list[
 def _source(source: Source) -> str:
     """Returns the name in an impression log; what the log has, too, counts as from the log."""
     return "generated" if source == Source.GENERATED else "log"
-
-
-def _picked_quality(rows: ClickRows, num_resamples: int, seed: int) -> PickedQuality:
-    num_queries = len(rows.inputs)
-
-    def interval(statistic: Callable[[Floats], float]) -> Interval:
-        return statistic_interval(
-            lambda weight_U: statistic(weight_U[rows.request_N]), num_queries, num_resamples, seed
-        )
-
-    def bias(mask_N: Flags) -> Interval:
-        return interval(_bias(rows.served_N * mask_N, rows.true_N * mask_N))
-
-    return PickedQuality(
-        num_queries=num_queries,
-        num_items=len(rows.true_N),
-        mean_true=float(rows.true_N.mean()),
-        bias=interval(_bias(rows.served_N, rows.true_N)),
-        true_ece=interval(RelativeError(rows.served_N, rows.true_N)),
-        first_bias=bias(rows.position_N == 1),
-        generated_bias=bias(rows.source_N == "generated"),
-    )

@@ -62,8 +62,8 @@ def statistic_interval(
     """
     rng = np.random.default_rng(seed)
     values = [
-        statistic(np.bincount(rng.integers(num_units, size=num_units), minlength=num_units) * 1.0)
-        for _ in range(num_resamples)
+        statistic(np.bincount(drawn, minlength=num_units).astype(np.float64))
+        for drawn in (rng.integers(num_units, size=num_units) for _ in range(num_resamples))
     ]
     sample = np.array([v for v in values if not np.isnan(v)] or [np.nan])
     return _interval(sample, statistic(np.ones(num_units)))

@@ -105,7 +105,7 @@ def evaluate_real_clicks(
                     found = rightly.setdefault(name, {}).setdefault(pane.query, [])
                     found.append(_ordered_share(scores, np.array(pane.click_shares)))
     value = {
-        name: np.array([np.mean(by_query[q]) for q in queries])
+        name: np.array([float(np.mean(by_query[q])) for q in queries], np.float64)
         for name, by_query in rightly.items()
     }
     rivals = ("position", "popularity", "overlap")
@@ -209,9 +209,10 @@ class _Reader:
         popularity = [float(self._counts[option] - own[option]) for option in pane.options]
         zeros = [0.0] * len(pane.options)
         features_CF = candidate_features(pane.query, pane.options, popularity, zeros)
-        if self._logits is None:
-            return features_CF.astype(np.float64)
-        return np.column_stack([features_CF, self._logits(pane.query, pane.options)])
+        columns: list[Floats] = [features_CF.astype(np.float64)]
+        if self._logits is not None:
+            columns.append(self._logits(pane.query, pane.options)[:, None])
+        return np.concatenate(columns, axis=1)
 
 
 def _fit(panes: list[Pane], reader: _Reader) -> _Choice:

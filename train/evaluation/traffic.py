@@ -87,11 +87,7 @@ def read_traffic(run: Path) -> Traffic:
     config = _config(run)
     searches = config.logs.searches or str(run / SIMULATED / "searches.parquet")
     with tempfile.TemporaryDirectory() as spill:
-        connection = logs.connect(
-            memory_limit_mb=config.mine.memory_limit_mb,
-            num_threads=config.mine.num_threads,
-            spill_directory=Path(spill),
-        )
+        connection = logs.connect(config.mine, Path(spill))
         opened = logs.open_tables(connection, searches=searches, impressions="").searches
         rows = opened.select("session_id", "query", "time").to_pyarrow()
         connection.disconnect()

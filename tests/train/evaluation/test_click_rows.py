@@ -24,11 +24,15 @@ START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 class FlatTruth:
     """A truth for which everything is as good as its position."""
 
-    def list_click_probabilities(self, scenario, queries, listings, *, sessions, questions):
+    def list_click_probabilities(
+        self, scenario, queries, listings, *, sessions=None, questions=None
+    ):
         del scenario, queries, sessions, questions
         return [1 / np.arange(2.0, len(listing) + 2) for listing in listings]
 
-    def attraction_after_fatigue(self, scenario, queries, listings, *, sessions, questions):
+    def attraction_after_fatigue(
+        self, scenario, queries, listings, *, sessions=None, questions=None
+    ):
         del scenario, queries, sessions, questions
         return np.full((len(listings), max(map(len, listings))), 0.5)
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from train.evaluation.click_quality import picked_quality, quality
 from train.evaluation.click_rows import ClickRows
-from train.evaluation.clicks import quality
 
 
 def made_rows(num_requests: int = 2000, num_positions: int = 5, seed: int = 0) -> ClickRows:
@@ -114,3 +114,19 @@ def test_probabilities_that_are_no_numbers_are_refused() -> None:
     served[3] = np.nan
     with pytest.raises(ValueError, match="1 served probabilities are nan"):
         measured(dataclasses.replace(rows, served_N=served))
+
+
+def test_picked_items_are_judged_by_the_truth_alone() -> None:
+    rows = made_rows(300)
+    rows = dataclasses.replace(
+        rows,
+        inputs=[None] * 300,  # pyright: ignore[reportArgumentType]
+        clicked_N=np.zeros(len(rows.true_N), bool),
+        served_N=rows.true_N * np.where(rows.source_N == "generated", 1.5, 1.0),
+    )
+    found = picked_quality(rows, num_resamples=50)
+    assert (found.num_queries, found.num_items) == (300, 1500)
+    assert found.generated_bias.mean == pytest.approx(0.5)
+    assert 0 < found.bias.mean < 0.5
+    assert 0 < found.first_bias.mean < 0.5
+    assert found.true_ece.mean >= found.bias.mean - 1e-9

@@ -1,0 +1,99 @@
+"""Imports log files of a public format: whole or not at all, in memory that does not grow.
+
+Knows nothing of formats beyond `Adapter`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from train.adapters import ADAPTERS
+from train.adapters.adapter import Impression, LeftOut, Search
+from train.adapters.writer import TableWriter
+from train.config import IMPRESSIONS, SEARCHES
+
+
+class ImportSummary(NamedTuple):
+    """What was imported, what was left out, and what was assumed."""
+
+    num_searches: int
+    num_impressions: int
+    num_clicks: int
+    is_reconstructed: bool
+    left_out: list[str]  # a line per reason: count, reason, first place
+    notes: tuple[str, ...]
+
+
+def import_logs(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
+    """Writes searches.parquet and, where there are any, impressions.parquet into a directory.
+
+    The tables say in their metadata (`queryrec.import`) where they are from, whether they are
+    reconstructed, and what was assumed. They appear when all files have been read.
+
+    Args:
+        name: of the format.
+        files: read in this order; plain or gzip.
+        out: directory; made if need be.
+
+    Raises:
+        ValueError: the format is unknown, a table exists already, or a file cannot be read, is
+            not of the format, or has no usable row. Then nothing is written.
+    """
+    adapter = ADAPTERS.get(name)
+    if adapter is None:
+        raise ValueError(f"unknown format {name!r}; known are {', '.join(ADAPTERS)}")
+    names = [f.name for f in files]
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file")
+        if names.count(path.name) > 1:
+            raise ValueError(f"{path}: files must differ in name, which tells their rows apart")
+    for table in (out / SEARCHES, out / IMPRESSIONS):
+        if table.exists():
+            raise ValueError(f"{table} exists already and is not written over: use another --out")
+    existed = out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be a directory ({error.strerror})") from None
+    origin = {
+        "format": name,
+        "files": names,
+        "is_reconstructed": adapter.IS_RECONSTRUCTED,
+        "notes": adapter.NOTES,
+    }
+    metadata = {"queryrec.import": json.dumps(origin)}
+    searches = TableWriter(out / SEARCHES, Search, metadata)
+    impressions = TableWriter(out / IMPRESSIONS, Impression, metadata)
+    left_out = LeftOut()
+    num_clicks = 0
+    try:
+        for path in files:
+            num_before = searches.num_rows + impressions.num_rows
+            for row in adapter.rows(path, left_out):
+                if isinstance(row, Search):
+                    searches.add(row)
+                else:
+                    impressions.add(row)
+                    num_clicks += row.clicked
+            if searches.num_rows + impressions.num_rows == num_before:
+                why = "; ".join(left_out.lines())
+                raise ValueError(f"{path}: has no usable row{': ' if why else ''}{why}")
+        searches.finish()
+        impressions.finish()
+        impressions.publish()
+        searches.publish()
+    finally:
+        searches.discard()
+        impressions.discard()
+        if not existed and not any(out.iterdir()):
+            out.rmdir()
+    return ImportSummary(
+        num_searches=searches.num_rows,
+        num_impressions=impressions.num_rows,
+        num_clicks=num_clicks,
+        is_reconstructed=adapter.IS_RECONSTRUCTED,
+        left_out=left_out.lines(),
+        notes=adapter.NOTES,
+    )

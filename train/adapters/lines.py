@@ -1,0 +1,73 @@
+"""Lines of text files, plain or gzip, one at a time. Knows nothing of what they hold."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from train.adapters.adapter import LeftOut
+
+_MAX_LINE_BYTES = 1 << 20
+_GZIP = b"\x1f\x8b"
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_lines(path: Path, left_out: LeftOut) -> Iterator[tuple[int, str]]:
+    """Returns number (from 1) and text of each line that is not empty, without its line end.
+
+    Lines that are not UTF-8 or longer than 1 MiB are left out and counted.
+
+    Raises:
+        ValueError: the file cannot be read, is damaged, is UTF-16, or holds nothing.
+    """
+    with reading(path), _opened(path) as stream:
+        number = 0
+        while line := stream.readline(_MAX_LINE_BYTES):
+            number += 1
+            if number == 1 and line.startswith(_UTF16_MARKS):
+                raise ValueError(f"{path}: is UTF-16, must be UTF-8")
+            if len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
+                left_out.add("longer than 1 MiB", path, number)
+                while (rest := stream.readline(_MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                continue
+            line = line.removeprefix(_UTF8_MARK) if number == 1 else line
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                left_out.add("not UTF-8", path, number)
+                continue
+            if text:
+                yield number, text
+    if not number:
+        raise ValueError(f"{path}: is empty")
+
+
+def header_error(path: Path, expected: str, found: str) -> ValueError:
+    """Returns the error for a file whose columns are not those of its format."""
+    shown = found[:120].replace("\t", " | ")
+    return ValueError(f"{path}: expected {expected}; its first line is: {shown}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what can go wrong with a file into a ValueError that names it."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: gzip file is cut short or damaged ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def starts_with(path: Path, mark: bytes) -> bool:
+    """Returns whether a file starts with some bytes."""
+    with path.open("rb") as stream:
+        return stream.read(len(mark)) == mark
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path, "rb") if starts_with(path, _GZIP) else path.open("rb")
