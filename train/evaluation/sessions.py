@@ -153,7 +153,7 @@ def evaluate_sessions(
         embedder = Encoder.of_checkpoint(str(minilm))
     session_of = [case.session for case in cases]
     scores: list[SessionScore] = []
-    for name, rank in rankings(served, known, embedder).items():
+    for name, rank in rankings(served, known, cases, embedder).items():
         report(f"{len(cases)} steps ranked by {name}")
         rank_U = np.array([expected_reciprocal_rank(rank(case)) for case in cases])
         scores.append(SessionScore(system=name, mrr=mean_interval(by_session(rank_U, session_of))))
@@ -190,7 +190,7 @@ def cases_of(sessions: Iterable[Session], known: SearchLog) -> list[Case]:
 
 
 def rankings(
-    served: ServedBundle, known: SearchLog, embedder: Embedder | None
+    served: ServedBundle, known: SearchLog, cases: Sequence[Case], embedder: Embedder | None
 ) -> dict[str, Callable[[Case], Floats]]:
     """Returns each system: a case in, scores of its candidates out, float64 (C)."""
     bm25, tfidf = Bm25(known.counts), NearestNeighbour(known)
@@ -202,10 +202,6 @@ def rankings(
         texts = served.retrieved(SCENARIO, [case.asked])[0].texts
         return looked_up({t: 1 / place for place, t in enumerate(texts, start=1)}, case)
 
-    def cosine(embed: Callable[[list[str]], object], case: Case) -> Floats:
-        vectors = np.array(embed([case.asked.query, *case.candidates]), np.float64)
-        return vectors[1:] @ vectors[0]
-
     systems: dict[str, Callable[[Case], Floats]] = {
         POPULAR: lambda case: looked_up(known.counts, case),
         ADJACENCY: lambda case: looked_up(known.followers.get(case.asked.query, {}), case),
@@ -213,14 +209,34 @@ def rankings(
         TFIDF: lambda case: tfidf.similarities(case.asked.query, case.candidates),
     }
     if embedder is not None:
-        systems[MINILM] = lambda case: cosine(embedder.embed, case)
+        systems[MINILM] = cosines(cases, embedder.embed)
     if served.bundle.encoder is not None:
-        systems[ENCODER] = lambda case: cosine(served.embeddings, case)
+        systems[ENCODER] = cosines(cases, served.embeddings)
     if served.retrieval is not None:
         systems[SERVED] = retrieved
     if served.bundle.click_model is not None:
         systems[CLICK_MODEL] = lambda case: _clicked(served, case, case.asked)
     return systems
+
+
+def cosines(
+    cases: Iterable[Case], embed: Callable[[list[str]], object]
+) -> Callable[[Case], Floats]:
+    """Returns what ranks these cases by cosine; each distinct text is embedded once.
+
+    Args:
+        cases: all that will be ranked.
+        embed: texts in, a sequence of unit vectors out.
+    """
+    texts = sorted({text for case in cases for text in (case.asked.query, *case.candidates)})
+    vectors = np.array(embed(texts), np.float64)
+    row_of = {text: row for row, text in enumerate(texts)}
+
+    def rank(case: Case) -> Floats:
+        rows = [row_of[text] for text in case.candidates]
+        return vectors[rows] @ vectors[row_of[case.asked.query]]
+
+    return rank
 
 
 def expected_reciprocal_rank(scores_C: Floats) -> float:
