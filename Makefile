@@ -15,7 +15,7 @@ RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton demo test test-all check format proto bench-load bench-idle bench-quality \
-  bench-peers bench-profile bench-triton clean
+  bench-peers bench-profile bench-sampler bench-triton clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -99,6 +99,9 @@ bench-peers: setup ## Compare our generator with other engines on the same weigh
 
 bench-profile: setup ## Where the time of our generator graph goes, by operator
 	@$(BIN)/python -m benchmarks.profile $(if $(MODELS),--models $(MODELS))
+
+bench-sampler: setup ## Lists per second that alignment can draw; the last line is JSON
+	@$(BIN)/python -m benchmarks.sampler
 
 bench-triton: setup triton ## What tritonserver adds to a model call; the last line is JSON
 	@$(BIN)/python -m benchmarks.triton

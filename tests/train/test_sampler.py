@@ -221,9 +221,7 @@ def test_texts_are_drawn_as_often_as_enumeration_says(
     assert abs(chi_square(Counter(t for rows in texts for t in rows), probabilities)) < 4
     pairs = {
         (a[0], b[0]): p * q
-        for (a, p), (b, q) in itertools.product(
-            [((k,), v) for k, v in by_first.items()], repeat=2
-        )
+        for (a, p), (b, q) in itertools.product([((k,), v) for k, v in by_first.items()], repeat=2)
     }
     assert abs(chi_square(Counter((a[0], b[0]) for a, b in texts), pairs)) < 4
     for ids_N, logprobs_N in zip(lists.ids[0, :50, 0], lists.logprobs[0, :50, 0], strict=True):
@@ -276,6 +274,14 @@ def test_gradients_of_a_list_are_those_of_one_pass_a_sequence(model: Any, sample
                 total = total + logits_V[start:end].log_softmax(-1)[token - start]
     (alone,) = torch.autograd.grad(total, weight)
     torch.testing.assert_close(packed, alone, atol=1e-3, rtol=1e-3)
+
+
+def test_bfloat16_stays_near_float32(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.sampler.has_fast_bf16", lambda: True)
+    prompts = prompts_of(6, seed=7)
+    lists = Sampler(model, bf16=True).sample(prompts, range(6), num_lists=4)
+    gaps = (list_logprobs(model, prompts, lists.ids).detach() - lists.logprobs).abs()
+    assert 1e-4 < float(gaps[lists.ids > 0].mean()) < 0.1  # rounded, and no more than that
 
 
 def test_no_prompts_give_no_lists(model: Any, sampler: Sampler) -> None:
