@@ -15,7 +15,7 @@ RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton spark demo test test-all check format proto eval bench-load bench-idle \
-  bench-quality bench-peers bench-profile bench-triton bench-sft bench-mining clean
+  bench-quality bench-peers bench-profile bench-sampler bench-triton bench-sft bench-mining clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -115,6 +115,9 @@ bench-profile: setup ## Where the time of our generator graph goes, by operator
 
 bench-sft: setup ## Speed of fine-tuning against a plain Trainer on the demo's logs; the last line is JSON
 	@$(BIN)/python -m benchmarks.sft --run $(RUN)
+
+bench-sampler: setup ## Lists per second that alignment can draw; the last line is JSON
+	@$(BIN)/python -m benchmarks.sampler
 
 bench-triton: setup triton ## What tritonserver adds to a model call; the last line is JSON
 	@$(BIN)/python -m benchmarks.triton

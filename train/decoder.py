@@ -67,6 +67,7 @@ class Cache:
         self,
         prompt: list[tuple[Tensor, Tensor]],
         own: Tensor,
+        turns: tuple[Tensor, Tensor],
         lengths_B: Tensor,
         prompt_of_R: Tensor,
     ) -> None:
@@ -75,10 +76,11 @@ class Cache:
         Args:
             prompt: per layer keys and values (B, K, P, H).
             own: (layers, 2, R, K, T, H) keys and values; one token of each sequence is there.
+            turns: rotary cosines and sines (positions, H / 2).
             lengths_B: int64 (B), of the prompts.
             prompt_of_R: int64 (R), not falling: whose prompt each sequence goes on from.
         """
-        self.prompt, self.own, self.num_own = prompt, own, 1
+        self.prompt, self.own, self.num_own, self.turns = prompt, own, 1, turns
         self.lengths_B = lengths_B
         padding_BP = torch.arange(prompt[0][0].shape[2], device=own.device) >= lengths_B[:, None]
         zeros_BP = torch.zeros(padding_BP.shape, device=own.device)
@@ -183,7 +185,7 @@ class Decoder:
             float32 (B, S, V) logits, and the cache of R = B * S * num_each sequences.
         """
         s, num_prompt, num_starts = self.shape, ids_BP.shape[1], starts_BS.shape[1]
-        self._turns = self._rotary_tables(num_prompt + num_own)
+        turns = self._rotary_tables(num_prompt + num_own)
         ids_BY = torch.cat([ids_BP, starts_BS], 1)  # Y = P + S
         positions_BY = torch.cat(
             [
@@ -192,7 +194,7 @@ class Decoder:
             ],
             1,
         )
-        cos, sin = (t[positions_BY][:, :, None] for t in self._turns)  # (B, Y, 1, H / 2)
+        cos, sin = (t[positions_BY][:, :, None] for t in turns)  # (B, Y, 1, H / 2)
         sees = _sees(lengths_B, num_prompt, num_starts)
         shape = (len(self._layers), 2, starts_BS.numel() * num_each, s.num_kv_heads)
         own = torch.zeros(*shape, num_own, s.head_dim, dtype=self._dtype, device=self.device)
@@ -214,12 +216,12 @@ class Decoder:
             x_BYD = self._after_attention(layer, x_BYD, mixed.transpose(1, 2).flatten(2))
         each = torch.arange(len(ids_BP), device=self.device)
         prompt_of_R = each.repeat_interleave(num_starts * num_each)
-        return self._logits(x_BYD), Cache(prompt, own, lengths_B, prompt_of_R)
+        return self._logits(x_BYD), Cache(prompt, own, turns, lengths_B, prompt_of_R)
 
     def step(self, tokens_R: Tensor, cache: Cache) -> Tensor:
         """Reads one more token of each sequence; returns float32 (R, V) logits of the next."""
         positions_R = cache.lengths_B[cache.prompt_of_R] + cache.num_own
-        cos, sin = (t[positions_R][:, None] for t in self._turns)  # (R, 1, H / 2)
+        cos, sin = (t[positions_R][:, None] for t in cache.turns)  # (R, 1, H / 2)
         x_RD = self._embedding[tokens_R]
         for number, layer in enumerate(self._layers):
             query, keys, values = self._heads(layer, x_RD, cos, sin)

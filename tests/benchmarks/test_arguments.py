@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import profile
+from benchmarks import profile, sampler
 from benchmarks.peers.__main__ import parse
 
 
@@ -43,4 +43,13 @@ def test_nonsense_is_refused_with_what_would_be_right(
 def test_the_profile_refuses_nonsense_too(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         profile.main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--lists", "3"], ["--lists", "x"], ["--lists", "0"], ["--rounds", "0"]]
+)
+def test_the_sampler_benchmark_refuses_nonsense_too(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        sampler.main(arguments)
     assert stopped.value.code == 2

@@ -276,6 +276,14 @@ def test_gradients_of_a_list_are_those_of_one_pass_a_sequence(model: Any, sample
     torch.testing.assert_close(packed, alone, atol=1e-3, rtol=1e-3)
 
 
+def test_bfloat16_stays_near_float32(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.sampler.has_fast_bf16", lambda: True)
+    prompts = prompts_of(6, seed=7)
+    lists = Sampler(model, bf16=True).sample(prompts, range(6), num_lists=4)
+    gaps = (list_logprobs(model, prompts, lists.ids).detach() - lists.logprobs).abs()
+    assert 1e-4 < float(gaps[lists.ids > 0].mean()) < 0.1  # rounded, and no more than that
+
+
 def test_no_prompts_give_no_lists(model: Any, sampler: Sampler) -> None:
     lists = sampler.sample([], torch.Generator(), num_lists=3)
     assert lists.ids.shape == (0, 3, 0, 0)
