@@ -111,7 +111,8 @@ def train_click_model(
     valid = np.flatnonzero(requests.is_valid_R)
     for name, chosen in (("train", train), ("valid", valid)):
         _check_clicks(requests, chosen, name)
-    sessions = session_requests(run, num_requests=config.num_session_requests, seed=seed)
+    num_sessions = round(config.session_share * len(train))
+    sessions = session_requests(run, num_requests=num_sessions, seed=seed)
     set_seed(seed)
     vocab_size = Vocabulary.load(run / "tokenizer.json").size
     model = ClickModel(LlamaModel(llama_config(shape, vocab_size)))

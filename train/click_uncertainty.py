@@ -164,8 +164,8 @@ def unseen_variance(predicted_N: Floats, clicked_N: Flags, pair_N: Ids, prior: f
     others_X = np.maximum(np.bincount(pair_N) - 1, 1)
 
     def products_X(value_N: Floats) -> Floats:
-        sum_X = np.bincount(pair_N, value_N).astype(np.float64)
-        return sum_X**2 - np.bincount(pair_N, value_N**2)
+        products = np.bincount(pair_N, value_N) ** 2 - np.bincount(pair_N, value_N**2)
+        return products.astype(np.float64)
 
     total = float((products_X(predicted_N) / others_X).sum())
     if total <= 1e-12:

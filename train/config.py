@@ -211,7 +211,7 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
 
     num_epochs: float = 1
     batch_size: int = 32  # requests, each with all shown candidates
-    num_session_requests: int = 50_000  # made from sessions, trained on before clicks; 0: none
+    session_share: float = 1.0  # requests made from sessions, read before clicks, per logged one
     hidden_log_share: float = 0.3  # candidates trained on as if the log did not know them
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -221,7 +221,7 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Checks ranges."""
         _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
-        _at_least("num_session_requests", self.num_session_requests, 0)
+        _within("session_share", self.session_share, 0, 100)
         _within("weight_decay", self.weight_decay, 0, 1)
         _within("hidden_log_share", self.hidden_log_share, 0, 1)
 

@@ -21,7 +21,7 @@ def config_file(
         f'size = "tiny"\n[logs]\nsearches = "{searches}"\nimpressions = "{impressions}"\n'
         "[mine]\nnum_threads = 1\n"
         '[encoder]\nnum_epochs = 1\n[generator]\nmode = "both"\nnum_epochs = 0.05\n'
-        f"[click_model]\nlearning_rate = 5e-3\n{more}"
+        f"[click_model]\nlearning_rate = 5e-3\nsession_share = 0.1\n{more}"
     )
     return path
 

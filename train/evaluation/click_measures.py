@@ -93,7 +93,7 @@ class NormalisedEntropy:
         if not 0 < rate < 1:
             return float("nan")
         entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
-        return float(weight_N @ self._loss_N) / total / entropy
+        return float(weight_N @ self._loss_N / total / entropy)
 
 
 class BinnedRates:

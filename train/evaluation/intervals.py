@@ -66,7 +66,7 @@ def statistic_interval(
         for drawn in (rng.integers(num_units, size=num_units) for _ in range(num_resamples))
     ]
     sample = np.array([v for v in values if not np.isnan(v)] or [np.nan])
-    return _interval(sample, statistic(np.ones(num_units)))
+    return _interval(sample, float(statistic(np.ones(num_units))))
 
 
 def _resampled(value_U: Floats, num_resamples: int, seed: int) -> Floats:

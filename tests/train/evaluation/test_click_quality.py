@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -49,6 +50,7 @@ def test_oracle_has_all_of_it() -> None:
     assert found.normalised_entropy.mean == found.rival_entropy["oracle"]
     assert found.entropy_below_position.high < 0
     assert all(found.met.values())
+    assert msgspec.json.decode(msgspec.json.encode(found))["auc_share"] == [1, 1, 1]
 
 
 def test_constant_has_none_of_it() -> None:
