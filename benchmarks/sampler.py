@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prompts = prompts_for(checkpoint.shape.vocabulary, args.prompts)
     graph = graph_runner(directory / "ours_fp32.onnx", prompts, args.threads)
 
-    def sampling(num_lists: int, **settings: float) -> Callable[[], Any]:
+    def sampling(num_lists: int, **settings: Any) -> Callable[[], Any]:
         some = prompts[: len(prompts) // num_lists]
         return lambda: sampler.sample(some, random, num_lists=num_lists, **settings)
 
