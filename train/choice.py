@@ -66,7 +66,7 @@ def nucleus_threshold(weights_RV: Tensor, top_p: float) -> Tensor:
     """Returns float32 (R, 1): the greatest weight w such that all from w up have the share top_p.
 
     Weights are not negative and at most 1. Halves the range of float32 numbers, in the order of
-    their bits, until one is left: ten times as fast as sorting 16,000 ids.
+    their bits, until one is left; sorting 16,000 ids takes longer than the model.
     """
     wanted_R1 = top_p * weights_RV.sum(-1, keepdim=True)
     low_R1 = torch.zeros_like(wanted_R1, dtype=torch.int32)  # reaches the share

@@ -2,10 +2,9 @@
 
 What list-wise alignment samples from; at temperature 0, what the exported graph must write. In
 modes slots and beam a list is S sequences that do not see one another, so log pi(list) is the sum
-over all of its tokens; the sequences of a beam-form list
-begin with the same token, and are independent draws of one distribution. In mode list a list is
-one sequence (S = 1). Control ids are never drawn; where a text begins, only ids of the prompt's
-range are.
+over all of its tokens; the sequences of a beam-form list begin with the same token, and are
+independent draws of one distribution. In mode list a list is one sequence (S = 1). Control ids
+are never drawn; where a text begins, only ids of the prompt's range are.
 
 Knows nothing of scenarios, rewards or losses.
 
