@@ -2,8 +2,8 @@
 
 Mining keeps contexts between k-anonymous queries only; an evaluation also wants how often queries
 were searched, and the queries below k, which are cold. So the log is read again, with the same
-rules as in `train.mine`: texts, sessions, repeated queries and the cut. Holds one row a search in
-memory. Knows nothing of models.
+rules as in `train.mine`: texts, sessions, robots, repeated queries and the cut; but near-duplicates
+are not merged. Holds one row a search in memory. Knows nothing of models.
 """
 
 import math
@@ -107,15 +107,23 @@ def _traffic(rows: pa.Table, settings: MineConfig) -> Traffic:
     usable = np.flatnonzero(code_M >= 0)
     code_M, session_M = code_M[usable], session.indices.to_numpy()[usable]
     time_us_M = rows["time"].cast(pa.int64()).to_numpy()[usable]
-    if not len(usable):
-        raise ValueError("no search of the log can be used: see mined/summary.json")
     order = np.lexsort((code_M, time_us_M, session_M))
     code_M, session_M, time_us_M = code_M[order], session_M[order], time_us_M[order]
-    cut_s = math.floor(np.quantile(time_us_M / 1e6, 1 - settings.valid_share)) + 1
-    is_after_M = time_us_M >= cut_s * 1_000_000
-
     is_pause = np.diff(time_us_M // 1_000_000) > settings.session_gap_s
-    starts_M = np.concatenate([[True], (np.diff(session_M) != 0) | is_pause])
+    starts_M = np.concatenate([[True], (np.diff(session_M) != 0) | is_pause])[: len(code_M)]
+    if settings.max_session_searches:
+        part_M = np.cumsum(starts_M) - 1
+        is_human_M = (np.bincount(part_M) <= settings.max_session_searches)[part_M]
+        code_M, time_us_M, starts_M = (
+            code_M[is_human_M],
+            time_us_M[is_human_M],
+            starts_M[is_human_M],
+        )
+    if not len(code_M):
+        raise ValueError("no search of the log can be used: see mined/summary.json")
+    second_M = time_us_M // 1_000_000
+    num_before = math.ceil((1 - settings.valid_share) * len(second_M))
+    is_after_M = second_M > np.sort(second_M)[max(0, num_before - 1)]
     is_repeat_M = ~starts_M & np.concatenate([[False], np.diff(code_M) == 0])
     part_M = np.cumsum(starts_M)[~is_repeat_M]
     once_M, is_late_M = code_M[~is_repeat_M], is_after_M[~is_repeat_M]
