@@ -29,7 +29,7 @@ from benchmarks.peers.machine import Neighbours, cpu_model, features
 from benchmarks.peers.workers.ours import feed_of
 from engine.cpu import num_usable_cpus
 from engine.vocabulary import NUM_CONTROL_IDS
-from train.sampler import ListPrompt, Sampler
+from train.generation.sampler import ListPrompt, Sampler
 
 ROOT = Path(__file__).parents[1]
 

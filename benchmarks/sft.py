@@ -25,12 +25,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
 from engine.cpu import num_usable_cpus
-from train.associations import Associations
-from train.backbone import llama_config, shapes_of
-from train.examples import ExampleConfig, ExampleMaker, read_clicks, read_sources
-from train.generator import ResponseLoss, read_prompts
-from train.responses import ResponseEncoder, to_batch
-from train.shared_prefix import IGNORED_LABEL, Packed
+from train.generation.associations import Associations
+from train.generation.examples import ExampleConfig, ExampleMaker, read_clicks, read_sources
+from train.generation.generator import ResponseLoss, read_prompts
+from train.generation.responses import ResponseEncoder, to_batch
+from train.models.backbone import llama_config, shapes_of
+from train.models.shared_prefix import IGNORED_LABEL, Packed
 
 Batch = dict[str, Tensor]
 

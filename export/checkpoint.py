@@ -17,8 +17,8 @@ from engine.prompt import PromptRenderer
 from engine.vocabulary import Vocabulary
 from export.decoder import Array
 from export.generator import rotary_tables
-from train.decoder import DecoderShape
-from train.encoder import TOKENIZER_FILE, Encoder
+from train.generation.decoder import DecoderShape
+from train.retrieval.encoder import TOKENIZER_FILE, Encoder
 
 
 class DecoderCheckpoint(NamedTuple):

@@ -19,7 +19,7 @@ import onnx
 from export.attention import above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.decoder import Array, Decoder
-from train.decoder import DecoderShape
+from train.generation.decoder import DecoderShape
 
 
 def build_click_model(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from export.attention import Attention, Heads
 from export.builder import Scope
 from export.linear import Array, Linears
-from train.decoder import DecoderShape
+from train.generation.decoder import DecoderShape
 
 
 class Stream(NamedTuple):

@@ -34,7 +34,7 @@ from export.attention import Heads, above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.choice import BeamSearch, Chooser
 from export.decoder import Array, Decoder
-from train.decoder import DecoderShape
+from train.generation.decoder import DecoderShape
 
 Mode = Literal["slots", "list", "beam"]
 

@@ -21,8 +21,8 @@ from engine.manifest import MAX_ENCODER_TOKENS, Manifest
 from engine.models import Encoder
 from export.packing import packed, sealed
 from export.parity import session_of
-from train.index import read_edges
-from train.mine import QUERIES, SUMMARY, MineSummary
+from train.mining.mine import QUERIES, SUMMARY, MineSummary
+from train.retrieval.index import read_edges
 
 _BATCH_SIZE = 256
 Report = Callable[[str], None]

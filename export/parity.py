@@ -1,7 +1,7 @@
 """Does a graph give what it should? Checks that fail an export, with the figures they measured.
 
-The oracle of fp32 graphs is torch, unbatched (`train.reference`); int8 graphs are compared with
-the fp32 graph, and with themselves at other batch sizes and paddings.
+The oracle of fp32 graphs is torch, unbatched (`train.generation.reference`); int8 graphs are
+compared with the fp32 graph, and with themselves at other batch sizes and paddings.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.device import CPU, Device, providers
 from export.checkpoint import DecoderCheckpoint, Run
 from export.requests import Decoding, SampleRequest, candidate_ids, decoding
-from train.reference import Decoded, decode
+from train.generation.reference import Decoded, decode
 
 _PAD = 0
 MAX_TIE_GAP = 1e-3  # two logits closer than this may swap by rounding

@@ -19,9 +19,9 @@ from engine.index import Edges, write_index
 from engine.manifest import IndexSpec, Manifest, PromptSpec, ScenarioSpec
 from engine.prompt import ANSWER, COOCCURRING, SESSION
 from export.bundle import Mode, Precision, export_bundle
-from train.backbone import bert_config, llama_config, shapes_of
 from train.config import Size
-from train.tokenizer import train_tokenizer
+from train.models.backbone import bert_config, llama_config, shapes_of
+from train.models.tokenizer import train_tokenizer
 
 _HEADS = (
     *("wireless", "gaming", "kitchen", "garden", "running", "winter", "baby", "vintage"),

@@ -186,7 +186,7 @@ class GeneratorConfig(_Section, frozen=True, kw_only=True):
     num_epochs: float = 1
     batch_size: int = 32  # examples (prompt with all of its suggestions)
     learning_rate: float = 2e-3  # of embeddings and norms; of everything where Muon is off
-    matrix_learning_rate: float = 0.02  # Muon's (train.optimizer); 0: AdamW for everything
+    matrix_learning_rate: float = 0.02  # Muon's (train.models.optimizer); 0: AdamW for everything
     warmup_share: float = 0.03
     weight_decay: float = 0.01
     cold_share: float = 0.3  # examples without side information from the index

@@ -66,7 +66,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         )
 
     def mine(out: Path) -> str:
-        from train.mine import mine as mine_logs
+        from train.mining.mine import mine as mine_logs
 
         searches: Places = config.logs.searches
         impressions: Places = config.logs.impressions
@@ -88,11 +88,11 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
     def tokenizer(out: Path) -> str:
         import pyarrow.parquet as pq
 
-        from train.backbone import shapes_of
-        from train.tokenizer import arrange, train_tokenizer
+        from train.models.backbone import shapes_of
+        from train.models.tokenizer import arrange, train_tokenizer
 
         if config.size == "base":
-            from train.checkpoint import read_tokenizer
+            from train.models.checkpoint import read_tokenizer
 
             source = read_tokenizer(config.generator.base_checkpoint)
             layout = arrange(source.tokenizer, size=source.size, scenarios=scenarios, kinds=kinds)
@@ -110,8 +110,8 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         return f"{vocabulary.size} ids"
 
     def encoder(out: Path) -> str:
-        from train.backbone import shapes_of
-        from train.encoder import train_encoder
+        from train.models.backbone import shapes_of
+        from train.retrieval.encoder import train_encoder
 
         shape = shapes_of(config.size).encoder
         recall = train_encoder(
@@ -123,12 +123,12 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         )
 
     def sft(out: Path) -> str:
-        from train.backbone import shapes_of
-        from train.generator import train_generator
+        from train.generation.generator import train_generator
+        from train.models.backbone import shapes_of
 
         model = None
         if config.size == "base":
-            from train.checkpoint import load_rearranged
+            from train.models.checkpoint import load_rearranged
 
             model, _ = load_rearranged(
                 config.generator.base_checkpoint, scenarios=scenarios, kinds=kinds
@@ -151,8 +151,8 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         )
 
     def click(out: Path) -> str:
-        from train.backbone import shapes_of
-        from train.click_training import train_click_model
+        from train.clicks.training import train_click_model
+        from train.models.backbone import shapes_of
 
         reports = train_click_model(
             run,
@@ -179,7 +179,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         )
 
     def index(out: Path) -> str:
-        from train.index import build_index
+        from train.retrieval.index import build_index
 
         spec = build_index(run, config.index, seed=config.seed, output=out)
         return f"{spec.num_queries} queries, {spec.embedding_dim} dimensions"
@@ -264,7 +264,7 @@ def _with_default_checkpoints(config: TrainConfig) -> TrainConfig:
 
 def _where_fast(section: Section) -> Section:
     """Returns the section with bf16 off where the hardware has no fast bfloat16."""
-    from train.backbone import has_fast_bf16
+    from train.models.backbone import has_fast_bf16
 
     return msgspec.structs.replace(section, bf16=section.bf16 and has_fast_bf16())
 

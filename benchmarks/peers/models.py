@@ -24,7 +24,7 @@ from engine.vocabulary import NUM_CONTROL_IDS
 from export.calibration import activation_scales
 from export.checkpoint import DecoderCheckpoint, decoder_checkpoint
 from export.generator import build_generator
-from train.backbone import llama_config, shapes_of
+from train.models.backbone import llama_config, shapes_of
 
 MODELS = ("small", "base")
 PRECISIONS = ("int8", "fp32")

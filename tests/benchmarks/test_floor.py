@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.peers.floor import MatMul, Sizes, generation, reading, step
 from benchmarks.peers.workers.floor import products_model
-from train.backbone import llama_config, shapes_of
+from train.models.backbone import llama_config, shapes_of
 
 
 def sizes_and_parameters() -> tuple[Sizes, int]:

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from benchmarks.profile import BETWEEN, profile
 from export.checkpoint import decoder_checkpoint
 from export.generator import build_generator
-from train.backbone import llama_config, shapes_of
+from train.models.backbone import llama_config, shapes_of
 
 
 def test_nodes_inside_the_loop_are_counted_once_a_step(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.logs import connect, open_tables
+from train.mining.logs import connect, open_tables
 
 
 def engine_command(*arguments: object) -> str:

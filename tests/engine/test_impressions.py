@@ -236,8 +236,8 @@ def test_the_command_refuses_what_it_cannot_do_in_one_line(tmp_path):
 
 def test_training_accepts_the_table_and_mines_it(tmp_path):
     from train.config import read_config
-    from train.logs import connect, open_tables
-    from train.mine import mine
+    from train.mining.logs import connect, open_tables
+    from train.mining.mine import mine
 
     users = ("u1", "u2")
     batch: list[Event] = []

@@ -25,8 +25,8 @@ from export.checkpoint import Run, decoder_checkpoint
 from export.generator import Mode, build_generator
 from export.requests import decoding, max_new_tokens, sample_requests
 from export.sample import write_sample_run
-from train.decoder import DecoderShape
-from train.reference import decode
+from train.generation.decoder import DecoderShape
+from train.generation.reference import decode
 
 MODES: tuple[Mode, ...] = ("slots", "list", "beam")
 

@@ -16,7 +16,7 @@ from export import parity
 from export.bundle import export_bundle
 from export.index import refresh_index
 from export.sample import write_sample_run
-from train.mine import MineSummary
+from train.mining.mine import MineSummary
 
 NEW = ["espresso machine", "espresso machine descaler"]
 

@@ -14,8 +14,8 @@ import pytest
 
 from engine.manifest import PromptSpec
 from train.config import default_scenarios
-from train.mine import MineSummary
-from train.tokenizer import train_tokenizer
+from train.mining.mine import MineSummary
+from train.models.tokenizer import train_tokenizer
 
 NUM_TOPICS = 40
 QUERIES_PER_TOPIC = 6

@@ -14,10 +14,10 @@ import torch
 from engine.features import FEATURE_NAMES
 from engine.manifest import MAX_CANDIDATE_TOKENS
 from engine.models import ScoreRow, candidate_ids
-from train.click_model import ClickModel, load_click_model
-from train.click_uncertainty import ClickUncertainty, load_uncertainty
+from train.clicks.model import ClickModel, load_click_model
+from train.clicks.uncertainty import ClickUncertainty, load_uncertainty
 from train.evaluation.intervals import Floats
-from train.shared_prefix import collate, pack
+from train.models.shared_prefix import collate, pack
 
 _BATCH_SIZE = 64  # requests
 _IS_KNOWN = FEATURE_NAMES.index("is_known")

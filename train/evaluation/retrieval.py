@@ -39,7 +39,7 @@ Retrieve = Callable[[Sequence[str]], list[list[str]]]
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors; `train.encoder.Encoder` is one."""
+    """Turns texts into vectors; `train.retrieval.encoder.Encoder` is one."""
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Returns float32 (Q, D) of unit norm, row i for text i."""
@@ -107,7 +107,7 @@ def evaluate_retrieval(
         TFIDF: lambda qs: [tfidf.suggest(SCENARIO, q, k) for q in qs],
     }
     if minilm is not None:
-        from train.encoder import Encoder  # and torch
+        from train.retrieval.encoder import Encoder  # and torch
 
         report(f"embedding {len(mined.counts)} queries by {minilm}")
         systems[MINILM] = nearest_by(Encoder.of_checkpoint(str(minilm)), sorted(mined.counts))

@@ -148,7 +148,7 @@ def evaluate_sessions(
         raise ValueError("no session has two different queries in a row")
     embedder = None
     if minilm is not None:
-        from train.encoder import Encoder  # and torch
+        from train.retrieval.encoder import Encoder  # and torch
 
         embedder = Encoder.of_checkpoint(str(minilm))
     session_of = [case.session for case in cases]

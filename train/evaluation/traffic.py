@@ -2,8 +2,8 @@
 
 Mining keeps contexts between k-anonymous queries only; an evaluation also wants how often queries
 were searched, and the queries below k, which are cold. So the log is read again, with the same
-rules as in `train.mine`: texts, sessions, robots, repeated queries and the cut; but near-duplicates
-are not merged. Holds one row a search in memory. Knows nothing of models.
+rules as in `train.mining.mine`: texts, sessions, robots, repeated queries and the cut; but
+near-duplicates are not merged. Holds one row a search in memory. Knows nothing of models.
 """
 
 import math
@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train import logs, mine
-from train.anonymity import TextFilter, read_unsafe_words
 from train.config import MineConfig, TrainConfig, read_config
 from train.evaluation.baselines import SearchLog
+from train.mining import logs, mine
+from train.mining.anonymity import TextFilter, read_unsafe_words
 from train.pipeline import SIMULATED
 
 CONFIG = "config.toml"

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from train import logs
 from train.adapters import ADAPTERS
 from train.adapters.importing import ImportSummary, import_logs
 from train.cli import app
 from train.config import MineConfig
+from train.mining import logs
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = {

@@ -9,7 +9,7 @@ import pytest
 
 from train.adapters.importing import import_logs
 from train.config import read_config
-from train.mine import MineSummary, mine
+from train.mining.mine import MineSummary, mine
 
 HEADER = (Path(__file__).parent / "fixtures/mimics-click.tsv").read_text().splitlines()[0]
 

@@ -11,7 +11,7 @@ import pytest
 
 from train.config import read_config
 from train.evaluation.served import ServedBundle
-from train.mine import mine
+from train.mining.mine import mine
 
 START = datetime(2026, 3, 1)
 NEVER_MINED = ["me@example.org", "123456789012", "   "]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.calibration import quality
+from train.clicks.calibration import quality
 from train.evaluation.click_measures import Auc, BinnedRates, NormalisedEntropy, RelativeError
 
 ROWS = st.lists(

@@ -1,0 +1,255 @@
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaModel
+
+from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES
+from train.clicks.data import intended_ranks, make_batch, read_requests, training_order
+from train.clicks.fitting import check_logits
+from train.clicks.model import ClickModel, load_click_model, save_click_model
+from train.clicks.scoring import click_logits
+from train.clicks.training import ClickReport, train_click_model
+from train.config import ClickModelConfig
+from train.models.backbone import llama_config, shapes_of
+from train.models.shared_prefix import collate, pack
+
+SHAPE = shapes_of("tiny").click_model
+EXAMINATION = [1.0, 0.7, 0.5, 0.35, 0.25]  # of the hand-made log
+CONTEXTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+CANDIDATES = [[[20], [21, 22, 23]], [[24, 25]], [[26, 27], [20], [28, 29, 30, 31]]]
+
+
+@pytest.fixture
+def model() -> ClickModel:
+    torch.manual_seed(0)
+    config = llama_config(SHAPE, 256)
+    config.initializer_range = 0.3  # large weights: a leak between candidates would be visible
+    return ClickModel(LlamaModel(config)).eval()
+
+
+def _features(width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(len(CONTEXTS), width, len(FEATURE_NAMES), generator=generator)
+
+
+def _padded(rows: list[list[int]], length: int) -> tuple[list[list[int]], list[list[int]]]:
+    ids = [row + [0] * (length - len(row)) for row in rows]
+    return ids, [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+
+
+@torch.no_grad()
+def test_packed_logits_equal_one_pass_per_candidate(model: ClickModel) -> None:
+    features = _features(3)
+    context_ids, context_mask = _padded(CONTEXTS, 6)
+    rows = [_padded(c + [[]] * (3 - len(c)), 5) for c in CANDIDATES]
+    slow = model(
+        torch.tensor(context_ids),
+        torch.tensor(context_mask),
+        torch.tensor([ids for ids, _ in rows]),
+        torch.tensor([mask for _, mask in rows]),
+        features,
+    )
+    batch = collate([pack(p, s) for p, s in zip(CONTEXTS, CANDIDATES, strict=True)], multiple_of=16)
+    fast = model.packed_logits(batch, features)
+    assert slow.shape == fast.shape == (3, 3)
+    assert slow.dtype == fast.dtype == torch.float32
+    exists = batch.suffix_mask
+    torch.testing.assert_close(slow[exists], fast[exists], atol=1e-5, rtol=1e-4)
+    assert torch.isfinite(slow).all()  # also of missing candidates
+    assert slow[exists].std() > 0.01
+
+
+@torch.no_grad()
+def test_other_candidates_do_not_change_a_logit(model: ClickModel) -> None:
+    features = _features(3)
+    together = model.packed_logits(collate([pack(CONTEXTS[2], CANDIDATES[2])]), features[2:3])
+    for i, candidate in enumerate(CANDIDATES[2]):
+        alone = model.packed_logits(
+            collate([pack(CONTEXTS[2], [candidate])]), features[2:3, i : i + 1]
+        )
+        torch.testing.assert_close(alone[0, 0], together[0, i], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_saved_model_loads_to_the_same_logits(model: ClickModel, tmp_path: Path) -> None:
+    save_click_model(model, tmp_path)
+    names = {"head.hidden.weight", "head.hidden.bias", "head.out.weight", "head.out.bias"}
+    assert set(load_file(tmp_path / "head.safetensors")) == names
+    batch = collate([pack(p, s) for p, s in zip(CONTEXTS, CANDIDATES, strict=True)])
+    loaded = load_click_model(tmp_path)
+    features = _features(3)
+    torch.testing.assert_close(
+        loaded.packed_logits(batch, features), model.packed_logits(batch, features)
+    )
+
+
+def test_model_of_other_features_is_refused(tmp_path: Path) -> None:
+    other = ClickModel(LlamaModel(llama_config(SHAPE, 256)), num_features=3)
+    save_click_model(other, tmp_path)
+    with pytest.raises(ValueError, match="trained on 3 features"):
+        load_click_model(tmp_path)
+
+
+def test_requests_are_read_as_they_were_shown(clicked_run: Path) -> None:
+    requests = read_requests(clicked_run, max_edges=50)
+    assert requests is not None
+    rows = pq.read_table(clicked_run / "mined/impressions.parquet").to_pylist()
+    assert len(requests) == len(rows) // 5
+    assert requests.is_valid_R.sum() == len(requests) // 5
+    searches = {
+        q["text"]: q["num_searches"]
+        for q in pq.read_table(clicked_run / "mined/queries.parquet").to_pylist()
+    }
+    npmi = {
+        (p["source"], p["target"]): p["association"]
+        for p in pq.read_table(clicked_run / "mined/pairs.parquet").to_pylist()
+    }
+    num_linked = 0
+    for i, row in enumerate(rows[:2000]):
+        assert requests.request_N[i] == i // 5
+        assert requests.position_N[i] == row["position"] - 1
+        assert requests.clicked_N[i] == row["clicked"]
+        features = dict(zip(FEATURE_NAMES, requests.features_NF[i].tolist(), strict=True))
+        assert features["log_popularity"] == pytest.approx(
+            np.log1p(searches[row["text"]]) / 10, rel=1e-5
+        )
+        assert features["npmi"] == pytest.approx(npmi.get((row["query"], row["text"]), 0))
+        num_linked += (row["query"], row["text"]) in npmi
+    assert num_linked > 0
+    batch = make_batch(requests, [0, 7])
+    assert batch.features.shape == (2, 5, len(FEATURE_NAMES))
+    assert batch.position.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_swapped_neighbours_get_the_rank_they_were_meant_for() -> None:
+    low, high = 0.02, 0.9
+    requests = [
+        # positions shown, their propensities, ranks meant
+        ([0, 1, 2], [high, high, high], [0, 1, 2]),
+        ([0, 1, 2], [high, low, low], [0, 2, 1]),
+        ([0, 1, 2, 3, 4], [low, low, low, low, high], [1, 0, 3, 2, 4]),
+        ([0, 1, 2, 3, 4], [low, low, high, low, low], [1, 0, 2, 4, 3]),
+        ([0, 1, 3], [low, low, low], [1, 0, 3]),  # position 2 is missing: 3 stays as it is
+        ([0, 1, 2], [low, low, low], [0, 1, 2]),  # one partner is missing, which is unknown
+        ([0, 2], [low, low], [0, 2]),
+        ([0, 1], [low, low], [1, 0]),
+    ]
+    position, propensity, rank = (
+        np.concatenate([np.array(r[i]) for r in requests]) for i in range(3)
+    )
+    offsets = np.cumsum([0, *(len(r[0]) for r in requests)])
+    assert intended_ranks(position, propensity, offsets).tolist() == rank.tolist()
+    stayed = np.ones(len(position))
+    assert intended_ranks(position, stayed, offsets).tolist() == position.tolist()
+
+
+def test_training_order_holds_every_request_once_an_epoch(clicked_run: Path) -> None:
+    requests = read_requests(clicked_run, max_edges=50)
+    assert requests is not None
+    chosen = np.flatnonzero(~requests.is_valid_R)
+    order = training_order(requests, chosen, num_epochs=2, batch_size=32, seed=0)
+    assert sorted(order[: len(chosen)]) == sorted(order[len(chosen) :]) == chosen.tolist()
+    again = training_order(requests, chosen, num_epochs=2, batch_size=32, seed=0)
+    assert (order == again).all()
+
+
+def test_trained_model_beats_position_and_finds_the_examination(
+    clicked_run: Path, tmp_path: Path
+) -> None:
+    config = ClickModelConfig(num_epochs=4, batch_size=32, learning_rate=3e-3)
+    reports = train_click_model(
+        clicked_run, config, shape=SHAPE, max_edges=50, seed=0, output=tmp_path
+    )
+    assert reports is not None
+    report = reports["suggestion"]
+    assert report.model.auc > report.position_only.auc + 0.02
+    assert report.model.normalised_entropy < report.position_only.normalised_entropy - 0.02
+    assert report.popularity_auc == pytest.approx(0.5, abs=0.05)
+    assert report.logit_gauc > 0.7
+    assert report.model.relative_ece < 0.15
+
+    curves = msgspec.json.decode((tmp_path / "position.json").read_bytes())
+    assert curves["suggestion"] == pytest.approx(EXAMINATION, abs=0.1)
+    calibration = msgspec.json.decode((tmp_path / "calibration.json").read_bytes())
+    assert set(calibration) == {"suggestion", "completion", "clarification"}
+    assert calibration["completion"] == [1, 0]  # never shown
+    metrics = msgspec.json.decode(
+        (tmp_path / "metrics.json").read_bytes(), type=dict[str, ClickReport]
+    )
+    assert metrics["suggestion"] == report
+    assert not (tmp_path / "checkpoints").exists()
+
+    requests = read_requests(clicked_run, max_edges=50)
+    assert requests is not None
+    loaded = load_click_model(tmp_path)
+    chosen = np.array([5, 3, 2999])
+    together = click_logits(loaded, requests, chosen)
+    alone = [click_logits(loaded, requests, np.array([r])) for r in chosen]
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+    # The same text is p(click | seen) 0.8, 0.4, 0.2 or 0.1 by its second word.
+    slope, intercept = calibration["suggestion"]
+    valid = np.flatnonzero(requests.is_valid_R)
+    p = 1 / (1 + np.exp(-slope * click_logits(loaded, requests, valid) - intercept))
+    texts = pq.read_table(clicked_run / "mined/impressions.parquet")["text"].to_pylist()
+    endings = np.array([texts[r].split()[1] for r in requests.rows(valid)])
+    means = sorted(float(p[endings == e].mean()) for e in set(endings.tolist()))
+    assert means == pytest.approx([0.1, 0.2, 0.4, 0.8], abs=0.1)
+
+
+def test_no_impressions_means_no_click_model(mined_run: Path, tmp_path: Path) -> None:
+    reports = train_click_model(
+        mined_run, ClickModelConfig(), shape=SHAPE, max_edges=50, seed=0, output=tmp_path / "out"
+    )
+    assert reports is None
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("clicked", "word"), [(True, "all"), (False, "none")])
+def test_clicks_that_teach_nothing_are_refused(
+    clicked_run: Path, tmp_path: Path, clicked: bool, word: str
+) -> None:
+    run = tmp_path / "run"
+    (run / "mined").mkdir(parents=True)
+    (run / "tokenizer.json").symlink_to(clicked_run / "tokenizer.json")
+    for path in (clicked_run / "mined").iterdir():
+        (run / "mined" / path.name).symlink_to(path)
+    impressions = run / "mined/impressions.parquet"
+    table = pq.read_table(impressions)
+    column = table.column_names.index("clicked")
+    impressions.unlink()
+    table = table.set_column(column, "clicked", pa.array([clicked] * table.num_rows))
+    pq.write_table(table, impressions)
+    with pytest.raises(ValueError, match=f"{word} of the 12000 shown impressions"):
+        train_click_model(
+            run, ClickModelConfig(), shape=SHAPE, max_edges=50, seed=0, output=tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [0.25, float("nan")])
+def test_model_that_says_one_thing_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="learned nothing"):
+        check_logits("suggestion", np.full(10, value, np.float32))
+
+
+def test_hidden_candidates_lose_what_the_log_says_and_nothing_else(clicked_run: Path) -> None:
+    requests = read_requests(clicked_run, max_edges=50)
+    assert requests is not None
+    chosen = list(range(40))
+    plain = make_batch(requests, chosen).features
+    hidden = make_batch(requests, chosen, hidden_share=0.5, seed=1).features
+    lost = (hidden[..., :NUM_LOG_FEATURES] == 0).all(-1) & (plain[..., :NUM_LOG_FEATURES] != 0).any(
+        -1
+    )
+    known = (plain[..., :NUM_LOG_FEATURES] != 0).any(-1)
+    assert 0.3 < lost.sum() / known.sum() < 0.7
+    assert torch.equal(hidden[..., NUM_LOG_FEATURES:], plain[..., NUM_LOG_FEATURES:])
+    assert torch.equal(hidden[~lost], plain[~lost])
+    again = make_batch(requests, chosen, hidden_share=0.5, seed=1).features
+    assert torch.equal(hidden, again)

@@ -1,0 +1,95 @@
+"""Requests made from sessions: the right candidate is first, wrong ones are wrong in known ways."""
+
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES
+from train.clicks.data import make_batch
+from train.clicks.pretraining import WrongTexts, session_requests
+from train.generation.generator import read_prompts
+
+TEXTS = sorted(
+    ["gaming laptop", "laptop bag", "laptop stand", "coffee beans", "cheap coffee grinder"],
+    key=lambda t: t.encode(),
+)
+
+
+@pytest.fixture(scope="module")
+def trained_run(mined_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hand-made run with its contexts marked as training ones."""
+    run = tmp_path_factory.mktemp("sessions")
+    (run / "mined").mkdir()
+    (run / "tokenizer.json").symlink_to(mined_run / "tokenizer.json")
+    for path in (mined_run / "mined").iterdir():
+        (run / "mined" / path.name).symlink_to(path)
+    contexts = run / "mined/contexts.parquet"
+    table = pq.read_table(contexts)
+    contexts.unlink()
+    column = table.column_names.index("split")
+    pq.write_table(
+        table.set_column(column, "split", pa.array(["train"] * table.num_rows)), contexts
+    )
+    return run
+
+
+def test_right_candidate_is_first_and_the_log_does_not_give_it_away(trained_run: Path) -> None:
+    requests = session_requests(trained_run, num_requests=300, seed=0)
+    assert requests is not None
+    assert len(requests) == 300
+    vocabulary = read_prompts(trained_run).renderer.vocabulary
+    targets = {
+        tuple(vocabulary.encode(c["target"]))
+        for c in pq.read_table(trained_run / "mined/contexts.parquet").to_pylist()
+    }
+    assert requests.clicked_N.sum() == 300
+    for r in range(300):
+        rows = slice(requests.offsets[r], requests.offsets[r + 1])
+        shown = [tuple(requests.candidates[c]) for c in requests.candidate_N[rows]]
+        assert shown[0] in targets
+        assert requests.clicked_N[rows].tolist() == [True] + [False] * (len(shown) - 1)
+        assert len(set(shown)) == len(shown) > 1
+    assert (requests.features_NF[:, :NUM_LOG_FEATURES] == 0).all()
+    assert set(requests.scenario_R.tolist()) == {0, 1, 2}
+    completion = requests.scenarios.index("completion")
+    extends = FEATURE_NAMES.index("extends_query")
+    first = requests.offsets[:-1][requests.scenario_R == completion]
+    assert (requests.features_NF[first, extends] == 1).all()
+    batch = make_batch(requests, [0, 1, 2])
+    assert batch.clicked[:, 0].tolist() == [1, 1, 1]
+
+
+def test_same_seed_gives_the_same_requests(trained_run: Path) -> None:
+    first, again, other = (
+        session_requests(trained_run, num_requests=30, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert first.contexts == again.contexts != other.contexts
+    assert (first.features_NF == again.features_NF).all()
+
+
+def test_nothing_to_learn_from_is_none(trained_run: Path, mined_run: Path) -> None:
+    assert session_requests(trained_run, num_requests=0, seed=0) is None
+    assert session_requests(mined_run, num_requests=10, seed=0) is None  # all held out
+
+
+def test_wrong_texts_are_of_their_kind() -> None:
+    wrong, rng = WrongTexts(TEXTS, [1, 1, 1, 1, 1000]), random.Random(0)
+    assert all("laptop" in t for t in wrong.sharing_a_word("my laptop", rng, 20))
+    assert wrong.sharing_a_word("tent", rng, 3) == []
+    assert all(t.startswith("laptop s") for t in wrong.starting_with("laptop s", rng, 5))
+    assert wrong.starting_with("x", rng, 5) == []
+    drawn = wrong.popular(rng, 200)
+    assert drawn.count(TEXTS[-1]) > 180
+    kinds = set()
+    for _ in range(200):
+        broken = wrong.broken("red lamp", "", rng)
+        kinds.add(len(broken.split()))
+        assert broken != "red lamp"
+        assert wrong.broken("red lamp", "red l", rng).startswith("red l")
+    assert kinds == {2, 3}

@@ -1,0 +1,248 @@
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from engine.manifest import PromptSpec, ScenarioSpec
+from engine.prompt import ANSWER, COOCCURRING, SESSION, SideInformation
+from engine.text import match_key
+from train.config import default_scenarios, read_config
+from train.generation.associations import Associations, Clicks
+from train.generation.examples import (
+    Example,
+    ExampleConfig,
+    ExampleMaker,
+    Source,
+    read_clicks,
+    read_sources,
+)
+from train.mining.mine import mine
+
+SCENARIOS = [s.spec([1.0, 0.5]) for s in default_scenarios()]
+SEARCHES = {
+    "laptop": 100,
+    "laptop bag": 50,
+    "laptop-bag": 2,
+    "laptop stand": 40,
+    "gaming laptop": 30,
+    "mouse": 20,
+    "mouse pad": 10,
+    "keyboard": 5,
+}
+PAIRS = [
+    ("laptop", "mouse", 10, 0.5),  # 10 users * 0.5
+    ("laptop", "laptop bag", 30, 0.4),
+    ("laptop", "keyboard", 20, -0.1),
+    ("laptop", "laptop-bag", 1, 0.9),
+    ("gaming laptop", "mouse pad", 7, 0.3),
+]
+
+
+def associations(clicks: Sequence[Clicks] = ()) -> Associations:
+    texts = sorted(SEARCHES, key=str.encode)
+    counts = np.array([SEARCHES[t] for t in texts], np.int64)
+    return Associations(texts, counts, PAIRS, clicks)
+
+
+def configured(cold_share: float = 0.0) -> ExampleConfig:
+    prompt = PromptSpec(side_information_kinds=[SESSION, ANSWER, COOCCURRING])
+    return ExampleConfig(
+        scenarios=SCENARIOS, prompt=prompt, cold_share=cold_share, max_contexts_per_query=64
+    )
+
+
+def made(source: Source, *, cold_share: float = 0.0, seed: int = 0) -> Example:
+    example = ExampleMaker(configured(cold_share), associations())(source, random.Random(seed))
+    assert example is not None
+    return example
+
+
+def source(scenario: str = "suggestion", query: str = "laptop", **changes: Any) -> Source:
+    fields = {
+        "scenario": scenario,
+        "query": query,
+        "session_queries": (),
+        "further": (),
+        "wanted": ("gaming laptop",),
+        "auxiliary_text": None,
+        "is_typed": False,
+    }
+    return Source(**{**fields, **changes})
+
+
+def test_following_queries_are_ordered_by_association() -> None:
+    assert associations().following("laptop", 9) == [
+        "laptop-bag",
+        "mouse",
+        "laptop bag",
+        "keyboard",
+    ]
+    assert associations().following("unknown", 9) == []
+
+
+def test_recommended_queries_are_ordered_by_users_times_association() -> None:
+    best = associations().best_next("laptop")
+    assert [s.text for s in best] == ["laptop bag", "mouse", "laptop-bag"]
+    assert [s.score for s in best] == pytest.approx([12, 5, 0.9])
+
+
+def test_clicks_lift_a_text() -> None:
+    clicks = [Clicks("laptop", "mouse", 40, 50), Clicks("laptop", "laptop stand", 2, 500)]
+    best = [s.text for s in associations(clicks).best_next("laptop")]
+    assert best[0] == "mouse"
+    assert best.index("laptop stand") > best.index("laptop bag")
+
+
+def test_completions_are_the_most_searched_with_the_prefix() -> None:
+    known = associations()
+    assert known.starting_with("laptop ", 2) == ["laptop bag", "laptop stand"]
+    assert known.starting_with("m", 9) == ["mouse", "mouse pad"]
+    assert known.starting_with("zz", 9) == []
+    for prefix in ("", "l", "laptop", "mouse p"):
+        expected = sorted(
+            (t for t in SEARCHES if t.startswith(prefix)),
+            key=lambda t: (-SEARCHES[t], t.encode()),
+        )
+        assert known.starting_with(prefix, 3) == expected[:3]
+
+
+def test_similar_queries_share_words_and_are_others() -> None:
+    similar = associations().similar("gaming laptop", 9)
+    assert "gaming laptop" not in similar
+    assert similar[0] == "laptop"
+    assert "keyboard" not in similar
+    assert associations().similar("gaming keyboard", 2) == ["keyboard", "gaming laptop"]
+
+
+def test_specialisations_add_words() -> None:
+    found = associations().specialisations("laptop", 9)
+    assert found == ["laptop bag", "laptop stand", "gaming laptop"]
+    assert associations().specialisations("unheard of", 9) == []
+
+
+def test_the_list_starts_with_what_the_user_wanted_and_repeats_nothing() -> None:
+    example = made(source(session_queries=("mouse",)))
+    assert example.suggestions[:2] == ["gaming laptop", "laptop bag"]
+    keys = [match_key(t) for t in example.suggestions]
+    assert len(set(keys)) == len(keys)
+    assert not {"laptop", "mouse"} & set(keys)  # the query and the session
+
+
+def test_a_query_without_followers_gets_what_resembles_it() -> None:
+    example = made(source(query="laptop sleeve", wanted=()))
+    assert "laptop" in example.suggestions
+
+
+def test_nothing_to_suggest_is_no_example() -> None:
+    maker = ExampleMaker(configured(), associations())
+    assert maker(source(query="zzz", wanted=("zzz",)), random.Random(0)) is None
+
+
+def test_completion_takes_a_proper_prefix_that_all_suggestions_start_with() -> None:
+    lengths = set()
+    for seed in range(40):
+        example = made(source("completion", "laptop stand", wanted=("laptop stand",)), seed=seed)
+        assert 1 <= len(example.query) < len("laptop stand")
+        assert all(t.startswith(example.query) for t in example.suggestions)
+        assert example.suggestions[0] == "laptop stand"
+        assert match_key(example.query) not in map(match_key, example.suggestions)
+        lengths.add(len(example.query))
+    assert "laptop " in {
+        made(source("completion", "laptop stand"), seed=s).query for s in range(40)
+    }
+    assert len(lengths) > 6
+
+
+def test_a_typed_prefix_is_kept() -> None:
+    typed = source("completion", "lap", wanted=("laptop stand",), is_typed=True)
+    assert made(typed).query == "lap"
+    assert made(typed).suggestions[:2] == ["laptop stand", "laptop"]
+
+
+def test_clarification_offers_what_narrows_the_query_down_first() -> None:
+    example = made(source("clarification", wanted=(), auxiliary_text="which laptop?"))
+    assert example.auxiliary_text == "which laptop?"
+    assert example.suggestions[:3] == ["laptop bag", "laptop stand", "gaming laptop"]
+
+
+def test_side_information_comes_with_what_matters_most_last() -> None:
+    answer = SideInformation(ANSWER, "an answer")
+    examples = [
+        made(source(session_queries=("mouse", "keyboard"), further=(answer,)), seed=seed)
+        for seed in range(20)
+    ]
+    for example in examples:
+        kinds = [i.kind for i in example.side_information]
+        order = [COOCCURRING, ANSWER, SESSION]
+        assert kinds == sorted(kinds, key=order.index)
+        assert [i.text for i in example.side_information[-2:]] == ["mouse", "keyboard"]
+        assert "laptop" not in [i.text for i in example.side_information]
+    found = {tuple(i.text for i in e.side_information if i.kind == COOCCURRING) for e in examples}
+    assert len(found) > 1  # exact lists for some, those of similar queries for others
+
+
+def test_a_share_of_examples_is_cold() -> None:
+    assert made(source(), cold_share=1.0).side_information == []
+    warm = [bool(made(source(), cold_share=0.3, seed=s).side_information) for s in range(200)]
+    assert 0.6 < np.mean(warm) < 0.8
+
+
+def test_completion_is_shown_what_starts_with_the_prefix() -> None:
+    typed = source("completion", "mou", session_queries=("gaming laptop",), is_typed=True)
+    texts = [i.text for i in made(typed).side_information if i.kind == COOCCURRING]
+    # Best last: what followed the session's last query, before what is most searched.
+    assert texts == ["mouse", "mouse pad"]
+
+
+@pytest.fixture(scope="module")
+def mined_logs(simulated_logs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "mined"
+    mine(
+        read_config(None, size="tiny"),
+        searches=str(simulated_logs.searches),
+        impressions=str(simulated_logs.impressions),
+        out=out,
+        report=lambda _: None,
+    )
+    return out
+
+
+def logged(mined: Path) -> ExampleConfig:
+    content = (mined / "scenarios.json").read_bytes()
+    scenarios = msgspec.json.decode(content, type=list[ScenarioSpec])
+    prompt = PromptSpec(side_information_kinds=[SESSION, COOCCURRING])
+    return ExampleConfig(
+        scenarios=scenarios, prompt=prompt, cold_share=0.3, max_contexts_per_query=8
+    )
+
+
+def test_all_scenarios_get_examples_from_the_log_in_a_fixed_order(mined_logs: Path) -> None:
+    config = logged(mined_logs)
+    sources = read_sources(mined_logs, config, "train", seed=1)
+    assert {s.scenario for s in sources} == {"suggestion", "completion", "clarification"}
+    assert sources == read_sources(mined_logs, config, "train", seed=1)
+    assert sources != read_sources(mined_logs, config, "train", seed=2)
+    maker = ExampleMaker(config, Associations.load(mined_logs))
+    for item in sources[:200]:
+        example = maker(item, random.Random(0))
+        assert example is None or match_key(example.query) not in map(
+            match_key, example.suggestions
+        )
+
+
+def test_head_queries_are_capped(mined_logs: Path) -> None:
+    sources = read_sources(mined_logs, logged(mined_logs), "train", seed=1)
+    of_head = [s for s in sources if (s.scenario, s.query) == ("suggestion", "laptop")]
+    assert len(of_head) <= 16  # 8 from sessions, 8 from clicks
+
+
+def test_clicks_of_completion_do_not_rank_suggestions(mined_logs: Path) -> None:
+    clicks = read_clicks(mined_logs, "train", logged(mined_logs).scenarios)
+    assert clicks
+    known = Associations.load(mined_logs)
+    assert all(c.query in known for c in clicks)  # no typed prefixes
+    assert all(0 < c.num_clicks <= c.num_seen for c in clicks)

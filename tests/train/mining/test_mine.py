@@ -1,0 +1,354 @@
+import math
+import shutil
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+
+from engine.manifest import PromptSpec, ScenarioSpec
+from train.config import TrainConfig, read_config
+from train.mining.anonymity import TextFilter
+from train.mining.mine import MineSummary, mine
+
+START = datetime(2024, 1, 1)
+Write = Callable[[list[dict], list[dict]], Any]
+
+
+def configured(**changes: Any) -> TrainConfig:
+    config = read_config(None, size="tiny")
+    fields = {"min_users": 2, "min_pairs": 1, "valid_share": 0.0, "num_threads": 1, **changes}
+    return msgspec.structs.replace(config, mine=msgspec.structs.replace(config.mine, **fields))
+
+
+def search(user: str, minute: float, query: str, session: str | None = None) -> dict:
+    time = START + timedelta(minutes=minute)
+    return {"session_id": session or user, "time": time, "query": query, "user_key": user}
+
+
+def shown(user: str, text: str, **changes: Any) -> dict:
+    row = {
+        "request_id": f"r-{user}",
+        "time": START,
+        "session_id": user,
+        "scenario": "suggestion",
+        "query": "tea",
+        "side_information": [],
+        "position": 1,
+        "text": text,
+        "source": "log",
+        "shown": True,
+        "clicked": True,
+        "user_key": user,
+        "propensity": 1.0,
+        "auxiliary_text": None,
+    }
+    return {**row, **changes}
+
+
+def mined(
+    write: Write, tmp_path: Path, searches: list[dict], impressions: list[dict], **changes: Any
+) -> tuple[Path, MineSummary]:
+    tables = write(searches, impressions)
+    out = tmp_path / "run/mined"
+    shutil.rmtree(out, ignore_errors=True)
+    summary = mine(
+        configured(**changes),
+        searches=str(tables.searches),
+        impressions=str(tables.impressions) if impressions else "",
+        out=out,
+        report=lambda _: None,
+    )
+    return out, summary
+
+
+def rows(out: Path, name: str) -> list[dict]:
+    return pq.read_table(out / f"{name}.parquet").to_pylist()
+
+
+def test_queries_are_normalised_counted_and_sorted_by_bytes(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [
+        search(user, minute, query)
+        for user in ("u1", "u2")
+        for minute, query in enumerate(["  Tea ", "\uff54ea", "zebra", "Äpfel", "tea pot", "東京"])
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    found = rows(out, "queries")
+    texts = [r["text"] for r in found]
+    assert texts == sorted(["tea", "zebra", "äpfel", "tea pot", "東京"], key=str.encode)
+    assert found[0] == {"text": "tea", "num_searches": 4, "num_users": 2}
+    assert summary.num_impressions == 0
+    assert summary.position_ctr_from == "default"
+    scenarios = msgspec.json.decode((out / "scenarios.json").read_bytes(), type=list[ScenarioSpec])
+    assert scenarios[0].position_ctr[0] == 1
+    assert msgspec.json.decode((out / "prompt.json").read_bytes(), type=PromptSpec).max_tokens == 64
+
+
+def test_a_text_needs_k_distinct_users_not_searches(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search("u1", i, "my secret", session=f"s{i}") for i in range(9)]
+    searches += [search("u1", 20, "tea"), search("u2", 20, "tea")]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    assert [r["text"] for r in rows(out, "queries")] == ["tea"]
+    assert summary.dropped == {"search_below_k": 9}
+    assert summary.counted == "users"
+
+
+def test_without_user_keys_sessions_count_and_the_summary_says_so(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [{**search("", i, "tea", session=f"s{i}"), "user_key": None} for i in range(2)]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    assert summary.counted == "sessions"
+    assert rows(out, "queries")[0]["num_users"] == 2
+
+
+def test_personal_data_and_unsafe_words_never_leave(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "unsafe.txt").write_text("# comment\nnasty*\nbad thing\n")
+    texts = ["write to a.b@c.de", "call +1 (212) 555-0143", "order 123456789", "Nastyness",
+             "a bad thing", "x" * 300, "tea\x00pot", "tea"]  # fmt: skip
+    searches = [search(u, i, t) for u in ("u1", "u2") for i, t in enumerate(texts)]
+    out, summary = mined(
+        write_log_tables, tmp_path, searches, [], unsafe_words=str(tmp_path / "unsafe.txt")
+    )
+    assert [r["text"] for r in rows(out, "queries")] == ["tea"]
+    assert summary.dropped == {
+        "search_control_characters": 2,
+        "search_email": 2,
+        "search_long_number": 4,
+        "search_too_long": 2,
+        "search_unsafe_words": 4,
+    }
+
+
+@pytest.mark.parametrize("text", ["iphone 15 pro max 256gb", "1080p 4k", "2023 2024 cars"])
+def test_ordinary_numbers_are_kept(text: str) -> None:
+    assert TextFilter()(text).text == text
+
+
+def test_pairs_are_ordered_distinct_and_within_reach(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    steps = ["a", "a", "b", "c", "a"]  # the repeated "a" is the next page, not a step
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate(steps)]
+    out, _ = mined(write_log_tables, tmp_path, searches, [], max_pair_steps=2)
+    pairs = {(r["source"], r["target"]): r for r in rows(out, "pairs")}
+    assert set(pairs) == {("a", "b"), ("a", "c"), ("b", "c"), ("b", "a"), ("c", "a")}
+    assert pairs["a", "b"]["num_pairs"] == 2
+    # 10 pairs in all: a-b, a-c, b-c, b-a, c-a twice each; p(a->b) = .2, p(a->) = p(->b).. by hand
+    expected = math.log(0.2 / (0.4 * 0.2)) / -math.log(0.2)
+    assert pairs["a", "b"]["association"] == pytest.approx(expected)
+
+
+def test_llr_is_dunnings_ratio_of_the_pair_table(write_log_tables: Write, tmp_path: Path) -> None:
+    steps = ["a", "a", "b", "c", "a"]
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate(steps)]
+    out, _ = mined(write_log_tables, tmp_path, searches, [], max_pair_steps=2, association="llr")
+    pairs = {(r["source"], r["target"]): r["association"] for r in rows(out, "pairs")}
+    # 10 pairs: 4 begin with a, 2 end with b, and 2 are a-b.
+    cells = [(2, 4, 2), (2, 4, 8), (0, 6, 2), (6, 6, 8)]
+    g2 = 2 * sum(k * math.log(k * 10 / (row * column)) for k, row, column in cells if k)
+    assert pairs["a", "b"] == pytest.approx(g2 / (1 + g2))
+    assert all(-1 < value < 1 for value in pairs.values())
+
+
+def test_sessions_of_robots_count_for_nothing(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate("ab")]
+    robots = [search(f"r{n}", i / 10, f"{'xy'[i % 2]}") for n in range(3) for i in range(6)]
+    out, summary = mined(write_log_tables, tmp_path, searches + robots, [], max_session_searches=5)
+    assert [r["text"] for r in rows(out, "queries")] == ["a", "b"]
+    assert summary.dropped == {"search_of_robot": 18}
+    out, summary = mined(write_log_tables, tmp_path, searches + robots, [], max_session_searches=0)
+    assert [r["text"] for r in rows(out, "queries")] == ["a", "b", "x", "y"]
+
+
+def test_rows_without_session_time_or_position_are_left_out_and_counted(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
+    searches += [{**searches[0], "session_id": None}, {**searches[0], "time": None}]
+    impressions = [shown("u1", "tea"), shown("u2", "tea", position=None, request_id="r9")]
+    impressions += [shown("u2", "tea", clicked=None, request_id="r8")]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    assert summary.dropped == {"search_missing_value": 2, "impression_missing_value": 1}
+    assert {r["request_id"]: r["clicked"] for r in rows(out, "impressions")} == {
+        "r-u1": True,
+        "r8": False,
+    }
+    with pytest.raises(ValueError, match="4 search_missing_value"):
+        mined(write_log_tables, tmp_path, [{**s, "time": None} for s in searches], [])
+
+
+@pytest.mark.parametrize(
+    ("near_duplicates", "expected"),
+    [
+        ("keep", {"t shirts": 3, "t-shirt": 2, "t-shirts": 2}),
+        ("punctuation", {"t shirts": 5, "t-shirt": 2}),
+        ("words", {"t shirts": 8}),
+    ],
+)
+def test_near_duplicates_become_the_most_searched_public_form(
+    write_log_tables: Write, tmp_path: Path, near_duplicates: str, expected: dict[str, int]
+) -> None:
+    texts = ["t shirts"] * 3 + ["t-shirts"] * 2 + ["t-shirt"] * 2 + ["shirt t"]
+    searches = [search(f"u{i}", i, text) for i, text in enumerate(texts)]
+    impressions = [shown(f"u{i}", "T-Shirt", query="t-shirts") for i in range(2)]
+    out, _ = mined(
+        write_log_tables, tmp_path, searches, impressions, near_duplicates=near_duplicates
+    )
+    assert {r["text"]: r["num_searches"] for r in rows(out, "queries")} == expected
+    listed = {(r["query"], r["text"]) for r in rows(out, "impressions")}
+    assert {text for pair in listed for text in pair} <= set(expected)
+
+
+def test_a_pair_needs_k_users_of_its_own(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search("u1", 0, "a"), search("u1", 1, "b"), search("u2", 0, "a")]
+    searches += [search("u3", 0, "b")]
+    out, _ = mined(write_log_tables, tmp_path, searches, [])
+    assert len(rows(out, "queries")) == 2
+    assert rows(out, "pairs") == []
+    assert rows(out, "contexts") == []
+
+
+def test_a_long_pause_ends_a_session(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, m, q) for u in ("u1", "u2") for m, q in ((0, "a"), (31, "b"), (32, "c"))]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    assert [(r["source"], r["target"]) for r in rows(out, "pairs")] == [("b", "c")]
+    assert summary.num_sessions == 4
+
+
+def test_contexts_hold_the_session_oldest_first(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate("abcd")]
+    searches += [search("u1", 1.5, "only me")]
+    out, _ = mined(write_log_tables, tmp_path, searches, [])
+    found = {(r["query"], r["target"]): r for r in rows(out, "contexts")}
+    assert found["c", "d"]["session_queries"] == ["a", "b"]
+    assert sum(r["weight"] for r in rows(out, "contexts") if r["query"] == "c") == 2
+    # u1's private query stands between b and c, so b is followed by c for u2 only.
+    assert found["b", "c"]["weight"] == 1
+
+
+def test_the_last_share_of_time_is_for_validation(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [
+        search(f"u{n}", day * 1440 + i, q, session=f"s{day}-{n}")
+        for day in range(10)
+        for n in range(2)
+        for i, q in enumerate("ab" if day < 9 else "ba")
+    ]
+    out, _ = mined(write_log_tables, tmp_path, searches, [], valid_share=0.1)
+    assert {(r["query"], r["split"]) for r in rows(out, "contexts")} == {
+        ("a", "train"),
+        ("b", "valid"),
+    }
+    assert [(r["source"], r["target"]) for r in rows(out, "pairs")] == [("a", "b")]
+
+
+def test_impressions_keep_what_is_anonymous(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate(["Tea", "tea pot"])]
+    searches += [search("u1", 9, "private")]
+    session = [{"kind": "session", "text": t} for t in ("TEA pot", "private")]
+    other = [{"kind": "answer", "text": "Tea is hot."}, {"kind": "strange", "text": "tea"}]
+    impressions = [
+        shown("u1", "tea pot", side_information=session + other),
+        shown("u2", "tea pot", side_information=other, clicked=False),
+        shown("u1", "private", position=2),
+        shown("u1", "new text", position=3),
+        shown("u2", "new text", position=3),
+        shown("u1", "seen often", position=4),
+        shown("u2", "seen often", position=4, clicked=False),
+        shown("u3", "tea", query="private", request_id="r3"),
+        shown("u4", "tea", shown=False, request_id="r4"),
+        shown("u4", "tea", scenario="unheard of", request_id="r5"),
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    found = rows(out, "impressions")
+    assert {(r["request_id"], r["text"]) for r in found} == {
+        ("r-u1", "tea pot"),
+        ("r-u2", "tea pot"),
+        ("r-u1", "new text"),
+        ("r-u2", "new text"),
+    }
+    first = next(r for r in found if r["request_id"] == "r-u1")
+    assert first["side_information"] == [
+        {"kind": "session", "text": "tea pot"},
+        {"kind": "answer", "text": "tea is hot."},
+    ]
+    assert summary.num_clicks == 3
+    assert summary.dropped["impression_text_refused_or_below_k"] == 3
+    assert summary.dropped["impression_query_refused_or_below_k"] == 1
+    assert summary.dropped["impression_not_shown_or_unknown_scenario"] == 2
+
+
+def test_a_typed_prefix_must_start_an_anonymous_query(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, 0, "tea pot") for u in ("u1", "u2")] + [search("u1", 1, "team secret")]
+    impressions = [
+        shown("u1", "tea pot", scenario="completion", query=q, request_id=q)
+        for q in ("te", "Tea ", "team", "x")
+    ]
+    out, _ = mined(write_log_tables, tmp_path, searches, impressions)
+    assert {r["query"] for r in rows(out, "impressions")} == {"te", "tea "}
+
+
+def test_auxiliary_text_needs_k_readers(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
+    impressions = [
+        shown("u1", "tea", scenario="clarification", auxiliary_text="Which tea?"),
+        shown("u2", "tea", scenario="clarification", auxiliary_text="Which tea?"),
+        shown("u3", "tea", scenario="clarification", auxiliary_text="Which tea, Bob?"),
+    ]
+    out, _ = mined(write_log_tables, tmp_path, searches, impressions)
+    texts = {r["request_id"]: r["auxiliary_text"] for r in rows(out, "impressions")}
+    assert texts == {"r-u1": "which tea?", "r-u2": "which tea?", "r-u3": None}
+
+
+def test_position_ctr_is_relative_to_the_first_position(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(f"u{i}", 0, "tea") for i in range(2)]
+    impressions = [
+        shown(f"u{i}", "tea", request_id=f"r{i}", position=p, clicked=i < 20 // p)
+        for i in range(40)
+        for p in (1, 2, 4)
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    scenarios = msgspec.json.decode((out / "scenarios.json").read_bytes(), type=list[ScenarioSpec])
+    assert scenarios[0].position_ctr == [1, 0.5, 0.5, 0.25]
+    assert scenarios[1].position_ctr[1] < 1
+    assert summary.position_ctr_from == "logs"
+
+
+def test_texts_below_k_leave_only_their_click_rate(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(f"u{i}", 0, "tea") for i in range(2)]
+    impressions = [
+        row
+        for i in range(40)
+        for row in (
+            shown(f"u{i}", "tea", request_id=f"r{i}", clicked=i < 20),
+            shown(f"u{i}", f"rare {i}", request_id=f"s{i}", clicked=i < 5),
+        )
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    assert {r["text"] for r in rows(out, "impressions")} == {"tea"}
+    assert summary.unknown_click_ratio == {"suggestion": 0.25}
+    assert "rare" not in (out / "summary.json").read_text()
+
+
+def test_bad_tables_write_nothing(write_log_tables: Write, tmp_path: Path) -> None:
+    tables = write_log_tables([search("u1", 0, "tea")], [shown("u1", "tea", clicked=False)])
+    out = tmp_path / "run/mined"
+    places = {"searches": str(tables.searches), "impressions": str(tables.impressions)}
+    with pytest.raises(ValueError, match="no clicks"):
+        mine(configured(), **places, out=out, report=lambda _: None)
+    with pytest.raises(ValueError, match="at least 2 distinct users"):
+        mine(configured(), **{**places, "impressions": ""}, out=out, report=lambda _: None)
+    assert not list((tmp_path / "run").rglob("*"))

@@ -1,0 +1,145 @@
+"""Mining on Spark gives what mining on DuckDB gives, row for row."""
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from train.config import read_config
+from train.mining.mine import mine
+
+ROOT = Path(__file__).parent.parent.parent
+PYTHON = ROOT / ".venv-spark/bin/python"
+START = datetime(2024, 3, 31, 0, 30)
+HEADS = ["tea", "Green  TEA", "東京", "\uff54ea", "zebra", "äpfel", "\U0001f600", "\uffee"]
+TAILS = ["", " pot", " pots", ", pot", " 2", " für zwei", " "]
+REFUSED = ["bob@x.org", "\x00", "", "x" * 300, "123456789012"]
+SETTINGS = {
+    "npmi": 'association = "npmi"\nnear_duplicates = "keep"',
+    "llr": 'association = "llr"\nnear_duplicates = "words"\nmax_session_queries = 0',
+}
+
+pytestmark = [
+    pytest.mark.spark,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-spark: run make spark"),
+]
+
+
+def random_log(rng: random.Random) -> tuple[list[dict], list[dict]]:
+    """A log with pauses, ties, robots, nulls and texts of several scripts."""
+    users = [f"u{i}" for i in range(40)]
+    searches: list[dict] = []
+    impressions: list[dict] = []
+    for number in range(250):
+        user = rng.choice([*users, None])
+        session = rng.choice([f"s{number}", f"s{number}", f"of {user}", None])
+        time = START + timedelta(minutes=rng.randrange(9000), microseconds=rng.randrange(10**6))
+        for _ in range(60 if number == 7 else rng.randrange(1, 9)):
+            pauses = [0, 5] if number == 7 else [0, 0.25, 20, 1799, 1800, 1801, 4000]
+            time += timedelta(seconds=rng.choice(pauses))
+            query = rng.choice(HEADS[: rng.randrange(1, 9)]) + rng.choice(TAILS)
+            query = rng.choice(REFUSED) if rng.random() < 0.04 else query
+            row = {"session_id": session, "time": time, "query": query, "user_key": user}
+            searches.append({**row, **({"time": None} if rng.random() < 0.02 else {})})
+            impressions += panel(rng, f"r{number // 2}-{len(searches)}", row)
+    return searches, impressions
+
+
+def panel(rng: random.Random, request: str, row: dict) -> list[dict]:
+    scenario = rng.choice(["suggestion", "completion", "clarification", "unknown"])
+    items = [
+        {
+            "kind": rng.choice(["session", "answer", "cooccurring", "spell"]),
+            "text": rng.choice([rng.choice(HEADS), "tea is a drink", f"only {request}", None]),
+        }
+        for _ in range(rng.randrange(4))
+    ]
+    typed = row["query"][: rng.randrange(1, 8)] if scenario == "completion" else row["query"]
+    return [
+        {
+            **row,
+            "request_id": request,
+            "scenario": scenario,
+            "query": typed,
+            "side_information": rng.choice([items, items, None]),
+            "position": rng.choice([position, position, 1]),
+            "text": rng.choice(HEADS) + rng.choice([*TAILS, f" {request}", " of all kinds"]),
+            "source": rng.choice(["log", "generated", None]),
+            "shown": rng.random() < 0.9,
+            "clicked": rng.random() < 0.4 / position,
+            "propensity": rng.choice([1.0, 0.08, None]),
+            "auxiliary_text": rng.choice(["which tea?", f"which {request}?", None]),
+        }
+        for position in range(1, rng.randrange(1, 5))
+    ]
+
+
+def on_spark(config: Path, run: Path) -> None:
+    """Mines in the environment that has Spark, as a user would."""
+    done = subprocess.run(
+        [str(PYTHON), "-m", "train", "mine", "--config", str(config), "--run", str(run)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT}/proto/gen:{ROOT}/clients/python",
+            # Most of the time goes into compiling code that runs once.
+            "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_spark_and_duckdb_mine_the_same(
+    write_log_tables: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    tables = write_log_tables(*random_log(random.Random(name)))
+    config = tmp_path / "spark.toml"
+    written = (
+        f'[logs]\nsearches = "{tables.searches}"\nimpressions = "{tables.impressions}"\n'
+        f"[mine]\nmin_users = 3\nmax_session_searches = 40\nnum_threads = 1\n"
+        f"memory_limit_mb = 1024\n{SETTINGS[name]}\n"
+    )
+    config.write_text(written + 'engine = "spark"\n')
+    on_spark(config, tmp_path / "spark")
+    config.write_text(written)
+    mine(
+        read_config(config),
+        searches=str(tables.searches),
+        impressions=str(tables.impressions),
+        out=tmp_path / "duckdb",
+        report=lambda _: None,
+    )
+    expected, found = tmp_path / "duckdb", tmp_path / "spark/mined"
+    assert sorted(p.name for p in found.iterdir()) == sorted(p.name for p in expected.iterdir())
+    for path in expected.iterdir():
+        if path.suffix == ".json":
+            assert json.loads((found / path.name).read_text()) == json.loads(path.read_text())
+            continue
+        ours, theirs = pq.read_table(found / path.name), pq.read_table(path)
+        assert ours.schema.equals(theirs.schema), path.name
+        assert len(theirs) > 20
+        for column in theirs.column_names:
+            values = theirs[column].to_pylist()
+            if column in ("association", "propensity"):
+                values = pytest.approx(values, abs=1e-9)
+            assert ours[column].to_pylist() == values, (path.name, column)
+
+
+def test_mistakes_in_the_tables_are_told_as_on_duckdb(tmp_path: Path) -> None:
+    broken, config = tmp_path / "broken.parquet", tmp_path / "spark.toml"
+    broken.write_text("session_id,time,query")
+    config.write_text(f'logs.searches = "{broken}"\nmine.engine = "spark"\n')
+    with pytest.raises(AssertionError, match=r"broken\.parquet cannot be read as parquet"):
+        on_spark(config, tmp_path / "spark")
+    assert not (tmp_path / "spark/mined").exists()

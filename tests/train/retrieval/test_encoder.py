@@ -1,0 +1,167 @@
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import BertModel, BertTokenizerFast
+
+from train.config import EncoderConfig
+from train.models.backbone import bert_config, shapes_of
+from train.models.pace import TimeLimit, learning_rate_factor
+from train.retrieval.contrast import CooccurrenceGraph, hard_negatives, info_nce
+from train.retrieval.encoder import Encoder, recall_at_20, train_encoder
+
+
+def test_loss_by_hand() -> None:
+    anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    positives = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    negatives = torch.tensor([[0.8, 0.6]])
+    ignored = torch.zeros(2, 3, dtype=torch.bool)
+    loss = info_nce(
+        anchors,
+        positives,
+        negatives,
+        ignored_BN=ignored,
+        weights_B=torch.tensor([3.0, 1.0]),
+        temperature=0.5,
+    )
+    e = math.exp
+    first = -math.log(e(2) / (e(2) + e(1.2) + e(1.6))) - math.log(e(2) / (e(2) + e(0)))
+    second = -math.log(e(1.6) / (e(0) + e(1.6) + e(1.2))) - math.log(e(1.6) / (e(1.2) + e(1.6)))
+    assert loss.item() == pytest.approx((3 * first + second) / (2 * 4), rel=1e-5)
+
+
+def test_an_ignored_column_is_no_negative_but_the_diagonal_always_counts() -> None:
+    torch.manual_seed(0)
+    anchors, positives = F.normalize(torch.randn(2, 3, 4), dim=-1)
+    negatives = F.normalize(torch.randn(1, 4), dim=-1)
+    weights = torch.ones(3)
+    everything = torch.ones(3, 4, dtype=torch.bool)
+    loss = info_nce(
+        anchors, positives, negatives, ignored_BN=everything, weights_B=weights, temperature=0.1
+    )
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_graph_joins_both_directions_and_keeps_the_better_association() -> None:
+    graph = CooccurrenceGraph(
+        np.array([0, 2, 1]), np.array([2, 0, 1]), np.array([0.2, 0.7, 0.9], np.float32), 4
+    )
+    assert graph.pairs.tolist() == [[0, 2], [1, 1]]
+    assert graph.npmi.tolist() == pytest.approx([0.7, 0.9])
+    linked = graph.are_linked(np.array([0, 2, 0, 3]), np.array([2, 0, 1, 3]))
+    assert linked.tolist() == [True, True, False, True]
+
+
+def test_hard_negatives_share_a_word_and_do_not_co_occur() -> None:
+    texts = [f"{a} {b}" for a in ("red", "blue", "green") for b in ("shoe", "hat", "coat", "bag")]
+    graph = CooccurrenceGraph(np.array([0]), np.array([1]), np.ones(1, np.float32), len(texts))
+    negatives = hard_negatives(texts, graph, seed=0)
+    assert negatives.shape == (len(texts), 4)
+    for row, found in enumerate(negatives):
+        assert not graph.are_linked(np.full(4, row), found).any()
+    shares = [
+        bool(set(texts[row].split()) & set(texts[n].split()))
+        for row, found in enumerate(negatives)
+        for n in found
+    ]
+    assert np.mean(shares) > 0.9
+
+
+def test_recall_by_hand() -> None:
+    # Rows 0 and 1 point the same way; 2 is far off but follows 0 in the log.
+    embeddings = np.eye(30, dtype=np.float32)
+    embeddings[1] = embeddings[0]
+    pairs = (np.array([0]), np.array([2]), np.ones(1, np.float32))
+    recall = recall_at_20(embeddings, pairs, [(0, 1), (0, 2), (5, 29)])
+    assert recall.num_pairs == 3
+    assert recall.adjacency == pytest.approx(1 / 3)
+    assert recall.encoder >= 1 / 3
+    assert recall.both >= 2 / 3
+    assert recall.num_without_adjacency == 1
+
+
+def test_trained_encoder_finds_held_out_next_queries(mined_run: Path, tmp_path: Path) -> None:
+    run = _linked_run(mined_run, tmp_path)
+    config = EncoderConfig(num_epochs=20, batch_size=64, learning_rate=3e-3)
+    shape = shapes_of("tiny").encoder
+    recall = train_encoder(run, config, shape=shape, seed=0, output=run / "encoder")
+    assert recall.num_pairs == 240
+    assert recall.adjacency == 0  # held-out pairs are not in the log
+    assert recall.encoder > 0.8  # chance: 20 of 239
+    assert not (run / "encoder/checkpoints").exists()
+    metrics = msgspec.json.decode((run / "encoder/metrics.json").read_bytes())
+    assert metrics["recall_at_20"]["encoder"] == recall.encoder
+
+    encoder = Encoder.load(run)
+    texts = ["some words", "", "some words and quite a few more of them", "x" * 300]
+    together = encoder.embed(texts)
+    alone = np.concatenate([encoder.embed([t]) for t in texts])
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(together, alone, atol=1e-5)  # padding changes nothing
+
+
+def test_a_base_checkpoint_keeps_its_own_tokenizer(mined_run: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"]
+    base.mkdir()
+    (base / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)
+    config = bert_config(shapes_of("tiny").encoder, len(words), 64)
+    BertModel(config, add_pooling_layer=False).save_pretrained(base)
+
+    run = _linked_run(mined_run, tmp_path / "run")
+    settings = EncoderConfig(num_epochs=0.1, batch_size=16, base_checkpoint=str(base))
+    train_encoder(run, settings, shape=shapes_of("small").encoder, seed=0, output=run / "encoder")
+    encoder = Encoder.load(run)
+    assert encoder.embedding_dim == 32  # the checkpoint's, not the size's
+    assert encoder.token_ids(["ab"]) == [[2, words.index("a"), words.index("##b"), 3]]
+
+    own = EncoderConfig(num_epochs=0.1, batch_size=16)
+    train_encoder(run, own, shape=shapes_of("tiny").encoder, seed=0, output=run / "encoder")
+    assert not (run / "encoder_tokenizer.json").exists()
+
+
+def test_same_seed_gives_the_same_encoder(mined_run: Path, tmp_path: Path) -> None:
+    config = EncoderConfig(num_epochs=1, batch_size=64)
+    embeddings = []
+    for name in ("a", "b"):
+        run = _linked_run(mined_run, tmp_path / name)
+        train_encoder(run, config, shape=shapes_of("tiny").encoder, seed=3, output=run / "encoder")
+        embeddings.append(Encoder.load(run).embed(["blue suede shoes"]))
+    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-6)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    assert learning_rate_factor(0.05, 0.1) == pytest.approx(0.5)
+    assert learning_rate_factor(0.1, 0.1) == pytest.approx(1)
+    assert learning_rate_factor(0.55, 0.1) == pytest.approx(0.5)
+    assert learning_rate_factor(1.0, 0.1) == pytest.approx(0)
+
+
+def test_time_limit_counts_from_the_start_and_stops() -> None:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    now = 100.0
+    limit = TimeLimit(10, clock=lambda: now)
+    arguments, state, control = TrainingArguments(use_cpu=True), TrainerState(), TrainerControl()
+    limit.on_train_begin(arguments, state, control)
+    now = 105.0
+    limit.on_step_end(arguments, state, control)
+    assert limit.progress == pytest.approx(0.5)
+    assert not control.should_training_stop
+    now = 110.0
+    limit.on_step_end(arguments, state, control)
+    assert control.should_training_stop
+
+
+def _linked_run(mined_run: Path, run: Path) -> Path:
+    """Returns a run directory of its own that reads the shared mined tables."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "mined").symlink_to(mined_run / "mined")
+    (run / "tokenizer.json").symlink_to(mined_run / "tokenizer.json")
+    return run

@@ -1,0 +1,1 @@
+"""The click model: data, training, calibration, uncertainty."""

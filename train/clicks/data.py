@@ -1,0 +1,267 @@
+"""Shown suggestions and their clicks as what the click model reads: ids, features, positions.
+
+Rows are impressions, grouped into requests: one context and all candidates shown with it. Only
+rows that were shown count. Knows nothing of the model.
+"""
+
+# R requests, N impressions (rows), C candidates of a request, F features
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES, candidate_features
+from engine.manifest import MAX_CANDIDATE_TOKENS, PromptSpec, ScenarioSpec
+from engine.prompt import PromptRenderer, SideInformation
+from engine.vocabulary import Vocabulary
+from train.models.shared_prefix import Packed, PackedBatch, collate, pack
+from train.retrieval.index import read_edges
+
+Ids = NDArray[np.int64]
+_EXPLORED = 0.5  # rows of a lower propensity were put where they are by a random swap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClickRequests:
+    """Requests with their impressions; rows of request r are offsets[r] to offsets[r + 1]."""
+
+    scenarios: list[str]
+    scenario_R: Ids  # index into `scenarios`
+    query_R: Ids  # number of the request's query, equal where queries are
+    is_valid_R: NDArray[np.bool_]  # held out
+    contexts: list[list[int]]  # per request: token ids
+    offsets: Ids  # (R + 1)
+    candidates: list[list[int]]  # token ids per distinct text
+    candidate_N: Ids  # index into `candidates`
+    features_NF: NDArray[np.float32]
+    position_N: Ids  # shown at, from 0
+    rank_N: Ids  # meant for by the logging policy, from 0: differs from position where swapped
+    clicked_N: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Returns the number of requests."""
+        return len(self.contexts)
+
+    @property
+    def request_N(self) -> Ids:
+        """The request of each row."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def rows(self, requests: Ids) -> Ids:
+        """Returns the rows of some requests, in their order."""
+        starts, counts = self.offsets[requests], np.diff(self.offsets)[requests]
+        before = np.cumsum(counts) - counts
+        return np.repeat(starts - before, counts) + np.arange(counts.sum())
+
+    def num_tokens(self, request: int) -> int:
+        """Returns the length of a request's packed sequence."""
+        rows = slice(self.offsets[request], self.offsets[request + 1])
+        lengths = (len(self.candidates[c]) for c in self.candidate_N[rows])
+        return len(self.contexts[request]) + sum(lengths)
+
+
+class ClickBatch(NamedTuple):
+    """Requests of a batch; C is the largest number of candidates, missing ones are masked."""
+
+    packed: PackedBatch
+    features: Tensor  # float32 (B, C, F)
+    position: Tensor  # int64 (B, C)
+    clicked: Tensor  # float32 (B, C)
+    scenario: Tensor  # int64 (B)
+
+
+def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
+    """Returns the mined impressions, or None if there are none.
+
+    Args:
+        run: run directory, mined, with its tokenizer.
+        max_edges: co-occurrence lists are cut as in the index, so that NPMI is known in training
+            where it will be known in serving.
+
+    Raises:
+        ValueError: an impression has a scenario that scenarios.json lacks.
+    """
+    path = run / "mined/impressions.parquet"
+    if not path.exists():
+        return None
+    table = pq.read_table(path)
+    return requests_of(run, table, max_edges=max_edges) if table.num_rows else None
+
+
+def requests_of(run: Path, table: pa.Table, *, max_edges: int) -> ClickRequests:
+    """Returns the requests of a table that looks like the mined impressions; see above."""
+    table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
+    codes = table["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    is_first = np.concatenate([[True], codes[1:] != codes[:-1]])
+    offsets = np.concatenate([np.flatnonzero(is_first), [table.num_rows]]).astype(np.int64)
+    heads = table.take(pa.array(offsets[:-1]))
+
+    scenarios = msgspec.json.decode(
+        (run / "mined/scenarios.json").read_bytes(), type=list[ScenarioSpec]
+    )
+    names = [s.name for s in scenarios]
+    unknown = set(heads["scenario"].to_pylist()) - set(names)
+    if unknown:
+        raise ValueError(
+            f"there are impressions of {sorted(unknown)}, scenarios.json knows {names}"
+        )
+    vocabulary = Vocabulary.load(run / "tokenizer.json")
+    spec = msgspec.json.decode((run / "mined/prompt.json").read_bytes(), type=PromptSpec)
+    renderer = PromptRenderer(vocabulary, spec, scenarios)
+    queries: list[str] = heads["query"].to_pylist()
+    sides = [
+        [SideInformation(item["kind"], item["text"]) for item in items or []]
+        for items in heads["side_information"].to_pylist()
+    ]
+    scenario_names: list[str] = heads["scenario"].to_pylist()
+    contexts = [
+        renderer.click_context(scenario, query, side)
+        for scenario, query, side in zip(scenario_names, queries, sides, strict=True)
+    ]
+    encoded = table["text"].combine_chunks().dictionary_encode()
+    texts: list[str] = encoded.dictionary.to_pylist()
+    candidate_N = encoded.indices.to_numpy().astype(np.int64)
+    position_N = table["position"].to_numpy().astype(np.int64) - 1
+    return ClickRequests(
+        scenarios=names,
+        scenario_R=np.array([names.index(s) for s in scenario_names]),
+        query_R=np.unique(queries, return_inverse=True)[1],
+        is_valid_R=np.array([s == "valid" for s in heads["split"].to_pylist()]),
+        contexts=contexts,
+        offsets=offsets,
+        candidates=[ids[:MAX_CANDIDATE_TOKENS] for ids in vocabulary.encode_batch(texts)],
+        candidate_N=candidate_N,
+        features_NF=_features(run, queries, texts, candidate_N, offsets, max_edges),
+        position_N=position_N,
+        rank_N=intended_ranks(position_N, _propensities(table), offsets),
+        clicked_N=table["clicked"].to_numpy(zero_copy_only=False),
+    )
+
+
+def intended_ranks(position_N: Ids, propensity_N: NDArray[np.float64], offsets: Ids) -> Ids:
+    """Returns the position each row would have without exploration.
+
+    Exploration swaps disjoint pairs of neighbours and logs how likely each row was to stand
+    where it stands; rows that were moved were unlikely to. A run of 2n moved rows at consecutive
+    positions is n such pairs. Runs of odd length (part of a pair is not in the table) are taken
+    as they are.
+    """
+    request_N = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    rows = np.flatnonzero(propensity_N < _EXPLORED)
+    goes_on = (np.diff(request_N[rows]) == 0) & (np.diff(position_N[rows]) == 1)
+    run = np.cumsum(np.concatenate([[0], ~goes_on]))[: len(rows)]
+    has_pairs = np.bincount(run)[run] % 2 == 0 if len(rows) else np.zeros(0, np.bool_)
+    first, second = rows[has_pairs][::2], rows[has_pairs][1::2]
+    rank_N = position_N.copy()
+    rank_N[first], rank_N[second] = position_N[second], position_N[first]
+    return rank_N
+
+
+def make_batch(
+    requests: ClickRequests, chosen: Sequence[int], *, hidden_share: float = 0.0, seed: int = 0
+) -> ClickBatch:
+    """Returns the batch of some requests.
+
+    Args:
+        requests: all of them.
+        chosen: numbers of the batch's requests.
+        hidden_share: of the candidates, whose features from the log are set to 0: the model
+            learns to judge texts that the log does not know, of which training has next to none.
+        seed: of that choice.
+    """
+    packed: list[Packed] = []
+    for r in chosen:
+        shown = requests.candidate_N[requests.offsets[r] : requests.offsets[r + 1]]
+        packed.append(pack(requests.contexts[r], [requests.candidates[c] for c in shown]))
+    width = max(int(requests.offsets[r + 1] - requests.offsets[r]) for r in chosen)
+    shape = (len(chosen), width)
+    features = np.zeros((*shape, len(FEATURE_NAMES)), np.float32)
+    position, clicked = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+    for i, r in enumerate(chosen):
+        start, end = requests.offsets[r], requests.offsets[r + 1]
+        features[i, : end - start] = requests.features_NF[start:end]
+        position[i, : end - start] = requests.position_N[start:end]
+        clicked[i, : end - start] = requests.clicked_N[start:end]
+    if hidden_share:
+        is_hidden = np.random.default_rng([seed, *chosen]).random(shape) < hidden_share
+        features[is_hidden, :NUM_LOG_FEATURES] = 0
+    return ClickBatch(
+        packed=collate(packed, multiple_of=8),
+        features=torch.from_numpy(features),
+        position=torch.from_numpy(position),
+        clicked=torch.from_numpy(clicked),
+        scenario=torch.from_numpy(requests.scenario_R[list(chosen)]),
+    )
+
+
+def training_order(
+    requests: ClickRequests, chosen: Ids, *, num_epochs: float, batch_size: int, seed: int
+) -> Ids:
+    """Returns the order in which `chosen` requests are trained on, all epochs after another.
+
+    Random, but the requests of a batch are of similar length: of every 50 batches' worth, sorted
+    by length, whole batches are shuffled.
+    """
+    random = np.random.default_rng(seed)
+    lengths = np.array([requests.num_tokens(r) for r in chosen])
+    order: list[Ids] = []
+    for _ in range(int(np.ceil(num_epochs))):
+        shuffled = random.permutation(len(chosen))
+        for start in range(0, len(shuffled), 50 * batch_size):
+            block = shuffled[start : start + 50 * batch_size]
+            block = block[np.argsort(lengths[block], kind="stable")]
+            batches = np.split(block, np.arange(batch_size, len(block), batch_size))
+            # The last, shorter batch must stay last, or all others would be cut across.
+            order += [batches[i] for i in random.permutation(len(batches) - 1)] + batches[-1:]
+    total = max(min(batch_size, len(chosen)), round(num_epochs * len(chosen)))
+    return chosen[np.concatenate(order)][:total]
+
+
+def _propensities(table: pa.Table) -> NDArray[np.float64]:
+    if "propensity" not in table.column_names:
+        return np.ones(table.num_rows)
+    values = table["propensity"].cast(pa.float64()).to_numpy()  # nan where null
+    return np.where(np.isnan(values), 1.0, values)
+
+
+def _features(
+    run: Path,
+    queries: list[str],
+    texts: list[str],
+    candidate_N: Ids,
+    offsets: Ids,
+    max_edges: int,
+) -> NDArray[np.float32]:
+    mined = pq.read_table(run / "mined/queries.parquet")
+    known: list[str] = mined["text"].to_pylist()
+    row_of = {text: row for row, text in enumerate(known)}
+    searches = mined["num_searches"].to_numpy().astype(np.float32)
+    text_rows = np.array([row_of.get(t, -1) for t in texts])
+    popularity_N = np.where(text_rows >= 0, searches[text_rows], 0)[candidate_N]
+    edges = read_edges(run, known, max_edges)
+    sources = np.repeat(np.arange(len(known)), np.diff(edges.offsets))
+    keys = sources * len(known) + edges.rows
+    by_key = np.argsort(keys)
+    keys, npmi = keys[by_key], edges.npmi[by_key]
+    query_N = np.repeat([row_of.get(q, -1) for q in queries], np.diff(offsets))
+    wanted_N = query_N * len(known) + text_rows[candidate_N]
+    npmi_N = np.zeros(len(candidate_N), np.float32)
+    if len(keys):
+        found_N = np.minimum(np.searchsorted(keys, wanted_N), len(keys) - 1)
+        hit_N = (keys[found_N] == wanted_N) & (query_N >= 0) & (text_rows[candidate_N] >= 0)
+        npmi_N[hit_N] = npmi[found_N[hit_N]]
+    features_NF = np.zeros((len(candidate_N), len(FEATURE_NAMES)), np.float32)
+    for query, start, end in zip(queries, offsets[:-1], offsets[1:], strict=True):
+        shown = [texts[c] for c in candidate_N[start:end]]
+        features_NF[start:end] = candidate_features(
+            query, shown, popularity_N[start:end], npmi_N[start:end]
+        )
+    return features_NF

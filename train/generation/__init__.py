@@ -1,0 +1,1 @@
+"""The generator: examples, training, and how lists are drawn from it."""

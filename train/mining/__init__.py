@@ -1,0 +1,1 @@
+"""From log tables to the anonymous tables that everything is trained on."""

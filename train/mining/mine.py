@@ -1,0 +1,227 @@
+"""From log tables to the anonymous tables that everything else is trained on.
+
+Every text that leaves here was searched (or, if it was only shown, clicked) by at least k
+distinct users; every pair of texts that models are trained to follow one another was searched so
+by at least k. Users are counted by `user_key`, or by session where the logs have none.
+
+The expressions are Ibis's and give the same on DuckDB and Spark; each step is written to parquet,
+so memory stays bounded. Knows nothing of tokens or models.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import ibis
+import msgspec
+import pyarrow.parquet as pq
+
+from train.config import MineConfig, Places, TrainConfig
+from train.mining import cooccurrence, logs, sessions, shown, variants
+from train.mining.anonymity import CLEAN_SCHEMA, TextFilter, read_unsafe_words
+from train.mining.logs import Table
+from train.mining.workspace import Workspace, number_of, rows_of
+
+QUERIES = "queries.parquet"  # text (sorted by UTF-8 bytes), num_searches, num_users
+PAIRS = "pairs.parquet"  # source, target, num_pairs, num_users, association in [-1, 1]
+CONTEXTS = "contexts.parquet"  # query, target, session_queries (oldest first), weight, split
+SUMMARY = "summary.json"
+SCENARIOS = "scenarios.json"
+PROMPT = "prompt.json"
+Report = Callable[[str], None]
+
+
+class MineSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What was mined, what was left out and why."""
+
+    min_users: int  # k
+    counted: str  # what k counts: "users" or "sessions"
+    num_searches: int  # rows read
+    num_sessions: int
+    num_queries: int
+    num_pairs: int
+    num_contexts: int
+    num_impressions: int  # 0 without an impression log
+    num_clicks: int
+    position_ctr_from: str  # "logs", or "default" where there are none
+    unknown_click_ratio: dict[str, float]  # scenario -> click rate of texts below k over others'
+    dropped: dict[str, int]  # rows by reason
+
+
+class _Searches(NamedTuple):
+    """The log of searches, normalised."""
+
+    events: Table  # session, time, user, text
+    counts: Table  # text, num_searches, num_users
+    clean: Table  # anonymity.CLEAN_SCHEMA; near-duplicates merged
+    dropped: dict[str, int]  # rows by reason
+
+
+def mine(
+    config: TrainConfig,
+    *,
+    searches: Places,
+    impressions: Places,
+    out: Path,
+    report: Report = print,
+) -> MineSummary:
+    """Mines the tables into the directory `out`, which must not exist or be empty.
+
+    Args:
+        config: sections mine, prompt and scenarios are read.
+        searches: place, or places, of the table of searches.
+        impressions: place, or places, of the table of impressions; empty if there is none.
+        out: gets the files named above.
+        report: called with what is being done.
+
+    Raises:
+        ValueError: the tables cannot be used, or nothing is left after anonymisation; then
+            nothing has been written to `out`.
+    """
+    scratch = out.with_name(out.name + ".scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / "mined").mkdir(parents=True)
+    try:
+        connection = logs.connect(config.mine, scratch / "spill")
+        try:
+            report("reading the tables")
+            tables = logs.open_tables(connection, searches=searches, impressions=impressions)
+            workspace = Workspace(connection, scratch)
+            summary = _mine(config, tables, workspace, scratch / "mined", report)
+        finally:
+            connection.disconnect()
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (scratch / "mined").iterdir():
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return summary
+
+
+def _mine(
+    config: TrainConfig, tables: logs.LogTables, workspace: Workspace, out: Path, report: Report
+) -> MineSummary:
+    settings = config.mine
+    keep = workspace.keep
+    counted = "users" if tables.counts_users else "sessions"
+    report("normalising texts")
+    clean = _clean_texts(tables, workspace, TextFilter(read_unsafe_words(settings.unsafe_words)))
+    report("sessions")
+    events, counts, clean, dropped = _searches(tables, clean, workspace, settings)
+    public = counts.filter(counts.num_users >= settings.min_users)
+    public = workspace.write(public.order_by("text"), out / QUERIES)
+    num_queries = number_of(public.count())
+    if not num_queries:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()) if n)
+        raise ValueError(
+            f"no query was searched by at least {settings.min_users} distinct {counted} (rows left "
+            f"out before counting: {reasons or 'none'}): bring more logs, or lower mine.min_users "
+            "if the logs are anonymous already"
+        )
+    dropped["search_below_k"] = number_of(events.count()) - number_of(public.num_searches.sum())
+
+    report("pairs of queries")
+    split = sessions.split_second(events, settings.valid_share)
+    steps = keep("steps", sessions.steps(events, public, split))
+    pairs = keep("all_pairs", cooccurrence.all_pairs(steps, settings.max_pair_steps))
+    anonymous = cooccurrence.anonymous_pairs(pairs, public, settings.min_users)
+    anonymous = keep("anonymous_pairs", anonymous)
+    associated = cooccurrence.associated_pairs(pairs, anonymous, settings)
+    workspace.write(associated.order_by("source", "target"), out / PAIRS)
+    report("contexts")
+    contexts = cooccurrence.contexts(steps, anonymous, settings.max_session_queries)
+    ordered = contexts.order_by("query", "session_queries", "target", "split")
+    workspace.write(ordered, out / CONTEXTS)
+
+    result = shown.Shown(
+        num_rows=0, num_clicks=0, position_ctr={}, unknown_click_ratio={}, dropped={}
+    )
+    if tables.impressions is not None:
+        report("impressions")
+        result = shown.mine_shown(
+            config,
+            _with_counted_user(tables.impressions, tables.counts_users),
+            clean=clean,
+            public=public,
+            split=split,
+            workspace=workspace,
+            out=out,
+        )
+    specs = [
+        s.spec(result.position_ctr.get(s.name) or shown.default_position_ctr(s.num_suggestions))
+        for s in config.scenarios
+    ]
+    (out / SCENARIOS).write_bytes(msgspec.json.format(msgspec.json.encode(specs)))
+    (out / PROMPT).write_bytes(msgspec.json.format(msgspec.json.encode(config.prompt.spec())))
+    summary = MineSummary(
+        min_users=settings.min_users,
+        counted=counted,
+        num_searches=number_of(tables.searches.count()),
+        num_sessions=number_of(events.session.nunique()),
+        num_queries=num_queries,
+        num_pairs=pq.read_metadata(out / PAIRS).num_rows,
+        num_contexts=pq.read_metadata(out / CONTEXTS).num_rows,
+        num_impressions=result.num_rows,
+        num_clicks=result.num_clicks,
+        unknown_click_ratio=result.unknown_click_ratio,
+        position_ctr_from="logs" if result.position_ctr else "default",
+        dropped={k: v for k, v in sorted({**dropped, **result.dropped}.items()) if v},
+    )
+    (out / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
+    return summary
+
+
+def _clean_texts(tables: logs.LogTables, workspace: Workspace, keep: TextFilter) -> Table:
+    """Normalises every distinct text of the tables once, in Python, batch by batch."""
+    columns = [tables.searches.select(raw="query")]
+    if tables.impressions is not None:
+        rows = tables.impressions
+        columns += [rows.select(raw=name) for name in ("query", "text", "auxiliary_text")]
+        items = rows.select(item=rows.side_information.unnest())
+        columns.append(items.select(raw=items.item["text"]))
+    raw = ibis.union(*columns, distinct=True) if len(columns) > 1 else columns[0].distinct()
+    return workspace.map("clean", raw, CLEAN_SCHEMA, keep.clean)
+
+
+def _searches(
+    tables: logs.LogTables, clean: Table, workspace: Workspace, settings: MineConfig
+) -> _Searches:
+    """Returns the usable searches by session, without robots, near-duplicates merged."""
+    searches = _with_counted_user(tables.searches, tables.counts_users)
+    joined = searches.left_join(clean, searches.query == clean.raw)
+    is_usable = joined.text.notnull() & joined.time.notnull() & joined.session_id.notnull()
+    refused = joined.filter(~is_usable).group_by(
+        reason=ibis.coalesce(joined.reason, "missing_value")
+    )
+    dropped = {
+        f"search_{row['reason']}": row["num"]
+        for row in rows_of(refused.agg(num=lambda t: t.count()))
+    }
+    usable = joined.filter(is_usable).select("session_id", "time", "user", "text")
+    events = workspace.keep("events", sessions.sessions(usable, settings.session_gap_s))
+    if settings.max_session_searches:
+        is_robot = events.session_size > settings.max_session_searches
+        dropped["search_of_robot"] = number_of(events.filter(is_robot).count())
+        events = events.filter(~is_robot)
+    counts = workspace.keep("counts", _counts(events))
+    if settings.near_duplicates != "keep":
+        canonical = variants.canonical_texts(
+            counts,
+            workspace,
+            min_users=settings.min_users,
+            is_bag=settings.near_duplicates == "words",
+        )
+        clean = workspace.keep("merged_clean", variants.replaced(clean, canonical))
+        events = workspace.keep("merged_events", variants.replaced(events, canonical))
+        counts = workspace.keep("merged_counts", _counts(events))
+    return _Searches(events, counts, clean, dropped)
+
+
+def _counts(events: Table) -> Table:
+    return events.group_by("text").agg(num_searches=events.count(), num_users=events.user.nunique())
+
+
+def _with_counted_user(table: Table, counts_users: bool) -> Table:
+    """Adds `user`: what k counts. Rows without a user_key count for nobody if others have one."""
+    return table.mutate(user=table.user_key if counts_users else table.session_id)

@@ -1,0 +1,252 @@
+"""The anonymous form of the impression log: what was shown, where, and whether it was clicked.
+
+A row stays if its query and its text are k-anonymous. A text that was never searched needs k
+distinct users who clicked it; side information that is not a query (answers), and auxiliary
+texts, need k distinct users who were shown it, or they are left out of the row. A typed prefix
+stays if it starts a k-anonymous query, whose users all typed through it.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import ibis
+import pyarrow.parquet as pq
+
+from engine.prompt import COOCCURRING, SESSION
+from train.config import TrainConfig
+from train.mining.logs import Table
+from train.mining.sessions import is_valid
+from train.mining.workspace import Workspace, number_of, rows_of
+
+IMPRESSIONS = "impressions.parquet"
+_MAX_POSITIONS = 20
+_MIN_IMPRESSIONS = 30  # per position, for its click rate to be believed
+
+
+class Shown(NamedTuple):
+    """What was mined from impressions."""
+
+    num_rows: int
+    num_clicks: int
+    position_ctr: dict[str, list[float]]  # per scenario, relative to position 1
+    unknown_click_ratio: dict[str, float]  # per scenario, see `_unknown_click_ratio`
+    dropped: dict[str, int]
+
+
+def default_position_ctr(num_positions: int) -> list[float]:
+    """Returns what is assumed where there is no impression log: a hyperbola, 1 at position 1."""
+    return [round(1 / (1 + 0.35 * i), 4) for i in range(num_positions)]
+
+
+def mine_shown(
+    config: TrainConfig,
+    impressions: Table,
+    *,
+    clean: Table,
+    public: Table,
+    split: int,
+    workspace: Workspace,
+    out: Path,
+) -> Shown:
+    """Writes impressions.parquet into `out`.
+
+    Args:
+        config: sections mine, prompt and scenarios are read.
+        impressions: validated table with `user`, what k counts.
+        clean: raw texts and what they became (anonymity.CLEAN_SCHEMA).
+        public: the k-anonymous queries.
+        split: second from which on rows are for validation, see `sessions.split_second`.
+        workspace: runs expressions.
+        out: directory.
+    """
+    k, keep = config.mine.min_users, workspace.keep
+    names = [s.name for s in config.scenarios]
+    completing = [s.name for s in config.scenarios if s.completes_prefix]
+    seen = impressions.filter(impressions.shown & impressions.scenario.isin(names))
+    known = seen.filter(seen.request_id.notnull() & seen.time.notnull() & seen.position.notnull())
+    queries = clean.select(raw_query="raw", query_text="text", query_prefix="prefix")
+    texts = clean.select(raw_text="raw", clean_text="text")
+    auxiliary = clean.select(raw_auxiliary="raw", clean_auxiliary="text")
+    rows = known.left_join(queries, known.query == queries.raw_query)
+    rows = rows.left_join(texts, rows.text == texts.raw_text)
+    rows = rows.left_join(auxiliary, rows.auxiliary_text == auxiliary.raw_auxiliary)
+    completes = rows.scenario.isin(completing) if completing else ibis.literal(False)
+    rows = keep(
+        "shown",
+        rows.select(
+            "request_id",
+            "time",
+            "scenario",
+            "position",
+            "source",
+            "propensity",
+            "user",
+            "side_information",
+            clicked=rows.clicked.fill_null(False),
+            completes=completes,
+            query=ibis.ifelse(completes, rows.query_prefix, rows.query_text),
+            text=rows.clean_text,
+            auxiliary_text=rows.clean_auxiliary,
+        ),
+    )
+    position_ctr = _position_ctr(rows)
+    with_text = keep("with_text", rows.semi_join(_anonymous_texts(rows, public, k), "text"))
+    anonymous = _anonymous_rows(with_text, public, k, workspace)
+    side = keep("side_information", _side_information(rows, clean, public, config))
+    joined = anonymous.left_join(side, anonymous.request_id == side.side_request)
+    no_items = ibis.literal([], type="array<struct<kind: string, text: string>>")
+    result = joined.select(
+        "request_id",
+        "time",
+        "scenario",
+        "query",
+        "position",
+        "text",
+        "source",
+        "clicked",
+        "propensity",
+        "auxiliary_text",
+        side_information=ibis.coalesce(joined.items, no_items),
+        split=ibis.ifelse(is_valid(joined.time, split), "valid", "train"),
+    )
+    order = ["time", "request_id", "position", "text"]
+    ties = ["query", "source", "clicked", "propensity", "auxiliary_text"]
+    workspace.write(result.order_by(*order, *ties), out / IMPRESSIONS)
+    num_total, num_seen, num_known, num_with_text = (
+        number_of(t.count()) for t in (impressions, seen, rows, with_text)
+    )
+    num_left = pq.read_metadata(out / IMPRESSIONS).num_rows
+    return Shown(
+        num_rows=num_left,
+        num_clicks=number_of(anonymous.clicked.sum()),
+        position_ctr=position_ctr,
+        unknown_click_ratio=_unknown_click_ratio(rows, public, position_ctr),
+        dropped={
+            "impression_not_shown_or_unknown_scenario": num_total - num_seen,
+            "impression_missing_value": num_seen - num_known,
+            "impression_text_refused_or_below_k": num_known - num_with_text,
+            "impression_query_refused_or_below_k": num_with_text - num_left,
+        },
+    )
+
+
+def _anonymous_texts(rows: Table, public: Table, k: int) -> Table:
+    """Returns the texts that may be shown: searched or clicked by k users."""
+    clicked = rows.filter(rows.clicked)
+    clickers = clicked.group_by("text").agg(num_users=clicked.user.nunique())
+    clicked_texts = clickers.filter(clickers.num_users >= k).select("text")
+    return public.select("text").union(clicked_texts, distinct=True)
+
+
+def _anonymous_rows(rows: Table, public: Table, k: int, workspace: Workspace) -> Table:
+    """Returns rows whose query is k-anonymous; other auxiliary texts and sources become null."""
+    searched = rows.filter(~rows.completes).semi_join(public, [("query", "text")])
+    typed = rows.filter(rows.completes)
+    prefixes = workspace.keep("prefixes", _anonymous_prefixes(typed, public))
+    typed = typed.semi_join(prefixes, [("query", "prefix")])
+    rows = workspace.keep("anonymous_rows", searched.union(typed))
+    rows = rows.drop("side_information")
+    return _without_rare(_without_rare(rows, "auxiliary_text", k), "source", k)
+
+
+def _without_rare(rows: Table, column: str, k: int) -> Table:
+    """Returns the rows with values of a column that fewer than k users were shown made null."""
+    readers = rows.group_by(column).agg(num_users=rows.user.nunique())
+    common = readers.filter(readers.num_users >= k).select(common=column)
+    joined = rows.left_join(common, rows[column] == common.common)
+    return joined.mutate(**{column: joined.common}).drop("common")
+
+
+def _anonymous_prefixes(typed: Table, public: Table) -> Table:
+    """Returns the typed prefixes that start a k-anonymous query, as `prefix`."""
+    ends = public.select("text", end=ibis.range(1, public.text.length() + 1)).unnest("end")
+    starts = ends.select(start=ends.text.substr(0, ends.end))
+    wanted = typed.select(prefix="query").distinct()
+    return wanted.semi_join(starts, [("prefix", "start")])
+
+
+def _side_information(rows: Table, clean: Table, public: Table, config: TrainConfig) -> Table:
+    """Returns per request its k-anonymous side information: side_request, items."""
+    by_place = ibis.window(group_by="request_id", order_by=["position", "text", "user"])
+    ranked = rows.mutate(rank=ibis.row_number().over(by_place))
+    requests = ranked.filter(ranked["rank"] == 0).select("request_id", "user", "side_information")
+    items = requests.unnest("side_information", offset="place", keep_empty=False)
+    items = items.select(
+        "request_id",
+        "user",
+        "place",
+        kind=items.side_information["kind"],
+        raw=items.side_information["text"],
+    )
+    items = items.filter(items.kind.isin(config.prompt.side_information_kinds))
+    joined = items.inner_join(clean.filter(clean.text.notnull()), "raw")
+    items = joined.select("request_id", "user", "kind", "place", "text")
+    is_query = items.kind.isin([SESSION, COOCCURRING])
+    readers = items.group_by("kind", "text").agg(num_users=items.user.nunique())
+    readers = readers.filter(readers.num_users >= config.mine.min_users)
+    queries = items.filter(is_query).semi_join(public, "text")
+    others = items.filter(~is_query).semi_join(readers, ["kind", "text"])
+    kept = queries.union(others)
+    placed = ibis.struct({"place": kept.place, "kind": kept.kind, "text": kept.text})
+    grouped = kept.group_by(side_request="request_id").agg(items=placed.collect())
+    in_order = grouped.items.sort()
+    return grouped.select(
+        "side_request",
+        items=in_order.map(lambda item: ibis.struct({"kind": item.kind, "text": item.text})),
+    )
+
+
+def _unknown_click_ratio(
+    rows: Table, public: Table, position_ctr: dict[str, list[float]]
+) -> dict[str, float]:
+    """Returns per scenario the click rate of unknown texts relative to that of known ones.
+
+    Texts below k are not in the training table, so a click model cannot learn that they are
+    clicked less; and those that were clicked often enough to stay are the best of them. This one
+    number, over all of them, says so and gives none away. Positions are corrected for. At most 1;
+    no entry where either kind has fewer than 30 impressions or no click.
+    """
+    known = public.select(known_text="text")
+    joined = rows.filter(rows.text.notnull()).left_join(known, rows.text == known.known_text)
+    marked = joined.mutate(is_known=joined.known_text.notnull())
+    counted = rows_of(
+        marked.group_by("scenario", "position", "is_known").agg(
+            num_shown=marked.count(), num_clicks=marked.clicked.sum()
+        )
+    )
+    ratios: dict[str, float] = {}
+    for scenario, rates in position_ctr.items():
+        clicks, shown, seen = [0, 0], [0, 0], [0.0, 0.0]
+        for row in counted:
+            if row["scenario"] == scenario and row["position"] <= len(rates):
+                kind = int(row["is_known"])
+                clicks[kind] += row["num_clicks"]
+                shown[kind] += row["num_shown"]
+                seen[kind] += row["num_shown"] * rates[row["position"] - 1]
+        if min(shown) >= _MIN_IMPRESSIONS and min(clicks) > 0:
+            ratio = (clicks[0] / seen[0]) / (clicks[1] / seen[1])
+            ratios[scenario] = round(min(1.0, ratio), 4)
+    return ratios
+
+
+def _position_ctr(rows: Table) -> dict[str, list[float]]:
+    """Returns per scenario the click rate at each position relative to that of position 1.
+
+    Too few impressions at a position: its predecessor's. None at position 1: no entry.
+    """
+    counted = rows_of(
+        rows.group_by("scenario", "position")
+        .agg(num_shown=rows.count(), num_clicks=rows.clicked.sum())
+        .order_by("scenario", "position")
+    )
+    rates: dict[str, list[float]] = {}
+    for row in counted:
+        if row["position"] == 1 and row["num_clicks"] and row["num_shown"] >= _MIN_IMPRESSIONS:
+            rates[row["scenario"]] = [row["num_clicks"] / row["num_shown"]]
+        rate = rates.get(row["scenario"])
+        if rate is None or not 1 < row["position"] <= _MAX_POSITIONS:
+            continue
+        rate.extend(rate[-1:] * (row["position"] - 1 - len(rate)))
+        believed = row["num_shown"] >= _MIN_IMPRESSIONS
+        rate.append(row["num_clicks"] / row["num_shown"] if believed else rate[-1])
+    return {name: [round(r / rate[0], 4) for r in rate] for name, rate in rates.items()}

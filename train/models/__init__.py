@@ -1,0 +1,1 @@
+"""What all models share: backbones, checkpoints, tokenizer, optimiser, packing."""

@@ -1,0 +1,188 @@
+"""transformers' Trainer in a fixed order of examples, paced by data or by time.
+
+The learning rate warms up, then falls on a cosine to zero at the end of the data or of the time
+allowed, whichever comes first: a run that is cut short by its time is still annealed. Knows
+nothing of what is trained.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import SequentialSampler
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from train.models.optimizer import make_optimizer
+
+
+def learning_rate_factor(progress: float, warmup_share: float) -> float:
+    """Returns the factor on the peak learning rate at `progress` in [0, 1] of the training."""
+    if progress < warmup_share:
+        return progress / warmup_share
+    rest = min(1.0, (progress - warmup_share) / max(1e-9, 1 - warmup_share))
+    return 0.5 * (1 + math.cos(math.pi * rest))
+
+
+class TimeLimit(TrainerCallback):
+    """Stops training cleanly when its time is over; counts from the start or resumption."""
+
+    def __init__(self, max_train_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Takes the limit; 0 means none."""
+        self._max_train_s = max_train_s
+        self._clock = clock
+        self._started_s: float | None = None
+
+    @property
+    def progress(self) -> float:
+        """Returns the share of the time that has passed, in [0, 1]; 0 without a limit."""
+        if not self._max_train_s or self._started_s is None:
+            return 0.0
+        return min(1.0, (self._clock() - self._started_s) / self._max_train_s)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock."""
+        self._started_s = self._clock()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks the trainer to stop once the time is over."""
+        if self.progress >= 1:
+            control.should_training_stop = True
+
+
+class PacedTrainer(Trainer):
+    """A Trainer that takes examples in the order of its data set, once.
+
+    Epochs and shuffling are the data set's own matter, so that the order depends on the seed
+    alone and a resumed run goes on exactly where it was.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_train_s: float,
+        warmup_share: float,
+        matrix_learning_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Takes Trainer's arguments, the pace, and Muon's learning rate (see `optimizer`).
+
+        Raises:
+            ValueError: a time limit with several processes, which would not stop together.
+        """
+        self._limit = TimeLimit(max_train_s)
+        self._warmup_share = warmup_share
+        self._matrix_learning_rate = matrix_learning_rate
+        super().__init__(**kwargs, callbacks=[self._limit])
+        if max_train_s and self.args.world_size > 1:
+            raise ValueError(
+                f"max_train_s is {max_train_s:g} with {self.args.world_size} processes: "
+                "set it to 0 and limit num_epochs"
+            )
+
+    def train_resumable(self) -> None:
+        """Trains, going on from the last checkpoint in the output directory if there is one."""
+        checkpoints = self._checkpoints
+        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        self.train(resume_from_checkpoint=last)
+
+    def remove_checkpoints(self) -> None:
+        """Removes what only resuming needs; call it when the stage's results are written."""
+        if self.is_world_process_zero():
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    @property
+    def _checkpoints(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
+    def create_optimizer(self) -> Optimizer:
+        """Returns (and keeps) the optimiser of train.models.optimizer."""
+        if self.optimizer is None:
+            assert isinstance(self.model, nn.Module)
+            self.optimizer = make_optimizer(
+                self.model,
+                learning_rate=self.args.learning_rate,
+                matrix_learning_rate=self._matrix_learning_rate,
+                weight_decay=self.args.weight_decay,
+            )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LambdaLR:
+        """Returns (and keeps) the schedule described above."""
+        if self.lr_scheduler is None:
+
+            def factor(step: int) -> float:
+                progress = max((step + 1) / (num_training_steps + 1), self._limit.progress)
+                return learning_rate_factor(progress, self._warmup_share)
+
+            optimizer = optimizer or self.optimizer  # type: ignore[assignment]
+            assert isinstance(optimizer, Optimizer)
+            self.lr_scheduler = LambdaLR(optimizer, factor)
+            self._created_lr_scheduler = True
+        assert isinstance(self.lr_scheduler, LambdaLR)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        assert isinstance(self.train_dataset, Sized)
+        return SequentialSampler(self.train_dataset)
+
+
+def trainer_arguments(
+    checkpoints: Path,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    bf16: bool,
+    seed: int,
+    checkpoint_steps: int = 500,
+) -> TrainingArguments:
+    """Returns TrainingArguments for one pass over an ordered data set, on GPU where there is one.
+
+    Args:
+        checkpoints: directory of the checkpoints; the last one is kept.
+        batch_size: examples per device and step.
+        learning_rate: at its peak.
+        weight_decay: decoupled (AdamW).
+        bf16: compute in bfloat16 under autocast; weights stay float32.
+        seed: of dropout and initial weights.
+        checkpoint_steps: a checkpoint is written every so many steps.
+    """
+    has_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=1,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        bf16=bf16,
+        use_cpu=not has_gpu,
+        dataloader_pin_memory=has_gpu,
+        remove_unused_columns=False,
+        save_strategy="steps",
+        save_steps=checkpoint_steps,
+        save_total_limit=1,
+        logging_steps=50,
+        report_to=[],
+        seed=seed,
+    )

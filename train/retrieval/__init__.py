@@ -1,0 +1,1 @@
+"""The query encoder and the co-occurrence index."""

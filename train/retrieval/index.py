@@ -1,0 +1,103 @@
+"""Builds the co-occurrence index: embeds the mined queries and writes what the engine reads.
+
+Knows nothing of how queries were mined or the encoder trained.
+"""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from engine.index import Edges, write_index
+from engine.manifest import IndexSpec, sha256_of
+from train.config import IndexConfig
+from train.mining.mine import SUMMARY, MineSummary
+from train.retrieval.encoder import Encoder
+
+Ids = NDArray[np.int64]
+
+
+def build_index(run: Path, config: IndexConfig, *, seed: int, output: Path) -> IndexSpec:
+    """Writes the index files and index.json of a run into `output`.
+
+    The encoder hash in index.json is that of the run's checkpoint; the export of a bundle
+    replaces it by the hash of the exported file.
+
+    Raises:
+        ValueError: there are no mined queries, or a pair names a query that is not one.
+    """
+    queries = pq.read_table(run / "mined/queries.parquet")
+    texts: list[str] = queries["text"].to_pylist()
+    encoder = Encoder.load(run)
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    write_index(
+        output,
+        texts=texts,
+        popularity=queries["num_searches"].to_numpy().astype(np.float32),
+        edges=read_edges(run, texts, config.max_edges),
+        embeddings=encoder.embed(texts),
+        m=config.m,
+        ef_construction=config.ef_construction,
+        ef_search=config.ef_search,
+        seed=seed,
+        # More threads insert in another order every time: the graph would not be reproducible.
+        num_threads=1,
+    )
+    summary = msgspec.json.decode((run / "mined" / SUMMARY).read_bytes(), type=MineSummary)
+    spec = IndexSpec(
+        num_queries=len(texts),
+        embedding_dim=encoder.embedding_dim,
+        m=config.m,
+        ef_construction=config.ef_construction,
+        ef_search=config.ef_search,
+        encoder_sha256=sha256_of(run / "encoder/model.safetensors"),
+        min_users=summary.min_users,
+        counted=summary.counted,
+    )
+    (output / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec)))
+    return spec
+
+
+def read_edges(run: Path, texts: list[str], max_edges: int) -> Edges:
+    """Returns the mined pairs between rows of `texts` as co-occurrence lists.
+
+    Best association first, then the more frequent pair; at most `max_edges` per query. The click
+    model's features are made from the same lists, so that it is trained on what it will see.
+
+    Raises:
+        ValueError: a pair names a query that is not in `texts`.
+    """
+    row_of = {text: row for row, text in enumerate(texts)}
+    pairs = pq.read_table(run / "mined/pairs.parquet")
+    try:
+        sources = np.array([row_of[t] for t in pairs["source"].to_pylist()], np.int64)
+        targets = np.array([row_of[t] for t in pairs["target"].to_pylist()], np.int64)
+    except KeyError as error:
+        raise ValueError(
+            f"{run}/mined/pairs.parquet has the query {len(error.args[0])} characters long that "
+            "queries.parquet lacks: mine again"
+        ) from None
+    npmi = pairs["association"].to_numpy().astype(np.float32)
+    num_pairs = pairs["num_pairs"].to_numpy()
+    return edge_lists(sources, targets, npmi, num_pairs, len(texts), max_edges)
+
+
+def edge_lists(
+    sources: Ids,
+    targets: Ids,
+    npmi: NDArray[np.float32],
+    num_pairs: Ids,
+    num_queries: int,
+    max_edges: int,
+) -> Edges:
+    """Returns pairs as lists per source: best NPMI first, ties by count, then by row."""
+    order = np.lexsort((targets, -num_pairs, -npmi, sources))
+    sources, targets, npmi = sources[order], targets[order], npmi[order]
+    first = np.searchsorted(sources, np.arange(num_queries + 1))
+    kept = np.arange(len(sources)) - first[sources] < max_edges
+    counts = np.bincount(sources[kept], minlength=num_queries)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Edges(offsets, targets[kept].astype(np.int32), npmi[kept])
