@@ -34,10 +34,10 @@ def all_pairs(steps: Table, max_steps: int) -> Table:
 
 def anonymous_pairs(pairs: Table, public: Table, min_users: int) -> Table:
     """Returns the pairs (source, target) with k users on the pair and on both of its ends."""
-    counted = pairs.group_by("source", "target").agg(num_users=pairs.user.nunique())
-    counted = counted.filter(counted.num_users >= min_users)
-    counted = counted.semi_join(public, [("source", "text")])
-    return counted.semi_join(public, [("target", "text")]).select("source", "target")
+    # Most pairs have a private end: they go first, counting distinct users takes memory.
+    known = pairs.semi_join(public, [("source", "text")]).semi_join(public, [("target", "text")])
+    counted = known.group_by("source", "target").agg(num_users=known.user.nunique())
+    return counted.filter(counted.num_users >= min_users).select("source", "target")
 
 
 def associated_pairs(pairs: Table, anonymous: Table, settings: MineConfig) -> Table:
@@ -47,15 +47,15 @@ def associated_pairs(pairs: Table, anonymous: Table, settings: MineConfig) -> Ta
         source, target, num_pairs, num_users, association (see `npmi` and `llr`).
     """
     pairs = pairs.filter(~pairs.is_valid)
-    both = pairs.group_by("source", "target").agg(
-        num_pairs=pairs.count(), num_users=pairs.user.nunique()
+    known = pairs.semi_join(anonymous, ["source", "target"])
+    both = known.group_by("source", "target").agg(
+        num_pairs=known.count(), num_users=known.user.nunique()
     )
     sources = pairs.group_by("source").agg(num_source=pairs.count())
     targets = pairs.group_by("target").agg(num_target=pairs.count())
     total = pairs.agg(total=pairs.count())
-    kept = both.semi_join(anonymous, ["source", "target"])
-    kept = kept.filter(
-        (kept.num_users >= settings.min_users) & (kept.num_pairs >= settings.min_pairs)
+    kept = both.filter(
+        (both.num_users >= settings.min_users) & (both.num_pairs >= settings.min_pairs)
     )
     joined = kept.inner_join(sources, "source").inner_join(targets, "target").cross_join(total)
     # Products of counts outgrow 64-bit integers.

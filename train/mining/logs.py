@@ -108,7 +108,8 @@ def connect(settings: MineConfig, spill_directory: Path) -> Backend:
 def _connect_duckdb(*, memory_limit_mb: int, num_threads: int, spill_directory: Path) -> Backend:
     """Returns a DuckDB connection that spills to disk rather than outgrow its memory."""
     config: dict[str, object] = {
-        "memory_limit": f"{memory_limit_mb}MB",
+        # The rest is for what DuckDB does not count: Python, Arrow, its own readers.
+        "memory_limit": f"{memory_limit_mb * 4 // 5}MB",
         "temp_directory": str(spill_directory),
         "preserve_insertion_order": False,  # tables are sets here; what is written is sorted
         "autoinstall_known_extensions": False,  # nothing is fetched from the network
