@@ -1,7 +1,8 @@
 """Trains and calibrates the click model on shown impressions.
 
 The position tower of PAL (see train.clicks.calibration) is trained beside the model and then
-dropped: serving knows the model and its calibration only. Knows nothing of how impressions were mined.
+dropped: serving knows the model and its calibration only. Knows nothing of how impressions were
+mined.
 """
 
 # R requests, N impressions (rows), B requests of a batch, C candidates, P positions
