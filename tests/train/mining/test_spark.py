@@ -15,7 +15,7 @@ import pytest
 from train.config import read_config
 from train.mining.mine import mine
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PYTHON = ROOT / ".venv-spark/bin/python"
 START = datetime(2024, 3, 31, 0, 30)
 HEADS = ["tea", "Green  TEA", "東京", "\uff54ea", "zebra", "äpfel", "\U0001f600", "\uffee"]
