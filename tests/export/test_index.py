@@ -44,12 +44,12 @@ def newer(run: Path, tmp_path: Path) -> Path:
     added = [{"text": t, "num_searches": 900, "num_users": 90} for t in NEW]
     rows = sorted([*old[::2], *added], key=lambda r: r["text"].encode())
     pq.write_table(pa.Table.from_pylist(rows), mined / "queries.parquet")
-    pair = {"source": NEW[0], "target": NEW[1], "num_pairs": 9, "num_users": 9, "npmi": 0.9}
+    pair = {"source": NEW[0], "target": NEW[1], "num_pairs": 9, "num_users": 9, "association": 0.9}
     pq.write_table(pa.Table.from_pylist([pair]), mined / "pairs.parquet")
     summary = MineSummary(
         min_users=7, counted="users", num_searches=1, num_sessions=1, num_queries=len(rows),
         num_pairs=1, num_contexts=0, num_impressions=0, num_clicks=0, position_ctr_from="default",
-        unknown_click_ratio={}, dropped={},
+        dropped={},
     )  # fmt: skip
     (mined / "summary.json").write_bytes(msgspec.json.encode(summary))
     return mined.parent

@@ -127,7 +127,6 @@ def write_mined(run: Path) -> None:
         num_impressions=0,
         num_clicks=0,
         position_ctr_from="default",
-        unknown_click_ratio={},
         dropped={},
     )
     (mined / "summary.json").write_bytes(msgspec.json.encode(summary))

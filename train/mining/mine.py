@@ -45,7 +45,6 @@ class MineSummary(msgspec.Struct, frozen=True, kw_only=True):
     num_impressions: int  # 0 without an impression log
     num_clicks: int
     position_ctr_from: str  # "logs", or "default" where there are none
-    unknown_click_ratio: dict[str, float]  # scenario -> click rate of texts below k over others'
     dropped: dict[str, int]  # rows by reason
 
 
@@ -134,9 +133,7 @@ def _mine(
     ordered = contexts.order_by("query", "session_queries", "target", "split")
     workspace.write(ordered, out / CONTEXTS)
 
-    result = shown.Shown(
-        num_rows=0, num_clicks=0, position_ctr={}, unknown_click_ratio={}, dropped={}
-    )
+    result = shown.Shown(num_rows=0, num_clicks=0, position_ctr={}, dropped={})
     if tables.impressions is not None:
         report("impressions")
         result = shown.mine_shown(
@@ -164,7 +161,6 @@ def _mine(
         num_contexts=pq.read_metadata(out / CONTEXTS).num_rows,
         num_impressions=result.num_rows,
         num_clicks=result.num_clicks,
-        unknown_click_ratio=result.unknown_click_ratio,
         position_ctr_from="logs" if result.position_ctr else "default",
         dropped={k: v for k, v in sorted({**dropped, **result.dropped}.items()) if v},
     )

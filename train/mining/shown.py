@@ -29,7 +29,6 @@ class Shown(NamedTuple):
     num_rows: int
     num_clicks: int
     position_ctr: dict[str, list[float]]  # per scenario, relative to position 1
-    unknown_click_ratio: dict[str, float]  # per scenario, see `_unknown_click_ratio`
     dropped: dict[str, int]
 
 
@@ -120,7 +119,6 @@ def mine_shown(
         num_rows=num_left,
         num_clicks=number_of(anonymous.clicked.sum()),
         position_ctr=position_ctr,
-        unknown_click_ratio=_unknown_click_ratio(rows, public, position_ctr),
         dropped={
             "impression_not_shown_or_unknown_scenario": num_total - num_seen,
             "impression_missing_value": num_seen - num_known,
@@ -194,39 +192,6 @@ def _side_information(rows: Table, clean: Table, public: Table, config: TrainCon
         "side_request",
         items=in_order.map(lambda item: ibis.struct({"kind": item.kind, "text": item.text})),
     )
-
-
-def _unknown_click_ratio(
-    rows: Table, public: Table, position_ctr: dict[str, list[float]]
-) -> dict[str, float]:
-    """Returns per scenario the click rate of unknown texts relative to that of known ones.
-
-    Texts below k are not in the training table, so a click model cannot learn that they are
-    clicked less; and those that were clicked often enough to stay are the best of them. This one
-    number, over all of them, says so and gives none away. Positions are corrected for. At most 1;
-    no entry where either kind has fewer than 30 impressions or no click.
-    """
-    known = public.select(known_text="text")
-    joined = rows.filter(rows.text.notnull()).left_join(known, rows.text == known.known_text)
-    marked = joined.mutate(is_known=joined.known_text.notnull())
-    counted = rows_of(
-        marked.group_by("scenario", "position", "is_known").agg(
-            num_shown=marked.count(), num_clicks=marked.clicked.sum()
-        )
-    )
-    ratios: dict[str, float] = {}
-    for scenario, rates in position_ctr.items():
-        clicks, shown, seen = [0, 0], [0, 0], [0.0, 0.0]
-        for row in counted:
-            if row["scenario"] == scenario and row["position"] <= len(rates):
-                kind = int(row["is_known"])
-                clicks[kind] += row["num_clicks"]
-                shown[kind] += row["num_shown"]
-                seen[kind] += row["num_shown"] * rates[row["position"] - 1]
-        if min(shown) >= _MIN_IMPRESSIONS and min(clicks) > 0:
-            ratio = (clicks[0] / seen[0]) / (clicks[1] / seen[1])
-            ratios[scenario] = round(min(1.0, ratio), 4)
-    return ratios
 
 
 def _position_ctr(rows: Table) -> dict[str, list[float]]:

