@@ -122,7 +122,8 @@ def contexts(steps: Table, anonymous: Table, max_session_queries: int) -> Table:
     """
     order = ibis.window(group_by="session", order_by=ORDER)
     earlier = [steps.public.lag(d).over(order) for d in range(max_session_queries, 0, -1)]
-    empty = ibis.literal([], type="array<string>")
+    # Spark gives an empty literal no type; nulls are left out below.
+    empty = ibis.array([ibis.null("string")])
     rows = steps.select(
         query="public",
         target=steps.public.lead(1).over(order),
