@@ -7,6 +7,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from train.config import MineConfig
 from train.mining.logs import connect, open_tables
 
 
@@ -44,7 +45,7 @@ def test_a_click_reaches_the_table_that_training_reads(
 
     searches = pa.table({"session_id": ["s"], "time": [rows[0]["time"]], "query": ["wireless"]})
     pq.write_table(searches, tmp_path / "searches.parquet")
-    connection = connect(memory_limit_mb=256, num_threads=1, spill_directory=tmp_path / "spill")
+    connection = connect(MineConfig(memory_limit_mb=256, num_threads=1), tmp_path / "spill")
     tables = open_tables(
         connection, searches=str(tmp_path / "searches.parquet"), impressions=str(out)
     )

@@ -235,7 +235,7 @@ def test_the_command_refuses_what_it_cannot_do_in_one_line(tmp_path):
 
 
 def test_training_accepts_the_table_and_mines_it(tmp_path):
-    from train.config import read_config
+    from train.config import MineConfig, read_config
     from train.mining.logs import connect, open_tables
     from train.mining.mine import mine
 
@@ -264,7 +264,7 @@ def test_training_accepts_the_table_and_mines_it(tmp_path):
         "searches": str(tmp_path / "searches.parquet"),
         "impressions": str(tmp_path / "out.parquet"),
     }
-    connection = connect(memory_limit_mb=256, num_threads=1, spill_directory=tmp_path / "spill")
+    connection = connect(MineConfig(memory_limit_mb=256, num_threads=1), tmp_path / "spill")
     tables = open_tables(connection, **places)
     assert tables.counts_users
     assert tables.impressions is not None

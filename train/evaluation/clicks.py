@@ -59,6 +59,7 @@ class ClickEvaluation:
     logged: dict[str, dict[str, ClickQuality]]  # scenario -> source or "all"
     picked: dict[str, PickedQuality]  # scenario
     coverage: dict[str, dict[str, Coverage]]  # scenario -> "logged", "picked"
+    left_out: dict[str, str]  # scenario -> why
 
 
 def evaluate_clicks(
@@ -97,9 +98,12 @@ def evaluate_clicks(
     logged: dict[str, dict[str, ClickQuality]] = {}
     picked: dict[str, PickedQuality] = {}
     covered: dict[str, dict[str, Coverage]] = {}
+    left_out: dict[str, str] = {}
     for name in loaded.scenarios:
         own = [r for r in held_out if r.scenario == name]
-        if not own:
+        num_clicks = sum(sum(r.clicked) for r in own)
+        if num_clicks < MIN_CLICKS:
+            left_out[name] = f"{num_clicks} held-out clicks, {MIN_CLICKS} are needed"
             continue
         rows = scorer.scored(name, own, truth)
         rivals = _rivals(scorer, rows, [r for r in earlier if r.scenario == name])
@@ -117,6 +121,7 @@ def evaluate_clicks(
         logged=logged,
         picked=picked,
         coverage=covered,
+        left_out=left_out,
     )
 
 

@@ -155,7 +155,9 @@ def _evaluated(
             left_out["ctr"] = "the bundle has no click model"
         else:
             report("click model against the oracle")
-            ctr = _summary(evaluate_clicks(served, run, questions, seed=seed))
+            clicks = evaluate_clicks(served, run, questions, seed=seed)
+            left_out |= {f"ctr of {name}": why for name, why in clicks.left_out.items()}
+            ctr = _summary(clicks) if clicks.logged else None
     if data.real_clicks is None:
         left_out["real"] = "no real clicks are given"
     else:

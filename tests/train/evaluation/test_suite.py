@@ -59,7 +59,7 @@ def test_trained_bundle_is_evaluated_by_one_command(tmp_path: Path) -> None:
     config.write_text(
         'size = "tiny"\n'
         "[simulate]\nnum_queries = 2000\nnum_searches = 20000\nnum_users = 1000\n"
-        "num_requests = 6000\n"
+        "num_requests = 20000\n"
         '[generator]\nmode = "slots"\nnum_epochs = 0.05\n[click_model]\nnum_epochs = 0.5\n'
     )
     run, bundle, out = tmp_path / "run", tmp_path / "bundle", tmp_path / "eval"
