@@ -76,7 +76,9 @@ def test_trained_bundle_is_evaluated_by_one_command(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     found = json.loads((out / "eval.json").read_bytes())
     assert found["is_simulated"] is True
-    assert found["left_out"] == {"real": "no real clicks are given"}
+    few = {f"ctr of {name}" for name in ("suggestion", "completion", "clarification")}
+    assert found["left_out"].pop("real") == "no real clicks are given"
+    assert found["left_out"].keys() < few  # of a tiny log, some scenario may have too few clicks
     assert {score["slice"] for score in found["completion"]["scores"]} == {"seen", "web", "other"}
     systems = {score["system"] for score in found["retrieval"]["scores"]}
     assert systems == {"served", "adjacency", "bm25", "tfidf"}
