@@ -87,6 +87,7 @@ class Contender:
             dataloader_pin_memory=False, disable_tqdm=True,
         )  # fmt: skip
         self._trainer = Trainer(model=model, args=arguments)
+        self._trainer.current_gradient_accumulation_steps = 1  # as `train` would set it
         self._optimizer: Any = self._trainer.create_optimizer()
         self._model = model
 
