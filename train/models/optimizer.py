@@ -1,7 +1,7 @@
 """The optimiser: Muon for hidden matrices, AdamW for embeddings, norms and biases.
 
-Muon (Jordan et al. 2024, torch.optim.Muon) makes the update of a matrix orthogonal. Small
-transformers from scratch learn in a fraction of AdamW's steps with it (docs/decisions.md). Knows
+Muon makes the update of a matrix orthogonal; small transformers from scratch learn in a fraction
+of AdamW's steps with it (docs/decisions.md). Knows
 nothing of schedules: it multiplies whatever learning rates a scheduler leaves in its groups.
 """
 
@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from train.models.backbone import has_fast_bf16
+from train.models.muon import Muon
 
 _BETAS = (0.9, 0.95)
 
@@ -79,5 +82,6 @@ def make_optimizer(
     )  # fmt: skip
     if not matrices:
         return adam
-    muon = Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay)
+    dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
+    muon = Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay, dtype=dtype)
     return JointOptimizer([muon, adam])
