@@ -93,7 +93,7 @@ def diverse_order(
     num_picks = min(k, len(texts))
     if diversity == 0:
         return np.argsort(-scores_C, kind="stable")[:num_picks].tolist()
-    similarity_CC = _similarities(texts, query)
+    similarity_CC = similarities(texts, query)
     repetition_CC = np.maximum(similarity_CC - _SIMILAR, 0) / (1 - _SIMILAR)
     adjusted_C = scores_C.astype(np.float32, copy=True)
     penalty_C = np.zeros_like(adjusted_C)
@@ -134,7 +134,7 @@ def explored(num: int, rate: float, randomness: random.Random) -> tuple[list[int
     return order, propensities
 
 
-def _similarities(texts: Sequence[str], query: str) -> Floats:
+def similarities(texts: Sequence[str], query: str) -> Floats:
     """Returns float32 (C, C): weighted Jaccard similarity of the sets of words."""
     columns: dict[str, int] = {}
     rows = [[columns.setdefault(w, len(columns)) for w in set(t.split())] for t in texts]

@@ -17,6 +17,7 @@ from engine.vocabulary import MAX_SLOTS
 
 Size = Literal["tiny", "demo", "small", "base"]
 Mode = Literal["slots", "list", "both", "beam"]
+Objective = Literal["pl", "lipo", "dpo", "sdpo", "ctr-dpo"]
 Places = str | Sequence[str]
 SEARCHES, IMPRESSIONS = "searches.parquet", "impressions.parquet"
 
@@ -226,6 +227,47 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
         _within("hidden_log_share", self.hidden_log_share, 0, 1)
 
 
+class AlignmentConfig(_Section, frozen=True, kw_only=True):
+    """Alignment of the generator with the click model, in rounds."""
+
+    num_rounds: int = 2  # 0: the generator stays as fine-tuned
+    num_prompts: int = 2000  # of a round
+    num_valid_prompts: int = 300  # whose lists say whether a round is accepted
+    num_lists: int = 8  # drawn for each prompt
+    num_kept: int = 4  # of them, what is learnt from
+    temperature: float = 1.0
+    objective: Objective = "pl"
+    beta: float = 0.1  # of the objective: the larger, the closer to the policy before
+    anchor_weight: float = 0.2  # of the negative log-likelihood of the best list, nats per token
+    pessimism: float = 0.0  # 0: expected click probability; else the level of a lower bound of it
+    relevance_floor: float = 0.0  # least share of letter trigrams common with query and session
+    min_gap: float = 0.02  # lists closer in reward, relative to the best, are not told apart
+    max_kl: float = 40.0  # nats a list between the policies before and after a round
+    batch_size: int = 8  # prompts
+    learning_rate: float = 2e-4
+    matrix_learning_rate: float = 0.0  # Muon's (train.models.optimizer); 0: AdamW for everything
+    warmup_share: float = 0.1
+    bf16: bool = False  # compute in bfloat16 where the hardware does that fast
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _at_least("num_rounds", self.num_rounds, 0)
+        for name in ("num_prompts", "num_valid_prompts", "batch_size"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("num_lists", self.num_lists, 2)
+        _within("num_kept", self.num_kept, 2, self.num_lists)
+        _within("temperature", self.temperature, 0.1, 10)
+        _within("beta", self.beta, 1e-4, 100)
+        _within("anchor_weight", self.anchor_weight, 0, 100)
+        _within("pessimism", self.pessimism, 0, 0.99)
+        _within("relevance_floor", self.relevance_floor, 0, 1)
+        _within("min_gap", self.min_gap, 0, 1)
+        _within("max_kl", self.max_kl, 1e-3, 1e6)
+        _within("learning_rate", self.learning_rate, 1e-9, 1)
+        _within("matrix_learning_rate", self.matrix_learning_rate, 0, 1)
+        _within("warmup_share", self.warmup_share, 0, 1)
+
+
 class IndexConfig(_Section, frozen=True, kw_only=True):
     """The co-occurrence index: HNSW parameters and list lengths."""
 
@@ -270,6 +312,7 @@ class TrainConfig(_Section, frozen=True, kw_only=True):
     encoder: EncoderConfig = msgspec.field(default_factory=EncoderConfig)
     generator: GeneratorConfig = msgspec.field(default_factory=GeneratorConfig)
     click_model: ClickModelConfig = msgspec.field(default_factory=ClickModelConfig)
+    alignment: AlignmentConfig = msgspec.field(default_factory=AlignmentConfig)
     index: IndexConfig = msgspec.field(default_factory=IndexConfig)
     scenarios: list[ScenarioConfig] = msgspec.field(default_factory=default_scenarios)
 

@@ -1,0 +1,108 @@
+"""Prompts that lists are drawn for: requests of the mined log, as the generator would read them.
+
+Knows nothing of what is drawn, or of rewards.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.manifest import ScenarioSpec
+from engine.prompt import COOCCURRING, Prompt, SideInformation
+from engine.vocabulary import LIST
+from train.generation.associations import Associations
+from train.generation.examples import ExampleConfig, ExampleMaker, Source, read_clicks, read_sources
+from train.generation.generator import RunPrompts
+from train.generation.sampler import ListPrompt
+
+
+class AlignmentPrompt(NamedTuple):
+    """A request, and what its lists are drawn from."""
+
+    scenario: ScenarioSpec
+    query: str
+    side_information: list[SideInformation]  # without what the index gives
+    rendered: Prompt
+    drawn: ListPrompt
+
+
+class PromptSource:
+    """Draws prompts of a split of the mined log, the same number for each scenario."""
+
+    def __init__(
+        self, mined: Path, prompts: RunPrompts, *, mode: str, cold_share: float, seed: int
+    ) -> None:
+        """Reads the log.
+
+        Args:
+            mined: what mining wrote.
+            prompts: how requests are rendered.
+            mode: "slots", "list" or "beam".
+            cold_share: of the prompts, without what the index would give.
+            seed: of the order.
+        """
+        self._prompts, self._mode, self._seed = prompts, mode, seed
+        config = ExampleConfig(
+            scenarios=prompts.scenarios,
+            prompt=prompts.prompt,
+            cold_share=cold_share,
+            max_contexts_per_query=4,  # lists for many queries teach more than many for one
+        )
+        clicks = read_clicks(mined, "train", prompts.scenarios)
+        self._make = ExampleMaker(config, Associations.load(mined, clicks))
+        self._sources = {split: self._by_scenario(mined, config, split) for split in _SPLITS}
+
+    def draw(self, split: str, num_prompts: int, number: int) -> list[AlignmentPrompt]:
+        """Returns up to `num_prompts` different prompts.
+
+        Args:
+            split: "train" or "valid".
+            num_prompts: over all scenarios.
+            number: another number draws others, until the log has no more.
+        """
+        drawn: list[AlignmentPrompt] = []
+        sources = self._sources[split]
+        for place, (name, own) in enumerate(sources.items()):
+            share = (num_prompts + len(sources) - 1 - place) // len(sources)
+            rng = random.Random(f"{self._seed} {name} {number}")
+            seen: set[tuple[int, ...]] = set()
+            for offset in range(len(own)):
+                if len(seen) == share:
+                    break
+                example = self._make(own[(number * share + offset) % len(own)], rng)
+                if example is None:
+                    continue
+                prompt = self.render(name, example.query, example.side_information)
+                if tuple(prompt.rendered.ids) not in seen:
+                    seen.add(tuple(prompt.rendered.ids))
+                    drawn.append(prompt)
+        return drawn
+
+    def render(
+        self, scenario: str, query: str, side_information: Sequence[SideInformation]
+    ) -> AlignmentPrompt:
+        """Returns a request as a prompt; what matters most comes last."""
+        renderer = self._prompts.renderer
+        spec = next(s for s in self._prompts.scenarios if s.name == scenario)
+        rendered = renderer.generation_prompt(scenario, query, side_information)
+        slots = renderer.slot_ids(scenario, self._mode)
+        limits = [spec.max_new_tokens] * len(slots)
+        if spec.has_auxiliary_text:
+            limits[0] = spec.max_auxiliary_tokens
+        if self._mode == "list":
+            slots, limits = [renderer.vocabulary.control_id(LIST)], [sum(limits) + len(limits)]
+        kept = [item for item in side_information if item.kind != COOCCURRING]
+        drawn = ListPrompt(rendered.ids, slots, limits, rendered.first_token_range)
+        return AlignmentPrompt(spec, query, kept, rendered, drawn)
+
+    def _by_scenario(
+        self, mined: Path, config: ExampleConfig, split: str
+    ) -> dict[str, list[Source]]:
+        sources: dict[str, list[Source]] = {s.name: [] for s in config.scenarios}
+        for source in read_sources(mined, config, split, self._seed):
+            sources[source.scenario].append(source)
+        return {name: own for name, own in sources.items() if own}
+
+
+_SPLITS = ("train", "valid")

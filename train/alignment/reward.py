@@ -1,0 +1,51 @@
+"""What a list is worth: the click probabilities of its texts, examined from the top down.
+
+Knows nothing of models: probabilities come as arguments.
+"""
+
+# C texts of a list, P positions
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.ranking import similarities
+
+_SIMILAR, _SAME = 0.35, 0.9  # similarity from which a text repeats another, and wholly does
+Floats = NDArray[np.float64]
+
+
+def list_reward(
+    p_seen_C: Floats, texts: Sequence[str], query: str, seen_P: Sequence[float], num_shown: int
+) -> float:
+    """Returns the expected number of clicks on a list, as the engine would show it.
+
+    Texts are taken best first; each is worth p(seen at its position) * p(click | seen) * (1 -
+    how much of it a better one says already). What repeats another wholly adds nothing.
+
+    Args:
+        p_seen_C: p(click | seen) of each text; 0 for one that must not be shown.
+        texts: normalised.
+        query: normalised query or prefix; its words say little about how texts differ.
+        seen_P: p(seen) by position; beyond its end the last value. Empty: 1 everywhere.
+        num_shown: texts that fit the panel.
+    """
+    if not len(p_seen_C):
+        return 0.0
+    fresh_C = p_seen_C * freshness(p_seen_C, texts, query)
+    best = np.sort(fresh_C)[::-1][:num_shown]
+    if not len(seen_P):
+        return float(best.sum())
+    weights = np.asarray(seen_P)[np.minimum(np.arange(len(best)), len(seen_P) - 1)]
+    return float(weights @ best)
+
+
+def freshness(p_seen_C: Floats, texts: Sequence[str], query: str) -> Floats:
+    """Returns the share of its worth that each text keeps beside the better ones, (C)."""
+    order = np.argsort(-p_seen_C, kind="stable")
+    similarity_CC = similarities([texts[i] for i in order.tolist()], query).astype(np.float64)
+    repeats_CC = np.clip((similarity_CC - _SIMILAR) / (_SAME - _SIMILAR), 0, 1)
+    is_better_CC = np.tri(len(texts), k=-1, dtype=bool)  # column before row
+    kept_C = np.empty(len(texts))
+    kept_C[order] = np.where(is_better_CC, 1 - repeats_CC, 1.0).prod(1)
+    return kept_C

@@ -1,0 +1,137 @@
+"""Lists that the policy draws, as ids, as texts and by what the click model expects of them.
+
+Knows nothing of losses.
+"""
+
+# K lists of a prompt, S sequences of a list, N new tokens
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.candidates import key_of, written_texts
+from engine.models import cut_sequences
+from engine.vocabulary import Vocabulary
+from train.alignment.prompts import AlignmentPrompt
+from train.clicks.judge import ClickJudge, Judged
+from train.generation.sampler import Lists
+
+Floats = NDArray[np.float64]
+
+
+class Drawn(NamedTuple):
+    """The lists of one prompt.
+
+    Texts are by list and sequence: none where nothing usable was written (cut at the limit, no
+    text that a response may hold), one in a slot, any number in list form. The auxiliary text,
+    which nobody clicks, is not among them.
+    """
+
+    prompt: AlignmentPrompt
+    ids_KSN: Tensor
+    logprobs_KS: Tensor  # of whole sequences, under the policy that drew them
+    texts_KS: list[list[list[str]]]
+
+
+class Worth(NamedTuple):
+    """What the click model expects of the texts of one prompt."""
+
+    p_seen: dict[str, float]  # text -> p(click | seen); 0 for the query itself
+    reward: dict[str, float]  # text -> the same or a lower bound of it, 0 for what is irrelevant
+    is_known: dict[str, bool]
+
+
+def read_lists(
+    vocabulary: Vocabulary, prompts: Sequence[AlignmentPrompt], lists: Lists, *, is_list: bool
+) -> list[Drawn]:
+    """Returns drawn lists with their texts, as the engine would read them."""
+    logprobs_BKS = lists.logprobs.sum(3)
+    return [
+        Drawn(
+            prompt,
+            lists.ids[b],
+            logprobs_BKS[b],
+            [
+                [_texts(vocabulary, prompt, s, ids_N, is_list) for s, ids_N in enumerate(ids_SN)]
+                for ids_SN in lists.ids[b].tolist()
+            ],
+        )
+        for b, prompt in enumerate(prompts)
+    ]
+
+
+def judge_lists(
+    judge: ClickJudge, drawn: Sequence[Drawn], *, level: float, relevance_floor: float
+) -> list[Worth]:
+    """Returns what the texts of each prompt are worth.
+
+    Args:
+        judge: the click model.
+        drawn: lists.
+        level: texts are worth what their probability exceeds with this probability; 0: what is
+            expected of them.
+        relevance_floor: texts that share less of their letter trigrams with query and session
+            are worth nothing; 0: no floor.
+    """
+    texts_of = [
+        list(dict.fromkeys(t for texts_S in d.texts_KS for texts in texts_S for t in texts))
+        for d in drawn
+    ]
+    asked = [
+        Judged(d.prompt.scenario.name, d.prompt.query, d.prompt.side_information, texts)
+        for d, texts in zip(drawn, texts_of, strict=True)
+        if texts
+    ]
+    judgements = iter(judge(asked, level=level or 0.5))
+    worth: list[Worth] = []
+    for d, texts in zip(drawn, texts_of, strict=True):
+        if not texts:
+            worth.append(Worth({}, {}, {}))
+            continue
+        found = next(judgements)
+        context = [d.prompt.query, *(item.text for item in d.prompt.side_information)]
+        counts_C = np.array([key_of(t) != key_of(d.prompt.query) for t in texts], np.float64)
+        fits_C = np.array(
+            [relevance_floor == 0 or shared_trigrams(t, context) >= relevance_floor for t in texts]
+        )
+        p_C = found.p_seen_C * counts_C
+        reward_C = (found.lower_C if level else found.p_seen_C) * counts_C * fits_C
+        worth.append(
+            Worth(
+                dict(zip(texts, p_C.tolist(), strict=True)),
+                dict(zip(texts, reward_C.tolist(), strict=True)),
+                dict(zip(texts, found.is_known_C.tolist(), strict=True)),
+            )
+        )
+    return worth
+
+
+def shared_trigrams(text: str, context: Sequence[str]) -> float:
+    """Returns the share of a text's letter trigrams that occur in its context."""
+    own = _trigrams(text)
+    known = set().union(*map(_trigrams, context))
+    return len(own & known) / max(1, len(own))
+
+
+def _texts(
+    vocabulary: Vocabulary, prompt: AlignmentPrompt, number: int, ids_N: list[int], is_list: bool
+) -> list[str]:
+    """Returns the texts of one sequence; a text that was cut at its limit is none."""
+    has_auxiliary = prompt.scenario.has_auxiliary_text
+    if has_auxiliary and not is_list and number == 0:
+        return []
+    written = written_texts(
+        vocabulary,
+        cut_sequences([ids_N], [len(ids_N)]),
+        is_list=is_list,
+        has_auxiliary_text=has_auxiliary and is_list,
+        healed=prompt.rendered.healed,
+    )
+    return [candidate.text for candidate in written.finished]
+
+
+def _trigrams(text: str) -> set[str]:
+    padded = f" {text} "
+    return {padded[i : i + 3] for i in range(len(padded) - 2)}

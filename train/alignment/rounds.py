@@ -1,0 +1,364 @@
+"""List-wise alignment of the generator with the click model, in rounds.
+
+A round draws lists for logged prompts from the policy as it is, has the click model judge their
+texts, and updates the policy on which lists are worth more (GQR, arXiv 2504.10208, with the click
+model as a process reward model over the texts of a list). What the round began with is its
+reference. A round counts only as far as it helps on held-out prompts and stays near its
+reference: of the way from old to new weights, the longest part that does both is taken.
+
+Knows nothing of how prompts, rewards or losses are made.
+"""
+
+# K lists of a prompt, S sequences of a list
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+import torch
+from transformers import AutoModelForCausalLM, set_seed
+
+from engine.candidates import key_of
+from train.alignment.policy import update
+from train.alignment.preferences import Preference, prefer, reward_of
+from train.alignment.prompts import AlignmentPrompt, PromptSource
+from train.alignment.rollouts import Drawn, Worth, judge_lists, read_lists
+from train.clicks.judge import ClickJudge
+from train.config import AlignmentConfig
+from train.generation.generator import METRICS, RunPrompts
+from train.generation.likelihood import list_logprobs
+from train.generation.sampler import Sampler
+
+POSITIONS = "position.json"
+_STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
+_CHUNK = 16  # prompts that are drawn for, or read, at once
+Report = Callable[[str], None]
+
+
+class PolicyQuality(msgspec.Struct, frozen=True, kw_only=True):
+    """What the policy writes for held-out prompts of one scenario, by the click model."""
+
+    reward: float  # expected clicks on the list that it would serve (temperature 0)
+    distinct: float  # texts of that list that differ from one another and the query
+    known_share: float  # of them, how many the log knows
+    kl: float  # nats a drawn list between this policy and the round's reference
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """How a round went; qualities by scenario."""
+
+    num_prompts: int
+    num_equal: int  # prompts without lists that differ in reward: left out
+    num_lists: int
+    draw_s: float
+    judge_s: float
+    update_s: float
+    num_steps: int
+    mean_reward: dict[str, float]  # of drawn lists
+    gap: dict[str, float]  # between the best and the worst list that was learnt from
+    before: dict[str, PolicyQuality]
+    after: dict[str, PolicyQuality]
+    step: float  # part of the way to the new weights that was taken; 0: the round was refused
+
+
+class AlignmentMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """How an alignment went; the first field is that of the generator it started from."""
+
+    mode: str
+    objective: str
+    rounds: list[Round]
+
+
+class Aligner:
+    """Aligns the generator of one run directory."""
+
+    def __init__(
+        self,
+        prompts: RunPrompts,
+        source: PromptSource,
+        judge: ClickJudge,
+        seen: dict[str, list[float]],
+        config: AlignmentConfig,
+        *,
+        mode: str,
+        seed: int,
+        report: Report = print,
+    ) -> None:
+        """Takes the parts.
+
+        Args:
+            prompts: scenarios and vocabulary of the run.
+            source: of prompts.
+            judge: the click model.
+            seen: scenario -> p(seen) by position.
+            config: how to align.
+            mode: "slots", "list" or "beam".
+            seed: of what is drawn and of the order.
+            report: called with what is being done.
+        """
+        self._vocabulary = prompts.renderer.vocabulary
+        self._source, self._judge, self._seen = source, judge, seen
+        self._config, self._mode, self._seed, self._report = config, mode, seed, report
+        self._valid = source.draw("valid", config.num_valid_prompts, 0)
+
+    def round(self, model: Any, number: int, checkpoints: Path) -> Round:
+        """Runs one round and returns how it went; the model is changed in place.
+
+        Raises:
+            ValueError: no prompt has lists that differ in reward.
+        """
+        config = self._config
+        prompts = self._source.draw("train", config.num_prompts, number)
+        self._report(f"round {number + 1}: {config.num_lists} lists for {len(prompts)} prompts")
+        started_s = time.monotonic()
+        drawn = self._draw(model, prompts, num_lists=config.num_lists, seed=number)
+        drawn_s = time.monotonic()
+        worth = self._worth(drawn)
+        preferences = [
+            preference
+            for d, w in zip(drawn, worth, strict=True)
+            if (preference := self._prefer(d, w)) is not None
+        ]
+        if not preferences:
+            raise ValueError(
+                f"none of {len(prompts)} prompts has {config.num_kept} lists that differ in "
+                "reward: raise alignment.temperature or num_lists, lower min_gap, or look at the "
+                "click model"
+            )
+        judged_s = time.monotonic()
+        before = self._quality(model, None)
+        reference = copy.deepcopy(model).eval()
+        update_s = time.monotonic()
+        self._report(f"round {number + 1}: learning from {len(preferences)} prompts")
+        num_steps = update(
+            model,
+            preferences,
+            config,
+            seed=self._seed + number,
+            checkpoints=checkpoints / f"round_{number}",
+        )
+        update_s = time.monotonic() - update_s
+        step, after = self._accepted(model, reference, before)
+        rewards = self._mean_rewards(drawn, worth)
+        return Round(
+            num_prompts=len(prompts),
+            num_equal=len(prompts) - len(preferences),
+            num_lists=len(prompts) * config.num_lists,
+            draw_s=round(drawn_s - started_s, 2),
+            judge_s=round(judged_s - drawn_s, 2),
+            update_s=round(update_s, 2),
+            num_steps=num_steps,
+            mean_reward=rewards,
+            gap=_by_scenario(
+                [(p.prompt, float(p.reward_J[0] - p.reward_J[-1])) for p in preferences]
+            ),
+            before=before,
+            after=after,
+            step=step,
+        )
+
+    def _draw(
+        self,
+        model: Any,
+        prompts: Sequence[AlignmentPrompt],
+        *,
+        num_lists: int,
+        seed: int,
+        temperature: float | None = None,
+    ) -> list[Drawn]:
+        """Returns the lists of each prompt, in the order of the prompts."""
+        sampler = Sampler(model.eval(), bf16=self._config.bf16)
+        if temperature is None:
+            temperature = self._config.temperature
+        drawn: dict[int, Drawn] = {}
+        for name in dict.fromkeys(p.scenario.name for p in prompts):
+            places = [i for i, p in enumerate(prompts) if p.scenario.name == name]
+            own = [prompts[i] for i in places]
+            lists = sampler.sample(
+                [p.drawn for p in own],
+                [hash((self._seed, seed, i)) % 2**62 for i in places],
+                mode=self._mode,
+                num_lists=num_lists,
+                temperature=temperature,
+                chunk_size=_CHUNK,
+            )
+            is_list = self._mode == "list"
+            drawn |= zip(
+                places, read_lists(self._vocabulary, own, lists, is_list=is_list), strict=True
+            )
+        return [drawn[i] for i in range(len(prompts))]
+
+    def _worth(self, drawn: Sequence[Drawn]) -> list[Worth]:
+        config = self._config
+        return judge_lists(
+            self._judge, drawn, level=config.pessimism, relevance_floor=config.relevance_floor
+        )
+
+    def _prefer(self, drawn: Drawn, worth: Worth) -> Preference | None:
+        config = self._config
+        return prefer(
+            drawn,
+            worth,
+            self._seen.get(drawn.prompt.scenario.name, ()),
+            num_kept=config.num_kept,
+            min_gap=config.min_gap,
+        )
+
+    def _accepted(
+        self, model: Any, reference: Any, before: dict[str, PolicyQuality]
+    ) -> tuple[float, dict[str, PolicyQuality]]:
+        """Sets the model to the longest part of the way that helps and stays near."""
+        new = {name: value.clone() for name, value in model.state_dict().items()}
+        old = reference.state_dict()
+        for step in _STEPS:
+            model.load_state_dict(
+                {name: torch.lerp(old[name], value, step) for name, value in new.items()}
+            )
+            after = self._quality(model, reference)
+            has_gained = fmean(q.reward for q in after.values()) > fmean(
+                q.reward for q in before.values()
+            )
+            kl = max(q.kl for q in after.values())
+            if has_gained and kl <= self._config.max_kl:
+                return step, after
+            why = "the reward did not rise" if not has_gained else f"{kl:.1f} nats a list"
+            self._report(f"{step:g} of the way is not taken: {why}")
+        model.load_state_dict(old)
+        return 0.0, before
+
+    def _quality(self, model: Any, reference: Any | None) -> dict[str, PolicyQuality]:
+        best = self._draw(model, self._valid, num_lists=1, seed=-1, temperature=0.0)
+        worth = self._worth(best)
+        kl = {} if reference is None else self._kl(model, reference)
+        rewards = self._mean_rewards(best, worth)
+        distinct: list[tuple[AlignmentPrompt, float]] = []
+        known: list[tuple[AlignmentPrompt, float]] = []
+        for d, w in zip(best, worth, strict=True):
+            texts = [t for texts in d.texts_KS[0] for t in texts]
+            keys = {key_of(t): w.is_known[t] for t in texts if w.p_seen[t] > 0}
+            distinct.append((d.prompt, len(keys)))
+            known.append((d.prompt, sum(keys.values()) / max(1, len(keys))))
+        distinct_of, known_of = _by_scenario(distinct), _by_scenario(known)
+        return {
+            name: PolicyQuality(
+                reward=reward,
+                distinct=distinct_of[name],
+                known_share=known_of[name],
+                kl=kl.get(name, 0.0),
+            )
+            for name, reward in rewards.items()
+        }
+
+    def _kl(self, model: Any, reference: Any) -> dict[str, float]:
+        """Returns the mean over lists drawn from the model of log pi - log pi_ref, by scenario."""
+        drawn = self._draw(model, self._valid, num_lists=1, seed=-2, temperature=1.0)
+        differences: list[tuple[AlignmentPrompt, float]] = []
+        for start in range(0, len(drawn), _CHUNK):
+            part = drawn[start : start + _CHUNK]
+            for name in dict.fromkeys(d.prompt.scenario.name for d in part):
+                own = [d for d in part if d.prompt.scenario.name == name]
+                ids_BKSN = torch.stack([d.ids_KSN for d in own])
+                with torch.no_grad():
+                    then = list_logprobs(reference, [d.prompt.drawn for d in own], ids_BKSN)
+                for d, logprobs_KSN in zip(own, then, strict=True):
+                    difference = float(d.logprobs_KS.sum() - logprobs_KSN.sum())
+                    differences.append((d.prompt, difference))
+        return _by_scenario(differences)
+
+    def _mean_rewards(self, drawn: Sequence[Drawn], worth: Sequence[Worth]) -> dict[str, float]:
+        """Returns the mean over lists of what the click model expects of them, by scenario."""
+        rewards: list[tuple[AlignmentPrompt, float]] = []
+        for d, w in zip(drawn, worth, strict=True):
+            num_lists, num_slots = d.logprobs_KS.shape
+            seen_P = self._seen.get(d.prompt.scenario.name, ())
+            own = [reward_of(d, w.p_seen, seen_P, (k,) * num_slots) for k in range(num_lists)]
+            rewards.append((d.prompt, fmean(own)))
+        return _by_scenario(rewards)
+
+
+def align(
+    run: Path,
+    config: AlignmentConfig,
+    prompts: RunPrompts,
+    *,
+    cold_share: float,
+    max_edges: int,
+    seed: int,
+    output: Path,
+    report: Report = print,
+) -> AlignmentMetrics:
+    """Aligns `run`/generator and writes the model and metrics.json into `output`.
+
+    An interrupted call goes on with the round that it was in.
+
+    Args:
+        run: run directory with mined/, tokenizer.json, generator/ and click_model/.
+        config: how to align.
+        prompts: of the run.
+        cold_share: prompts without what the index would give.
+        max_edges: of the index.
+        seed: of all that is random.
+        output: directory.
+        report: called with what is being done.
+
+    Raises:
+        ValueError: there is no click model, it prefers nothing, no prompt has lists that differ,
+            or generator and tokenizer are not of one run.
+    """
+    set_seed(seed)
+    judge = ClickJudge(run, max_edges=max_edges)
+    seen = msgspec.json.decode(
+        (run / "click_model" / POSITIONS).read_bytes(), type=dict[str, list[float]]
+    )
+    taught = msgspec.json.decode((run / "generator" / METRICS).read_bytes())["mode"]
+    mode = "slots" if taught == "both" else taught
+    source = PromptSource(run / "mined", prompts, mode=mode, cold_share=cold_share, seed=seed)
+    aligner = Aligner(prompts, source, judge, seen, config, mode=mode, seed=seed, report=report)
+    done = _done(output)
+    model = _load(output if done else run / "generator", prompts.renderer.vocabulary.size)
+    for number in range(len(done), config.num_rounds):
+        done.append(aligner.round(model, number, output / "checkpoints"))
+        metrics = AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
+        model.save_pretrained(output)
+        (output / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
+        report(f"round {number + 1}: {_described(done[-1])}")
+    return AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
+
+
+def _load(directory: Path, vocab_size: int) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    if model.config.vocab_size != vocab_size:
+        raise ValueError(
+            f"{directory}: has {model.config.vocab_size} token embeddings, the tokenizer "
+            f"{vocab_size}: they are not of one training run"
+        )
+    if not torch.cuda.is_available():
+        model.set_attn_implementation("eager")  # faster backward, see train.generation.generator
+    return model
+
+
+def _done(output: Path) -> list[Round]:
+    """Returns the rounds that an interrupted call finished."""
+    path = output / METRICS
+    if not path.is_file():
+        return []
+    return msgspec.json.decode(path.read_bytes(), type=AlignmentMetrics).rounds
+
+
+def _described(done: Round) -> str:
+    gains = ", ".join(
+        f"{name} {quality.reward:.4f} to {done.after[name].reward:.4f}"
+        for name, quality in done.before.items()
+    )
+    return f"expected clicks on held-out prompts' lists: {gains}"
+
+
+def _by_scenario(values: Sequence[tuple[AlignmentPrompt, float]]) -> dict[str, float]:
+    """Returns the mean of each scenario."""
+    groups: dict[str, list[float]] = {}
+    for prompt, value in values:
+        groups.setdefault(prompt.scenario.name, []).append(value)
+    return {name: fmean(own) for name, own in groups.items()}

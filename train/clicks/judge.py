@@ -1,0 +1,139 @@
+"""Judges texts that nobody clicked yet: what a trained click model expects of them, and how surely.
+
+Features, contexts and calibration are those of training and serving. Knows nothing of lists.
+"""
+
+# A questions, C texts of one, N texts of all
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from engine.features import FEATURE_NAMES
+from engine.prompt import SideInformation
+from train.clicks.data import requests_of
+from train.clicks.model import load_click_model
+from train.clicks.scoring import click_activations
+from train.clicks.uncertainty import load_uncertainty
+
+_IS_KNOWN = FEATURE_NAMES.index("is_known")
+_SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("scenario", pa.string()),
+        ("query", pa.string()),
+        (
+            "side_information",
+            pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())])),
+        ),
+        ("position", pa.int64()),
+        ("text", pa.string()),
+        ("clicked", pa.bool_()),
+        ("split", pa.string()),
+    ]
+)
+Floats = NDArray[np.float64]
+
+
+class Judged(NamedTuple):
+    """A question and texts that might answer it; all normalised."""
+
+    scenario: str
+    query: str
+    side_information: Sequence[SideInformation]
+    texts: Sequence[str]  # at least one
+
+
+class Judgement(NamedTuple):
+    """What is expected of the texts of one question."""
+
+    p_seen_C: Floats  # p(click | seen)
+    lower_C: Floats  # what it exceeds with the probability asked for
+    is_known_C: NDArray[np.bool_]  # whether the log knows the text
+
+
+class ClickJudge:
+    """The click model of a run directory."""
+
+    def __init__(self, run: Path, *, max_edges: int) -> None:
+        """Loads model and uncertainty.
+
+        Args:
+            run: run directory, with a click model.
+            max_edges: of the index, see `train.clicks.data.read_requests`.
+
+        Raises:
+            ValueError: the run has no click model, or one of another release.
+        """
+        self._run, self._max_edges = run, max_edges
+        directory = run / "click_model"
+        if not (directory / "config.json").is_file():
+            raise ValueError(
+                f"{directory}: there is no click model, which alignment takes its rewards from: "
+                "bring impressions, or run `queryrec-train click` first"
+            )
+        self._model = load_click_model(directory)
+        self._uncertainty = load_uncertainty(directory)
+
+    def __call__(self, questions: Sequence[Judged], *, level: float) -> list[Judgement]:
+        """Returns a judgement a question.
+
+        Args:
+            questions: any number.
+            level: probability with which the lower bounds hold, between 0 and 1.
+
+        Raises:
+            ValueError: the model's probabilities are not numbers, or all of a scenario's are the
+                same: a reward that prefers nothing.
+        """
+        if not questions:
+            return []
+        requests = requests_of(self._run, _table(questions), max_edges=self._max_edges)
+        activations_NE = click_activations(self._model, requests, np.arange(len(requests)))
+        is_known_N = requests.features_NF[:, _IS_KNOWN] > 0
+        scenario_N = np.array(requests.scenarios)[requests.scenario_R[requests.request_N]]
+        p_N, lower_N = np.empty(len(is_known_N)), np.empty(len(is_known_N))
+        for name in sorted(set(scenario_N.tolist())):
+            rows = scenario_N == name
+            inputs = name, activations_NE[rows], is_known_N[rows]
+            p_N[rows] = self._uncertainty.probability(*inputs)
+            lower_N[rows] = self._uncertainty.lower_bound(*inputs, level)
+            _check(name, p_N[rows], lower_N[rows])
+        parts = zip(requests.offsets[:-1].tolist(), requests.offsets[1:].tolist(), strict=True)
+        return [Judgement(p_N[a:b], lower_N[a:b], is_known_N[a:b]) for a, b in parts]
+
+
+def _check(scenario: str, *probabilities: Floats) -> None:
+    for values in probabilities:
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"the click model's {scenario} probabilities are not all numbers: its weights or "
+                "calibration are broken; train it again"
+            )
+        if len(values) > 1 and float(np.ptp(values)) == 0.0:
+            raise ValueError(
+                f"the click model gives every {scenario} text the probability {values[0]:.4g}: "
+                "it prefers nothing, so there is nothing to align to"
+            )
+
+
+def _table(questions: Sequence[Judged]) -> pa.Table:
+    """Returns the questions as a table that looks like mined impressions, in their order."""
+    rows = [
+        {
+            "request_id": f"{number:012d}",
+            "scenario": asked.scenario,
+            "query": asked.query,
+            "side_information": [item._asdict() for item in asked.side_information],
+            "position": position,
+            "text": text,
+            "clicked": False,
+            "split": "train",
+        }
+        for number, asked in enumerate(questions)
+        for position, text in enumerate(asked.texts, start=1)
+    ]
+    return pa.Table.from_pylist(rows, _SCHEMA)
