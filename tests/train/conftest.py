@@ -257,6 +257,7 @@ def _impression_table(rows: list[dict]) -> pa.Table:
             "clicked": pa.bool_(),
             "user_key": pa.string(),
             "propensity": pa.float64(),
+            "bundle_id": pa.string(),
             "auxiliary_text": pa.string(),
         }
     )

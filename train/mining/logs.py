@@ -83,6 +83,7 @@ _IMPRESSIONS = (
     _Column("clicked", "boolean", dt.DataType.is_boolean),
     _Column("user_key", _ID, _is_id, is_required=False),
     _Column("propensity", "number", dt.DataType.is_numeric, is_required=False),
+    _Column("bundle_id", "string", dt.DataType.is_string, is_required=False),
     _Column("auxiliary_text", "string", dt.DataType.is_string, is_required=False),
 )
 

@@ -1,7 +1,10 @@
 """The anonymous form of the impression log: what was shown, where, and whether it was clicked.
 
 A row stays if its query and its text are k-anonymous. A text that was never searched needs k
-distinct users who clicked it; side information that is not a query (answers), and auxiliary
+distinct users who clicked it, unless an engine's generator wrote it and knew nothing but public
+text: then it is a function of what the bundle holds and of public inputs, and says nothing of any
+user. Without such rows a click model would know of unknown texts only those that were clicked
+often, and trust them all. Side information that is not a query (answers), and auxiliary
 texts, need k distinct users who were shown it, or they are left out of the row. A typed prefix
 stays if it starts a k-anonymous query, whose users all typed through it.
 """
@@ -19,6 +22,7 @@ from train.mining.sessions import is_valid
 from train.mining.workspace import Workspace, number_of, rows_of
 
 IMPRESSIONS = "impressions.parquet"
+GENERATED = "generated"  # what the engine calls the source of a text that its log does not know
 _MAX_POSITIONS = 20
 _MIN_IMPRESSIONS = 30  # per position, for its click rate to be believed
 
@@ -81,6 +85,7 @@ def mine_shown(
             "propensity",
             "user",
             "side_information",
+            is_written=(rows.source == GENERATED) & rows.bundle_id.notnull(),
             clicked=rows.clicked.fill_null(False),
             completes=completes,
             query=ibis.ifelse(completes, rows.query_prefix, rows.query_text),
@@ -89,9 +94,14 @@ def mine_shown(
         ),
     )
     position_ctr = _position_ctr(rows)
-    with_text = keep("with_text", rows.semi_join(_anonymous_texts(rows, public, k), "text"))
+    items = keep("side_items", _side_items(rows, clean, public, config))
+    private = items.filter(~items.is_public).select("request_id").distinct()
+    texts = _anonymous_texts(rows, public, k)
+    searched = rows.semi_join(texts, "text")
+    written = rows.filter(rows.is_written & rows.text.notnull()).anti_join(texts, "text")
+    with_text = keep("with_text", searched.union(written.anti_join(private, "request_id")))
     anonymous = _anonymous_rows(with_text, public, k, workspace)
-    side = keep("side_information", _side_information(rows, clean, public, config))
+    side = keep("side_information", _side_information(items))
     joined = anonymous.left_join(side, anonymous.request_id == side.side_request)
     no_items = ibis.literal([], type="array<struct<kind: string, text: string>>")
     result = joined.select(
@@ -163,28 +173,44 @@ def _anonymous_prefixes(typed: Table, public: Table) -> Table:
     return wanted.semi_join(starts, [("prefix", "start")])
 
 
-def _side_information(rows: Table, clean: Table, public: Table, config: TrainConfig) -> Table:
-    """Returns per request its k-anonymous side information: side_request, items."""
+def _side_items(rows: Table, clean: Table, public: Table, config: TrainConfig) -> Table:
+    """Returns the side information of all rows, without kinds that prompts do not have.
+
+    Columns: request_id, user, first (whether of the first row of the request), place, kind, text,
+    is_public (k-anonymous).
+    """
     by_place = ibis.window(group_by="request_id", order_by=["position", "text", "user"])
-    ranked = rows.mutate(rank=ibis.row_number().over(by_place))
-    requests = ranked.filter(ranked["rank"] == 0).select("request_id", "user", "side_information")
-    items = requests.unnest("side_information", offset="place", keep_empty=False)
+    ranked = rows.mutate(first=ibis.row_number().over(by_place) == 0)
+    ranked = ranked.select("request_id", "user", "side_information", "first")
+    items = ranked.unnest("side_information", offset="place", keep_empty=False)
     items = items.select(
         "request_id",
         "user",
+        "first",
         "place",
         kind=items.side_information["kind"],
         raw=items.side_information["text"],
     )
     items = items.filter(items.kind.isin(config.prompt.side_information_kinds))
-    joined = items.inner_join(clean.filter(clean.text.notnull()), "raw")
-    items = joined.select("request_id", "user", "kind", "place", "text")
+    known = clean.filter(clean.text.notnull()).select(known_raw="raw", text="text")
+    items = items.left_join(known, items.raw == known.known_raw)
+    items = items.filter(items.raw.notnull()).drop("known_raw")
+    first = items.filter(items.first)
+    readers = first.group_by("kind", "text").agg(num_users=first.user.nunique())
+    is_read = readers.filter(readers.num_users >= config.mine.min_users)
     is_query = items.kind.isin([SESSION, COOCCURRING])
-    readers = items.group_by("kind", "text").agg(num_users=items.user.nunique())
-    readers = readers.filter(readers.num_users >= config.mine.min_users)
     queries = items.filter(is_query).semi_join(public, "text")
-    others = items.filter(~is_query).semi_join(readers, ["kind", "text"])
-    kept = queries.union(others)
+    others = items.filter(~is_query).semi_join(is_read, ["kind", "text"])
+    found = queries.union(others).mutate(is_public=ibis.literal(True))
+    rest_of_queries = items.filter(is_query).anti_join(public, "text")
+    rest_of_others = items.filter(~is_query).anti_join(is_read, ["kind", "text"])
+    rest = rest_of_queries.union(rest_of_others).mutate(is_public=ibis.literal(False))
+    return found.union(rest)
+
+
+def _side_information(items: Table) -> Table:
+    """Returns per request its k-anonymous side information: side_request, items."""
+    kept = items.filter(items.first & items.is_public)
     placed = ibis.struct({"place": kept.place, "kind": kept.kind, "text": kept.text})
     grouped = kept.group_by(side_request="request_id").agg(items=placed.collect())
     in_order = grouped.items.sort()

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from transformers import BertModel
 
 from engine.index import CooccurrenceIndex
-from engine.text import normalise
+from engine.text import normalise, normalise_prefix
 from engine.vocabulary import FIRST_TEXT_ID, Vocabulary
 from train.config import IndexConfig, TrainConfig, read_config
 from train.mining.anonymity import TextFilter
@@ -88,7 +88,8 @@ def impressions(draw: st.DrawFn) -> list[dict]:
             "side_information": st.one_of(st.none(), st.lists(item, max_size=2)),
             "position": st.integers(1, 3),
             "text": st.one_of(text, other),
-            "source": st.sampled_from(["log", "made by ann", None]),
+            "source": st.sampled_from(["log", "generated", "made by ann", None]),
+            "bundle_id": st.sampled_from(["b1", "b1", None]),
             "shown": st.booleans(),
             "clicked": st.one_of(st.booleans(), st.just(True)),
             "user_key": st.sampled_from(USERS),
@@ -160,14 +161,46 @@ class Oracle:
         self.pairs = {pair for pair in self._enough(followers) if self.queries.issuperset(pair)}
         self.suggestions = self.queries | self._enough(clickers)
         self.read = self._enough(readers)
+        # What a generator wrote from public text is a function of public text.
+        self.written = {
+            (row["scenario"], clean(row["text"]))
+            for row in listed
+            if row["shown"]
+            and (row["source"], row["bundle_id"]) == ("generated", "b1")
+            and self._is_public(row, listed)
+        }
 
     def _enough(self, people: People) -> set:
         return {what for what, who in people.items() if len(who) >= K and what is not None}
 
+    def _is_public(self, row: dict, listed: list[dict]) -> bool:
+        """Whether all that a generator may have read for a row's request is public."""
+        query = clean(row["query"])
+        is_typed = row["scenario"] == "completion"
+        starts = normalise_prefix(row["query"])
+        if not (
+            any(q.startswith(starts) for q in self.queries) if is_typed else query in self.queries
+        ):
+            return False
+        same = [r for r in listed if r["request_id"] == row["request_id"] and counted(r)]
+        items = [item for r in same for item in r["side_information"] or []]
+        return all(
+            clean(item["text"]) in self.queries
+            if item["kind"] in ("session", "cooccurring")
+            else (item["kind"], clean(item["text"])) in self.read
+            for item in items
+            if item["kind"] != "spell" and item["text"] is not None
+        )
+
     def allows(self, text: str) -> bool:
         """Whether a text may be anywhere at all."""
-        whole = text in self.suggestions or any(text == read for _, read in self.read)
+        whole = text in self.suggestions or any(text == t for _, t in {*self.read, *self.written})
         return whole or any(q.startswith(text) for q in self.queries)
+
+
+def counted(row: dict) -> bool:
+    """Whether mining reads a row of impressions at all."""
+    return row["shown"] and row["scenario"] != "other"
 
 
 def strings(value: Any, name: str = "") -> Iterator[str]:
@@ -246,7 +279,8 @@ def test_no_artefact_holds_what_fewer_than_k_people_stand_behind(
         if row["split"] == "train" and not is_merged:
             assert (row["query"], row["target"]) in oracle.pairs
     for row in rows_of(out / "impressions.parquet") if listed else []:
-        assert row["text"] in oracle.suggestions
+        is_written = (row["scenario"], row["text"]) in oracle.written
+        assert row["text"] in oracle.suggestions or is_written
         if row["scenario"] == "completion":
             assert any(q.startswith(row["query"]) for q in queries)
         else:
@@ -295,6 +329,7 @@ def secretive_log(secret: str, rows: Iterable[tuple[int, bool]]) -> tuple[list[d
                     "position": position,
                     "text": suggestion,
                     "source": own,
+                    "bundle_id": "b1",
                     "shown": True,
                     "clicked": True,
                     "propensity": 1.0,

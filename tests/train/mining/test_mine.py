@@ -351,3 +351,24 @@ def test_bad_tables_write_nothing(write_log_tables: Write, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="at least 2 distinct users"):
         mine(configured(), **{**places, "impressions": ""}, out=out, report=lambda _: None)
     assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_what_a_generator_wrote_from_public_text_stays_below_k(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, 0, q) for u in ("u1", "u2", "u3") for q in ("tea", "tea pot")]
+    secret = [{"kind": "session", "text": "my diagnosis"}]
+    known = [{"kind": "session", "text": "tea pot"}, {"kind": "spell", "text": "anything"}]
+    written = {"source": "generated", "bundle_id": "b1", "clicked": False}
+    impressions = [
+        *(shown(u, "tea", request_id=f"r-{u}") for u in ("u1", "u2", "u3")),
+        shown("u1", "tea for two", request_id="public", side_information=known, **written),
+        shown("u1", "tea for three", request_id="session", side_information=secret, **written),
+        shown("u1", "tea for four", request_id="query", **{**written, "query": "my diagnosis"}),
+        shown("u1", "tea for five", request_id="typed", **{**written, "source": "log"}),
+        shown("u1", "tea for six", request_id="foreign", **{**written, "bundle_id": None}),
+    ]
+    out, _ = mined(write_log_tables, tmp_path, searches, impressions)
+    assert {r["text"] for r in rows(out, "impressions")} == {"tea", "tea for two"}
+    queries = {r["text"] for r in rows(out, "queries")}
+    assert queries == {"tea", "tea pot"}  # shown, but nobody's search

@@ -73,6 +73,7 @@ def panel(rng: random.Random, request: str, row: dict) -> list[dict]:
             "position": rng.choice([position, position, 1]),
             "text": rng.choice(HEADS) + rng.choice([*TAILS, f" {request}", " of all kinds"]),
             "source": rng.choice(["log", "generated", None]),
+            "bundle_id": rng.choice(["b1", None]),
             "shown": rng.random() < 0.9,
             "clicked": rng.random() < 0.4 / position,
             "propensity": rng.choice([1.0, 0.08, None]),
