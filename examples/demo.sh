@@ -9,7 +9,7 @@ started=$SECONDS
 
 echo "== Simulating logs on real queries and training ($run; about five minutes the first time)"
 "$python" -m train run --config examples/configs/demo.toml --run "$run"
-for part in tokenizer.json encoder generator click_model index; do
+for part in tokenizer.json encoder generator aligned click_model index; do
   # Trained again since the bundle was made: make a new one.
   if [ "$run/$part" -nt "$run/bundle" ]; then rm -rf "$run/bundle"; fi
 done

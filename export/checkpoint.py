@@ -91,6 +91,12 @@ class Run:
         """Returns whether training wrote a part: encoder, generator, click_model or index."""
         return (self.directory / part).is_dir()
 
+    @property
+    def generator_directory(self) -> Path:
+        """Where the generator is: aligned if it was, else as fine-tuned."""
+        aligned = self.directory / "aligned"
+        return aligned if aligned.is_dir() else self.directory / "generator"
+
     def encoder(self) -> Any:
         """Loads the encoder's transformer in float32."""
         return _loaded(AutoModel, self.directory / "encoder", add_pooling_layer=False)
@@ -107,11 +113,11 @@ class Run:
 
     def generator(self) -> DecoderCheckpoint:
         """Loads the generator in float32."""
-        model = _loaded(AutoModelForCausalLM, self.directory / "generator")
+        model = _loaded(AutoModelForCausalLM, self.generator_directory)
         checkpoint = decoder_checkpoint(model)
         if checkpoint.shape.vocabulary != self.vocabulary.size:
             raise ValueError(
-                f"{self.directory}/generator: has {checkpoint.shape.vocabulary} token embeddings, "
+                f"{self.generator_directory}: has {checkpoint.shape.vocabulary} token embeddings, "
                 f"the tokenizer {self.vocabulary.size}: they are not of one training run"
             )
         return checkpoint

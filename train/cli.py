@@ -65,6 +65,7 @@ _command("tokenizer", "Train the tokenizer, or take a base checkpoint's.")
 _command("encoder", "Train the query encoder.")
 _command("sft", "Fine-tune the generator on the universal prompt.")
 _command("click", "Train and calibrate the click model.")
+_command("align", "Align the generator with the click model.")
 _command("index", "Build the co-occurrence index.")
 
 

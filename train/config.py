@@ -230,15 +230,18 @@ class ClickModelConfig(_Section, frozen=True, kw_only=True):
 class AlignmentConfig(_Section, frozen=True, kw_only=True):
     """Alignment of the generator with the click model, in rounds."""
 
-    num_rounds: int = 2  # 0: the generator stays as fine-tuned
+    num_rounds: int = 0  # 0: the generator stays as fine-tuned
     num_prompts: int = 2000  # of a round
     num_valid_prompts: int = 300  # whose lists say whether a round is accepted
     num_lists: int = 8  # drawn for each prompt
     num_kept: int = 4  # of them, what is learnt from
     temperature: float = 1.0
+    cold_share: float = (
+        0.5  # prompts without side information, as if the log did not know the query
+    )
     objective: Objective = "pl"
     beta: float = 0.1  # of the objective: the larger, the closer to the policy before
-    anchor_weight: float = 0.2  # of the negative log-likelihood of the best list, nats per token
+    anchor_weight: float = 1.0  # of the negative log-likelihood of the best list, nats per token
     pessimism: float = 0.0  # 0: expected click probability; else the level of a lower bound of it
     relevance_floor: float = 0.0  # least share of letter trigrams common with query and session
     min_gap: float = 0.02  # lists closer in reward, relative to the best, are not told apart
@@ -257,6 +260,7 @@ class AlignmentConfig(_Section, frozen=True, kw_only=True):
         _at_least("num_lists", self.num_lists, 2)
         _within("num_kept", self.num_kept, 2, self.num_lists)
         _within("temperature", self.temperature, 0.1, 10)
+        _within("cold_share", self.cold_share, 0, 1)
         _within("beta", self.beta, 1e-4, 100)
         _within("anchor_weight", self.anchor_weight, 0, 100)
         _within("pessimism", self.pessimism, 0, 0.99)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from train.config import (
+    AlignmentConfig,
     ClickModelConfig,
     EncoderConfig,
     GeneratorConfig,
@@ -22,7 +23,7 @@ from train.stages import Stage
 
 SIMULATED = "simulated"
 Report = Callable[[str], None]
-Section = TypeVar("Section", EncoderConfig, GeneratorConfig, ClickModelConfig)
+Section = TypeVar("Section", EncoderConfig, GeneratorConfig, ClickModelConfig, AlignmentConfig)
 DEFAULT_GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -178,6 +179,25 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             f"over {whole.num_impressions} impressions"
         )
 
+    def align(out: Path) -> str:
+        from train.alignment.rounds import align as align_generator
+        from train.generation.generator import read_prompts
+
+        if not config.alignment.num_rounds:
+            return "alignment.num_rounds is 0: the generator stays as fine-tuned"
+        if not (run / "click_model").is_dir():
+            return "no click model to align with: the generator stays as fine-tuned"
+        metrics = align_generator(
+            run,
+            _where_fast(config.alignment),
+            read_prompts(run),
+            max_edges=config.index.max_edges,
+            seed=config.seed,
+            output=out,
+            report=report,
+        )
+        return metrics.describe()
+
     def index(out: Path) -> str:
         from train.retrieval.index import build_index
 
@@ -238,6 +258,17 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
                 "max_edges": config.index.max_edges,
             },
             make=click,
+        ),
+        Stage(
+            name="align",
+            output="aligned",
+            needs=("mine", "tokenizer", "sft", "click"),
+            settings={
+                "alignment": config.alignment,
+                "seed": config.seed,
+                "max_edges": config.index.max_edges,
+            },
+            make=align,
         ),
         Stage(
             name="index",

@@ -2,9 +2,10 @@
 
 Sequences of a list that do not see one another (slots, beams) can be exchanged: a list made of
 sequences that were drawn into different lists is as much the policy's own as any, and its log pi
-is the sum over its parts. So the best and the worst list are composed of the best and the worst
-sequence of each slot; between them stand lists as they were drawn. A list in list form is one
-sequence, and is taken as it was drawn. Knows nothing of models.
+is the sum over its parts. So lists are composed: the best one of the best sequence of each slot,
+the worst of the worst, those between of what stands between. They are further apart than drawn
+lists, and tell each slot what was good about it. A list in list form is one sequence, and is taken
+as it was drawn. Knows nothing of models.
 """
 
 # K lists of a prompt that were drawn, J that are kept, S sequences of a list, N new tokens
@@ -49,11 +50,11 @@ def prefer(
         min_gap: least difference of reward between the lists that are kept, relative to the best.
     """
     num_lists, num_slots = drawn.logprobs_KS.shape
-    listings = [_valued(drawn, worth, seen_P, (k,) * num_slots) for k in range(num_lists)]
-    if num_slots > 1:
-        for is_best in (True, False):
-            choice = _composed(drawn, worth, is_best=is_best)
-            listings.append(_valued(drawn, worth, seen_P, choice))
+    if num_slots == 1:
+        choices = [(k,) for k in range(num_lists)]
+    else:
+        choices = [_composed(drawn, worth, rank) for rank in range(num_lists)]
+    listings = [_valued(drawn, worth, seen_P, choice) for choice in choices]
     listings.sort(key=lambda listing: -listing.reward)
     kept = _spread(listings, num_kept, min_gap * max(listings[0].reward, 1e-9))
     if len(kept) < num_kept:
@@ -88,8 +89,8 @@ def _valued(
     return _Listing(draw_S, reward_of(drawn, worth.reward, seen_P, draw_S))
 
 
-def _composed(drawn: Drawn, worth: Worth, *, is_best: bool) -> tuple[int, ...]:
-    """Returns a list put together slot by slot: what adds most (or least) to those before it."""
+def _composed(drawn: Drawn, worth: Worth, rank: int) -> tuple[int, ...]:
+    """Returns a list put together slot by slot: what adds most to the slots before, 0 the best."""
     num_lists, num_slots = drawn.logprobs_KS.shape
     texts: list[str] = []
     choice: list[int] = []
@@ -101,7 +102,7 @@ def _composed(drawn: Drawn, worth: Worth, *, is_best: bool) -> tuple[int, ...]:
             values.append(
                 float((p_C * freshness(p_C, tried, drawn.prompt.query)).sum()) if tried else 0.0
             )
-        k = int(np.argmax(values) if is_best else np.argmin(values))
+        k = int(np.argsort(-np.array(values), kind="stable")[rank])
         choice.append(k)
         texts += drawn.texts_KS[k][s]
     return tuple(choice)

@@ -23,6 +23,7 @@ class AlignmentPrompt(NamedTuple):
     scenario: ScenarioSpec
     query: str
     side_information: list[SideInformation]  # without what the index gives
+    is_cold: bool  # without what the index gives
     rendered: Prompt
     drawn: ListPrompt
 
@@ -94,7 +95,8 @@ class PromptSource:
             slots, limits = [renderer.vocabulary.control_id(LIST)], [sum(limits) + len(limits)]
         kept = [item for item in side_information if item.kind != COOCCURRING]
         drawn = ListPrompt(rendered.ids, slots, limits, rendered.first_token_range)
-        return AlignmentPrompt(spec, query, kept, rendered, drawn)
+        is_cold = len(kept) == len(side_information)
+        return AlignmentPrompt(spec, query, kept, is_cold, rendered, drawn)
 
     def _by_scenario(
         self, mined: Path, config: ExampleConfig, split: str

@@ -43,7 +43,7 @@ def list_reward(
 def freshness(p_seen_C: Floats, texts: Sequence[str], query: str) -> Floats:
     """Returns the share of its worth that each text keeps beside the better ones, (C)."""
     order = np.argsort(-p_seen_C, kind="stable")
-    similarity_CC = similarities([texts[i] for i in order.tolist()], query).astype(np.float64)
+    similarity_CC = similarities([texts[int(i)] for i in order], query).astype(np.float64)
     repeats_CC = np.clip((similarity_CC - _SIMILAR) / (_SAME - _SIMILAR), 0, 1)
     is_better_CC = np.tri(len(texts), k=-1, dtype=bool)  # column before row
     kept_C = np.empty(len(texts))

@@ -80,7 +80,13 @@ def judge_lists(
         for d in drawn
     ]
     asked = [
-        Judged(d.prompt.scenario.name, d.prompt.query, d.prompt.side_information, texts)
+        Judged(
+            d.prompt.scenario.name,
+            d.prompt.query,
+            d.prompt.side_information,
+            texts,
+            is_cold=d.prompt.is_cold,
+        )
         for d, texts in zip(drawn, texts_of, strict=True)
         if texts
     ]

@@ -34,6 +34,7 @@ from train.generation.sampler import Sampler
 
 POSITIONS = "position.json"
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
+_LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
 _CHUNK = 16  # prompts that are drawn for, or read, at once
 Report = Callable[[str], None]
 
@@ -63,6 +64,10 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     after: dict[str, PolicyQuality]
     step: float  # part of the way to the new weights that was taken; 0: the round was refused
 
+    def describe(self) -> str:
+        """Returns one line for people."""
+        return "expected clicks on held-out prompts' lists: " + _gains(self.before, self.after)
+
 
 class AlignmentMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """How an alignment went; the first field is that of the generator it started from."""
@@ -70,6 +75,15 @@ class AlignmentMetrics(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     objective: str
     rounds: list[Round]
+
+    def describe(self) -> str:
+        """Returns one line for people."""
+        first, last = self.rounds[0], self.rounds[-1]
+        refused = sum(r.step == 0 for r in self.rounds)
+        return (
+            f"{len(self.rounds)} rounds, {refused} refused; by the click model, expected clicks on "
+            f"held-out prompts' lists: {_gains(first.before, last.after)}"
+        )
 
 
 class Aligner:
@@ -107,13 +121,15 @@ class Aligner:
     def round(self, model: Any, number: int, checkpoints: Path) -> Round:
         """Runs one round and returns how it went; the model is changed in place.
 
+        A later round whose lists are all worth the same has nothing to teach, and changes nothing.
+
         Raises:
-            ValueError: no prompt has lists that differ in reward.
+            ValueError: in the first round, no prompt has lists that differ in reward.
         """
         config = self._config
         prompts = self._source.draw("train", config.num_prompts, number)
         self._report(f"round {number + 1}: {config.num_lists} lists for {len(prompts)} prompts")
-        started_s = time.monotonic()
+        begun_s = time.monotonic()
         drawn = self._draw(model, prompts, num_lists=config.num_lists, seed=number)
         drawn_s = time.monotonic()
         worth = self._worth(drawn)
@@ -122,7 +138,7 @@ class Aligner:
             for d, w in zip(drawn, worth, strict=True)
             if (preference := self._prefer(d, w)) is not None
         ]
-        if not preferences:
+        if not preferences and number == 0:
             raise ValueError(
                 f"none of {len(prompts)} prompts has {config.num_kept} lists that differ in "
                 "reward: raise alignment.temperature or num_lists, lower min_gap, or look at the "
@@ -130,28 +146,30 @@ class Aligner:
             )
         judged_s = time.monotonic()
         before = self._quality(model, None)
-        reference = copy.deepcopy(model).eval()
-        update_s = time.monotonic()
-        self._report(f"round {number + 1}: learning from {len(preferences)} prompts")
-        num_steps = update(
-            model,
-            preferences,
-            config,
-            seed=self._seed + number,
-            checkpoints=checkpoints / f"round_{number}",
-        )
-        update_s = time.monotonic() - update_s
-        step, after = self._accepted(model, reference, before)
-        rewards = self._mean_rewards(drawn, worth)
+        num_steps, step, after = 0, 0.0, before
+        update_s = 0.0
+        if preferences:
+            self._report(f"round {number + 1}: learning from {len(preferences)} prompts")
+            started_s = time.monotonic()
+            reference = copy.deepcopy(model).eval()
+            num_steps = update(
+                model,
+                preferences,
+                config,
+                seed=self._seed + number,
+                checkpoints=checkpoints / f"round_{number}",
+            )
+            update_s = time.monotonic() - started_s
+            step, after = self._accepted(model, reference, before)
         return Round(
             num_prompts=len(prompts),
             num_equal=len(prompts) - len(preferences),
             num_lists=len(prompts) * config.num_lists,
-            draw_s=round(drawn_s - started_s, 2),
+            draw_s=round(drawn_s - begun_s, 2),
             judge_s=round(judged_s - drawn_s, 2),
             update_s=round(update_s, 2),
             num_steps=num_steps,
-            mean_reward=rewards,
+            mean_reward=self._mean_rewards(drawn, worth),
             gap=_by_scenario(
                 [(p.prompt, float(p.reward_J[0] - p.reward_J[-1])) for p in preferences]
             ),
@@ -218,13 +236,13 @@ class Aligner:
                 {name: torch.lerp(old[name], value, step) for name, value in new.items()}
             )
             after = self._quality(model, reference)
-            has_gained = fmean(q.reward for q in after.values()) > fmean(
-                q.reward for q in before.values()
-            )
             kl = max(q.kl for q in after.values())
+            ratios = {name: after[name].reward / max(q.reward, 1e-12) for name, q in before.items()}
+            worst = min(ratios, key=ratios.__getitem__)
+            has_gained = ratios[worst] >= _LEAST_RATIO and fmean(ratios.values()) > 1
             if has_gained and kl <= self._config.max_kl:
                 return step, after
-            why = "the reward did not rise" if not has_gained else f"{kl:.1f} nats a list"
+            why = f"{kl:.1f} nats a list" if has_gained else f"{worst} x {ratios[worst]:.3f}"
             self._report(f"{step:g} of the way is not taken: {why}")
         model.load_state_dict(old)
         return 0.0, before
@@ -284,7 +302,6 @@ def align(
     config: AlignmentConfig,
     prompts: RunPrompts,
     *,
-    cold_share: float,
     max_edges: int,
     seed: int,
     output: Path,
@@ -298,7 +315,6 @@ def align(
         run: run directory with mined/, tokenizer.json, generator/ and click_model/.
         config: how to align.
         prompts: of the run.
-        cold_share: prompts without what the index would give.
         max_edges: of the index.
         seed: of all that is random.
         output: directory.
@@ -315,7 +331,9 @@ def align(
     )
     taught = msgspec.json.decode((run / "generator" / METRICS).read_bytes())["mode"]
     mode = "slots" if taught == "both" else taught
-    source = PromptSource(run / "mined", prompts, mode=mode, cold_share=cold_share, seed=seed)
+    source = PromptSource(
+        run / "mined", prompts, mode=mode, cold_share=config.cold_share, seed=seed
+    )
     aligner = Aligner(prompts, source, judge, seen, config, mode=mode, seed=seed, report=report)
     done = _done(output)
     model = _load(output if done else run / "generator", prompts.renderer.vocabulary.size)
@@ -324,7 +342,7 @@ def align(
         metrics = AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
         model.save_pretrained(output)
         (output / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
-        report(f"round {number + 1}: {_described(done[-1])}")
+        report(f"round {number + 1}: {done[-1].describe()}")
     return AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
 
 
@@ -348,12 +366,11 @@ def _done(output: Path) -> list[Round]:
     return msgspec.json.decode(path.read_bytes(), type=AlignmentMetrics).rounds
 
 
-def _described(done: Round) -> str:
-    gains = ", ".join(
-        f"{name} {quality.reward:.4f} to {done.after[name].reward:.4f}"
-        for name, quality in done.before.items()
+def _gains(before: dict[str, PolicyQuality], after: dict[str, PolicyQuality]) -> str:
+    return ", ".join(
+        f"{name} {quality.reward:.4f} to {after[name].reward:.4f}"
+        for name, quality in before.items()
     )
-    return f"expected clicks on held-out prompts' lists: {gains}"
 
 
 def _by_scenario(values: Sequence[tuple[AlignmentPrompt, float]]) -> dict[str, float]:

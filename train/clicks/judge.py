@@ -19,7 +19,7 @@ from train.clicks.model import load_click_model
 from train.clicks.scoring import click_activations
 from train.clicks.uncertainty import load_uncertainty
 
-_IS_KNOWN = FEATURE_NAMES.index("is_known")
+_IS_KNOWN, _NPMI = FEATURE_NAMES.index("is_known"), FEATURE_NAMES.index("npmi")
 _SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),
@@ -45,6 +45,7 @@ class Judged(NamedTuple):
     query: str
     side_information: Sequence[SideInformation]
     texts: Sequence[str]  # at least one
+    is_cold: bool = False  # judged as if the log did not know what is searched with the query
 
 
 class Judgement(NamedTuple):
@@ -92,6 +93,8 @@ class ClickJudge:
         if not questions:
             return []
         requests = requests_of(self._run, _table(questions), max_edges=self._max_edges)
+        is_cold_N = np.array([asked.is_cold for asked in questions])[requests.request_N]
+        requests.features_NF[is_cold_N, _NPMI] = 0
         activations_NE = click_activations(self._model, requests, np.arange(len(requests)))
         is_known_N = requests.features_NF[:, _IS_KNOWN] > 0
         scenario_N = np.array(requests.scenarios)[requests.scenario_R[requests.request_N]]

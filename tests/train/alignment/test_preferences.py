@@ -24,6 +24,7 @@ def drawn(texts_KS, logprobs_KS):
         SPEC,
         "query",
         [],
+        True,
         Prompt([1], (0, 1), None),
         ListPrompt([1], [2] * num_slots, [4] * num_slots, (0, 1)),
     )

@@ -1,0 +1,200 @@
+"""Rounds of alignment on a run where the truth is known: the second word of a text decides."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.train.conftest import ATTRACTION, word
+from train.alignment.prompts import PromptSource
+from train.alignment.rollouts import read_lists
+from train.alignment.rounds import AlignmentMetrics, align
+from train.clicks.uncertainty import load_uncertainty, save_uncertainty
+from train.config import AlignmentConfig
+from train.generation.generator import read_prompts
+from train.generation.sampler import Sampler
+
+WORTH = {word(90000 + i): a for i, a in enumerate(ATTRACTION)}
+CONFIG = AlignmentConfig(
+    num_rounds=1,
+    num_prompts=192,
+    num_valid_prompts=60,
+    num_lists=6,
+    learning_rate=2e-3,
+    batch_size=8,
+    cold_share=1.0,
+)
+
+
+def aligned(run: Path, output: Path, **changes: Any) -> AlignmentMetrics:
+    fields = {f: getattr(CONFIG, f) for f in CONFIG.__struct_fields__}
+    output.mkdir(exist_ok=True)
+    return align(
+        run,
+        AlignmentConfig(**{**fields, **changes}),
+        read_prompts(run),
+        max_edges=32,
+        seed=0,
+        output=output,
+        report=lambda _: None,
+    )
+
+
+def true_worth(run: Path, directory: Path) -> float:
+    """Mean attraction of the distinct texts that the generator would serve for held-out prompts."""
+    prompts = read_prompts(run)
+    source = PromptSource(run / "mined", prompts, mode="slots", cold_share=1.0, seed=0)
+    asked = [p for p in source.draw("valid", 90, 0) if p.scenario.name == "suggestion"]
+    sampler = Sampler(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32))
+    lists = sampler.sample([p.drawn for p in asked], [0] * len(asked), temperature=0)
+    drawn = read_lists(prompts.renderer.vocabulary, asked, lists, is_list=False)
+    worth = [
+        sum(WORTH.get(t.split()[-1], 0.0) for t in {t for texts in d.texts_KS[0] for t in texts})
+        for d in drawn
+    ]
+    return float(np.mean(worth))
+
+
+@pytest.fixture(scope="module")
+def once(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    output = tmp_path_factory.mktemp("aligned") / "aligned"
+    return output, aligned(trained_run, output)
+
+
+def test_a_round_raises_what_is_true_and_not_only_what_the_click_model_says(
+    trained_run: Path, once: tuple[Path, AlignmentMetrics]
+) -> None:
+    output, metrics = once
+    (done,) = metrics.rounds
+    assert done.step > 0
+    assert done.after["suggestion"].reward > done.before["suggestion"].reward
+    before = true_worth(trained_run, trained_run / "generator")
+    assert true_worth(trained_run, output) > 1.05 * before
+
+
+def test_a_round_says_how_it_went(once: tuple[Path, AlignmentMetrics]) -> None:
+    output, metrics = once
+    (done,) = metrics.rounds
+    assert done.num_lists == 6 * done.num_prompts
+    assert 0 <= done.num_equal < done.num_prompts
+    assert done.num_steps >= (done.num_prompts - done.num_equal) / 8
+    assert 0 < done.after["suggestion"].kl < CONFIG.max_kl
+    assert done.gap["suggestion"] > 0
+    written = json.loads((output / "metrics.json").read_text())
+    assert written["mode"] == "slots"
+    assert len(written["rounds"]) == 1
+    assert not list(output.glob("checkpoints/*"))
+
+
+def test_an_interrupted_alignment_goes_on_with_the_next_round(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    settings = {"num_prompts": 64, "min_gap": 0.002}
+    aligned(trained_run, tmp_path / "resumed", **settings)
+    resumed = aligned(trained_run, tmp_path / "resumed", num_rounds=2, **settings)
+    whole = aligned(trained_run, tmp_path / "whole", num_rounds=2, **settings)
+    assert resumed.rounds[1].num_steps > 0
+    assert [r.after for r in resumed.rounds] == [r.after for r in whole.rounds]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("resumed", "whole")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-6, rtol=0)
+
+
+def test_a_round_that_leaves_its_reference_too_far_behind_is_refused(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    metrics = aligned(trained_run, tmp_path / "refused", max_kl=1e-3, learning_rate=5e-3)
+    (done,) = metrics.rounds
+    assert done.step == 0
+    assert done.after == done.before
+    assert "1 refused" in metrics.describe()
+    before = load_file(trained_run / "generator/model.safetensors")
+    for name, tensor in load_file(tmp_path / "refused/model.safetensors").items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("objective", ["lipo", "dpo", "sdpo", "ctr-dpo"])
+def test_every_objective_raises_the_reward(
+    trained_run: Path, tmp_path: Path, objective: str
+) -> None:
+    metrics = aligned(trained_run, tmp_path / "out", objective=objective)
+    (done,) = metrics.rounds
+    assert done.step > 0
+    assert done.after["suggestion"].reward > done.before["suggestion"].reward
+
+
+def changed(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may break."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_without_a_click_model_there_is_nothing_to_align_to(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    run = changed(trained_run, tmp_path)
+    shutil.rmtree(run / "click_model")
+    with pytest.raises(ValueError, match="there is no click model"):
+        aligned(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(0.0, "gives every .* text the probability"), (float("nan"), "are not all numbers")],
+)
+def test_a_click_model_that_prefers_nothing_is_refused(
+    trained_run: Path, tmp_path: Path, value: float, message: str
+) -> None:
+    run = changed(trained_run, tmp_path)
+    path = run / "click_model/uncertainty.safetensors"
+    uncertainty = load_uncertainty(run / "click_model")
+    uncertainty.weight_E[:] = value
+    path.unlink()
+    save_uncertainty(uncertainty, run / "click_model")
+    with pytest.raises(ValueError, match=message):
+        aligned(run, tmp_path / "out")
+
+
+def test_prompts_whose_lists_are_all_equal_are_counted_or_refused(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"none of \d+ prompts has 4 lists that differ"):
+        aligned(trained_run, tmp_path / "out", min_gap=1.0)
+
+
+def test_a_later_round_without_anything_to_prefer_changes_nothing(
+    trained_run: Path, once: tuple[Path, AlignmentMetrics], tmp_path: Path
+) -> None:
+    shutil.copytree(once[0], tmp_path / "more")
+    metrics = aligned(trained_run, tmp_path / "more", num_rounds=2, min_gap=1.0)
+    last = metrics.rounds[-1]
+    assert last.num_equal == last.num_prompts
+    assert (last.num_steps, last.step) == (0, 0.0)
+    assert last.after == last.before
+    first = load_file(once[0] / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "more/model.safetensors").items():
+        assert torch.equal(tensor, first[name])
+
+
+def test_a_generator_of_another_tokenizer_is_refused(trained_run: Path, tmp_path: Path) -> None:
+    run = changed(trained_run, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(run / "generator")
+    model.resize_token_embeddings(model.config.vocab_size + 64)
+    model.save_pretrained(run / "generator")
+    with pytest.raises(ValueError, match="they are not of one training run"):
+        aligned(run, tmp_path / "out")
+
+
+def test_broken_weights_are_named(trained_run: Path, tmp_path: Path) -> None:
+    run = changed(trained_run, tmp_path)
+    path = run / "generator/model.safetensors"
+    weights = load_file(path)
+    weights = {name: torch.full_like(t, float("nan")) for name, t in weights.items()}
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        aligned(run, tmp_path / "out")
