@@ -1,6 +1,7 @@
 """Hand-made data: a mined run of topics whose queries share no word, and small log tables."""
 
 import random
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.manifest import PromptSpec
-from train.config import default_scenarios
+from train.clicks.training import train_click_model
+from train.config import ClickModelConfig, GeneratorConfig, default_scenarios
+from train.generation.generator import train_generator
 from train.mining.mine import MineSummary
+from train.models.backbone import shapes_of
 from train.models.tokenizer import train_tokenizer
 
 NUM_TOPICS = 40
@@ -189,6 +193,36 @@ def clicked_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_mined(run)
     write_impressions(run, num_requests=3000, swap_rate=0.2)
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(clicked_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with generator (slots) and click model; tests must not change it."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    shutil.copytree(clicked_run, run)
+    generator = GeneratorConfig(num_epochs=3, batch_size=32, learning_rate=5e-3)
+    train_generator(
+        run, generator, shape=shapes_of("tiny").generator, seed=0, output=_made(run / "generator")
+    )
+    click_model = ClickModelConfig(
+        num_epochs=2, batch_size=32, learning_rate=5e-3, session_share=0.0
+    )
+    reports = train_click_model(
+        run,
+        click_model,
+        shape=shapes_of("tiny").click_model,
+        max_edges=32,
+        seed=0,
+        output=_made(run / "click_model"),
+    )
+    assert reports is not None
+    assert reports["all"].model.auc > 0.65, "the tests need a click model that has learnt something"
+    return run
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
 
 
 @pytest.fixture(scope="session")

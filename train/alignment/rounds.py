@@ -19,6 +19,8 @@ from typing import Any
 
 import msgspec
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import AutoModelForCausalLM, set_seed
 
 from engine.candidates import key_of
@@ -116,7 +118,13 @@ class Aligner:
         self._vocabulary = prompts.renderer.vocabulary
         self._source, self._judge, self._seen = source, judge, seen
         self._config, self._mode, self._seed, self._report = config, mode, seed, report
+        self._processes = PartialState(cpu=not torch.cuda.is_available())
         self._valid = source.draw("valid", config.num_valid_prompts, 0)
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process writes the results; the others hold the same ones."""
+        return self._processes.is_main_process
 
     def round(self, model: Any, number: int, checkpoints: Path) -> Round:
         """Runs one round and returns how it went; the model is changed in place.
@@ -187,13 +195,15 @@ class Aligner:
         seed: int,
         temperature: float | None = None,
     ) -> list[Drawn]:
-        """Returns the lists of each prompt, in the order of the prompts."""
+        """Returns the lists of each prompt, in their order; each process draws its share."""
         sampler = Sampler(model.eval(), bf16=self._config.bf16)
         if temperature is None:
             temperature = self._config.temperature
         drawn: dict[int, Drawn] = {}
-        for name in dict.fromkeys(p.scenario.name for p in prompts):
-            places = [i for i, p in enumerate(prompts) if p.scenario.name == name]
+        first, step = self._processes.process_index, self._processes.num_processes
+        shared = range(first, len(prompts), step)
+        for name in dict.fromkeys(prompts[i].scenario.name for i in shared):
+            places = [i for i in shared if prompts[i].scenario.name == name]
             own = [prompts[i] for i in places]
             lists = sampler.sample(
                 [p.drawn for p in own],
@@ -207,6 +217,8 @@ class Aligner:
             drawn |= zip(
                 places, read_lists(self._vocabulary, own, lists, is_list=is_list), strict=True
             )
+        if step > 1:
+            drawn = dict(gather_object(list(drawn.items())))
         return [drawn[i] for i in range(len(prompts))]
 
     def _worth(self, drawn: Sequence[Drawn]) -> list[Worth]:
@@ -309,7 +321,8 @@ def align(
 ) -> AlignmentMetrics:
     """Aligns `run`/generator and writes the model and metrics.json into `output`.
 
-    An interrupted call goes on with the round that it was in.
+    An interrupted call goes on with the round that it was in. Under torchrun, processes share
+    the work: each draws and learns from a part of the lists.
 
     Args:
         run: run directory with mined/, tokenizer.json, generator/ and click_model/.
@@ -340,8 +353,9 @@ def align(
     for number in range(len(done), config.num_rounds):
         done.append(aligner.round(model, number, output / "checkpoints"))
         metrics = AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
-        model.save_pretrained(output)
-        (output / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
+        if aligner.is_first_process:
+            model.save_pretrained(output)
+            (output / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
         report(f"round {number + 1}: {done[-1].describe()}")
     return AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
 

@@ -1,0 +1,79 @@
+"""Alignment by two processes that share the work, started by torchrun on the gloo backend."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+
+from train.alignment.rounds import align
+from train.config import AlignmentConfig
+from train.generation.generator import read_prompts
+
+torch.set_num_threads(1)
+run, output, num_rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+config = AlignmentConfig(
+    num_rounds=num_rounds, num_prompts=96, num_valid_prompts=30, num_lists=4, learning_rate=1e-3,
+    batch_size=int(sys.argv[4]), cold_share=1.0, min_gap=0.002,
+)
+align(run, config, read_prompts(run), max_edges=32, seed=0, output=output, report=lambda _: None)
+"""
+
+
+def aligned(run: Path, output: Path, num_processes: int, batch_size: int, num_rounds: int) -> dict:
+    output.mkdir()
+    script = output.with_suffix(".py")
+    script.write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    launch = launcher if num_processes > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launch, script, run, output, str(num_rounds), str(batch_size)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT}/proto/gen:{ROOT}/clients/python",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((output / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_do_what_one_does_with_batches_twice_as_large(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    one = aligned(trained_run, tmp_path / "one", 1, 16, 1)["rounds"][0]
+    two = aligned(trained_run, tmp_path / "two", 2, 8, 1)["rounds"][0]
+    # Lists depend on their prompt's seed alone, so both saw the same ones.
+    for name in ("num_prompts", "num_equal", "num_lists", "mean_reward", "gap"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    assert abs(two["num_steps"] - one["num_steps"]) <= 3  # the last batch of a scenario is short
+    before, after = two["before"]["suggestion"], two["after"]["suggestion"]
+    assert two["step"] > 0
+    assert after["reward"] > before["reward"]
+    start = load_file(trained_run / "generator/model.safetensors")
+    moved = [
+        torch.cat(
+            [
+                (tensor - start[name]).flatten()
+                for name, tensor in load_file(tmp_path / n / "model.safetensors").items()
+            ]
+        )
+        for n in ("one", "two")
+    ]
+    assert torch.cosine_similarity(moved[0], moved[1], dim=0) > 0.5
