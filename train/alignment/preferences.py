@@ -53,7 +53,7 @@ def prefer(
     if num_slots == 1:
         choices = [(k,) for k in range(num_lists)]
     else:
-        choices = [_composed(drawn, worth, rank) for rank in range(num_lists)]
+        choices = [compose(drawn, worth, rank) for rank in range(num_lists)]
     listings = [_valued(drawn, worth, seen_P, choice) for choice in choices]
     listings.sort(key=lambda listing: -listing.reward)
     kept = _spread(listings, num_kept, min_gap * max(listings[0].reward, 1e-9))
@@ -89,7 +89,7 @@ def _valued(
     return _Listing(draw_S, reward_of(drawn, worth.reward, seen_P, draw_S))
 
 
-def _composed(drawn: Drawn, worth: Worth, rank: int) -> tuple[int, ...]:
+def compose(drawn: Drawn, worth: Worth, rank: int) -> tuple[int, ...]:
     """Returns a list put together slot by slot: what adds most to the slots before, 0 the best."""
     num_lists, num_slots = drawn.logprobs_KS.shape
     texts: list[str] = []

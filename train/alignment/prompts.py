@@ -16,6 +16,8 @@ from train.generation.examples import ExampleConfig, ExampleMaker, Source, read_
 from train.generation.generator import RunPrompts
 from train.generation.sampler import ListPrompt
 
+_SPLITS = ("train", "valid")
+
 
 class AlignmentPrompt(NamedTuple):
     """A request, and what its lists are drawn from."""
@@ -74,29 +76,13 @@ class PromptSource:
                 example = self._make(own[(number * share + offset) % len(own)], rng)
                 if example is None:
                     continue
-                prompt = self.render(name, example.query, example.side_information)
+                prompt = render(
+                    self._prompts, self._mode, name, example.query, example.side_information
+                )
                 if tuple(prompt.rendered.ids) not in seen:
                     seen.add(tuple(prompt.rendered.ids))
                     drawn.append(prompt)
         return drawn
-
-    def render(
-        self, scenario: str, query: str, side_information: Sequence[SideInformation]
-    ) -> AlignmentPrompt:
-        """Returns a request as a prompt; what matters most comes last."""
-        renderer = self._prompts.renderer
-        spec = next(s for s in self._prompts.scenarios if s.name == scenario)
-        rendered = renderer.generation_prompt(scenario, query, side_information)
-        slots = renderer.slot_ids(scenario, self._mode)
-        limits = [spec.max_new_tokens] * len(slots)
-        if spec.has_auxiliary_text:
-            limits[0] = spec.max_auxiliary_tokens
-        if self._mode == "list":
-            slots, limits = [renderer.vocabulary.control_id(LIST)], [sum(limits) + len(limits)]
-        kept = [item for item in side_information if item.kind != COOCCURRING]
-        drawn = ListPrompt(rendered.ids, slots, limits, rendered.first_token_range)
-        is_cold = len(kept) == len(side_information)
-        return AlignmentPrompt(spec, query, kept, is_cold, rendered, drawn)
 
     def _by_scenario(
         self, mined: Path, config: ExampleConfig, split: str
@@ -107,4 +93,24 @@ class PromptSource:
         return {name: own for name, own in sources.items() if own}
 
 
-_SPLITS = ("train", "valid")
+def render(
+    prompts: RunPrompts,
+    mode: str,
+    scenario: str,
+    query: str,
+    side_information: Sequence[SideInformation],
+) -> AlignmentPrompt:
+    """Returns a request as a prompt; of its side information, what matters most comes last."""
+    renderer = prompts.renderer
+    spec = next(s for s in prompts.scenarios if s.name == scenario)
+    rendered = renderer.generation_prompt(scenario, query, side_information)
+    slots = renderer.slot_ids(scenario, mode)
+    limits = [spec.max_new_tokens] * len(slots)
+    if spec.has_auxiliary_text:
+        limits[0] = spec.max_auxiliary_tokens
+    if mode == "list":
+        slots, limits = [renderer.vocabulary.control_id(LIST)], [sum(limits) + len(limits)]
+    kept = [item for item in side_information if item.kind != COOCCURRING]
+    is_cold = len(kept) == len(side_information)
+    drawn = ListPrompt(rendered.ids, slots, limits, rendered.first_token_range)
+    return AlignmentPrompt(spec, query, kept, is_cold, rendered, drawn)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.candidates import key_of, written_texts
+from engine.candidates import WrittenTexts, key_of, written_texts
 from engine.models import cut_sequences
 from engine.vocabulary import Vocabulary
 from train.alignment.prompts import AlignmentPrompt
@@ -26,13 +26,14 @@ class Drawn(NamedTuple):
 
     Texts are by list and sequence: none where nothing usable was written (cut at the limit, no
     text that a response may hold), one in a slot, any number in list form. The auxiliary text,
-    which nobody clicks, is not among them.
+    which nobody clicks, is apart; empty where there is none.
     """
 
     prompt: AlignmentPrompt
     ids_KSN: Tensor
     logprobs_KS: Tensor  # of whole sequences, under the policy that drew them
     texts_KS: list[list[list[str]]]
+    auxiliary_K: list[str]
 
 
 class Worth(NamedTuple):
@@ -48,18 +49,17 @@ def read_lists(
 ) -> list[Drawn]:
     """Returns drawn lists with their texts, as the engine would read them."""
     logprobs_BKS = lists.logprobs.sum(3)
-    return [
-        Drawn(
-            prompt,
-            lists.ids[b],
-            logprobs_BKS[b],
-            [
-                [_texts(vocabulary, prompt, s, ids_N, is_list) for s, ids_N in enumerate(ids_SN)]
-                for ids_SN in lists.ids[b].tolist()
-            ],
-        )
-        for b, prompt in enumerate(prompts)
-    ]
+    drawn: list[Drawn] = []
+    for b, prompt in enumerate(prompts):
+        read_KS = [
+            [_read(vocabulary, prompt, s, ids_N, is_list) for s, ids_N in enumerate(ids_SN)]
+            for ids_SN in lists.ids[b].tolist()
+        ]
+        texts_KS = [[[c.text for c in read.finished] for read in read_S] for read_S in read_KS]
+        first_K = [read_S[0].auxiliary for read_S in read_KS]
+        auxiliary_K = [first.text if first else "" for first in first_K]
+        drawn.append(Drawn(prompt, lists.ids[b], logprobs_BKS[b], texts_KS, auxiliary_K))
+    return drawn
 
 
 def judge_lists(
@@ -121,21 +121,17 @@ def shared_trigrams(text: str, context: Sequence[str]) -> float:
     return len(own & known) / max(1, len(own))
 
 
-def _texts(
+def _read(
     vocabulary: Vocabulary, prompt: AlignmentPrompt, number: int, ids_N: list[int], is_list: bool
-) -> list[str]:
-    """Returns the texts of one sequence; a text that was cut at its limit is none."""
-    has_auxiliary = prompt.scenario.has_auxiliary_text
-    if has_auxiliary and not is_list and number == 0:
-        return []
-    written = written_texts(
+) -> WrittenTexts:
+    """Returns what one sequence of a list says."""
+    return written_texts(
         vocabulary,
         cut_sequences([ids_N], [len(ids_N)]),
         is_list=is_list,
-        has_auxiliary_text=has_auxiliary and is_list,
+        has_auxiliary_text=prompt.scenario.has_auxiliary_text and number == 0,
         healed=prompt.rendered.healed,
     )
-    return [candidate.text for candidate in written.finished]
 
 
 def _trigrams(text: str) -> set[str]:

@@ -29,7 +29,7 @@ def drawn(texts_KS, logprobs_KS):
         ListPrompt([1], [2] * num_slots, [4] * num_slots, (0, 1)),
     )
     texts = [[[t] if t else [] for t in texts_S] for texts_S in texts_KS]
-    return Drawn(prompt, ids[:, :, None], torch.tensor(logprobs_KS), texts)
+    return Drawn(prompt, ids[:, :, None], torch.tensor(logprobs_KS), texts, [""] * num_lists)
 
 
 def worth(values):

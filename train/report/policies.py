@@ -1,0 +1,184 @@
+"""Lists that a generator writes for questions, without candidates of the log and without reranking.
+
+Prompts and look-ups are those of a served bundle; the weights may be any of its run. Knows nothing
+of what lists are worth.
+"""
+
+# K lists of a question, S sequences of a list
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.candidates import key_of
+from engine.prompt import COOCCURRING, SideInformation
+from train.alignment.preferences import compose, reward_of
+from train.alignment.prompts import AlignmentPrompt, render
+from train.alignment.rollouts import Drawn, Worth, judge_lists, read_lists
+from train.alignment.rounds import POSITIONS
+from train.clicks.judge import ClickJudge
+from train.evaluation.lists import ProducedList
+from train.evaluation.served import Asked, ServedBundle
+from train.generation.generator import read_prompts
+from train.generation.sampler import Sampler
+
+_CHUNK = 16  # prompts
+
+
+class Question(NamedTuple):
+    """What lists are written for; the text is normalised."""
+
+    scenario: str
+    query: str
+
+
+class PolicyLists:
+    """Has generators of one run write lists for the same questions."""
+
+    def __init__(
+        self,
+        run: Path,
+        served: ServedBundle,
+        questions: Sequence[Question],
+        *,
+        max_edges: int,
+        num_listed: int,
+    ) -> None:
+        """Looks up what the prompts need.
+
+        Args:
+            run: run directory, with a click model.
+            served: its bundle.
+            questions: of its scenarios.
+            max_edges: of the index.
+            num_listed: N, texts of a list.
+
+        Raises:
+            ValueError: the bundle has no generator, or the run no click model.
+        """
+        generator = served.bundle.manifest.generator
+        if generator is None:
+            raise ValueError("the bundle has no generator")
+        self._mode, self._num_listed = generator.mode, num_listed
+        prompts = read_prompts(run)
+        self._vocabulary = prompts.renderer.vocabulary
+        self._judge = ClickJudge(run, max_edges=max_edges)
+        self._seen = msgspec.json.decode(
+            (run / "click_model" / POSITIONS).read_bytes(), type=dict[str, list[float]]
+        )
+        self._prompts: dict[bool, list[AlignmentPrompt]] = {True: [], False: []}
+        for question in questions:
+            (found,) = served.retrieved(question.scenario, [Asked(question.query)])
+            warm = [SideInformation(COOCCURRING, t) for t in found.cooccurring[::-1]]
+            for is_cold, side in ((True, []), (False, warm)):
+                self._prompts[is_cold].append(render(prompts, self._mode, *question, side))
+
+    def greedy(self, directory: Path, name: str, *, is_cold: bool) -> list[ProducedList]:
+        """Returns the list that would be served for each question, in slot order.
+
+        Args:
+            directory: of the generator.
+            name: of the system.
+            is_cold: without co-occurring queries in the prompt.
+        """
+        drawn = self._drawn(directory, num_lists=1, temperature=0.0, is_cold=is_cold, seed=0)
+        return [self._produced(d, (0,) * d.logprobs_KS.shape[1], name) for d in drawn]
+
+    def best_of(
+        self, directory: Path, name: str, *, num_lists: int, is_composed: bool, seed: int
+    ) -> list[ProducedList]:
+        """Returns, of several lists drawn for each question, what the click model likes best.
+
+        Args:
+            directory: of the generator.
+            name: of the system.
+            num_lists: K.
+            is_composed: put together of the best sequence of each slot; else the best drawn list.
+            seed: of what is drawn.
+        """
+        drawn = self._drawn(
+            directory, num_lists=num_lists, temperature=1.0, is_cold=False, seed=seed
+        )
+        worth = judge_lists(self._judge, drawn, level=0.0, relevance_floor=0.0)
+        return [
+            self._produced(d, self._best(d, w, is_composed), name)
+            for d, w in zip(drawn, worth, strict=True)
+        ]
+
+    def ceiling(
+        self,
+        directory: Path,
+        name: str,
+        attraction: Callable[[Question, list[str]], list[float]],
+        *,
+        num_lists: int,
+        seed: int,
+    ) -> list[ProducedList]:
+        """Returns the same as `best_of`, composed by the truth: what no click model can exceed.
+
+        Args:
+            directory: of the generator.
+            name: of the system.
+            attraction: a question and texts -> true p(click | seen) of each.
+            num_lists: K.
+            seed: of what is drawn.
+        """
+        drawn = self._drawn(
+            directory, num_lists=num_lists, temperature=1.0, is_cold=False, seed=seed
+        )
+        lists: list[ProducedList] = []
+        for d in drawn:
+            texts = list(dict.fromkeys(t for ts in d.texts_KS for seq in ts for t in seq))
+            values = attraction(Question(d.prompt.scenario.name, d.prompt.query), texts)
+            true = dict(zip(texts, values, strict=True))
+            best = self._best(d, Worth(true, true, dict.fromkeys(texts, True)), is_composed=True)
+            lists.append(self._produced(d, best, name))
+        return lists
+
+    def _best(self, drawn: Drawn, worth: Worth, is_composed: bool) -> tuple[int, ...]:
+        num_lists, num_slots = drawn.logprobs_KS.shape
+        if is_composed and num_slots > 1:
+            return compose(drawn, worth, 0)
+        seen_P = self._seen.get(drawn.prompt.scenario.name, ())
+        whole = [(k,) * num_slots for k in range(num_lists)]
+        return max(whole, key=lambda draws: reward_of(drawn, worth.reward, seen_P, draws))
+
+    def _drawn(
+        self, directory: Path, *, num_lists: int, temperature: float, is_cold: bool, seed: int
+    ) -> list[Drawn]:
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        sampler = Sampler(model)
+        prompts = self._prompts[is_cold]
+        drawn: dict[int, Drawn] = {}
+        for scenario in dict.fromkeys(p.scenario.name for p in prompts):
+            places = [i for i, p in enumerate(prompts) if p.scenario.name == scenario]
+            own = [prompts[i] for i in places]
+            lists = sampler.sample(
+                [p.drawn for p in own],
+                [seed * 1_000_003 + i for i in places],
+                mode=self._mode,
+                num_lists=num_lists,
+                temperature=temperature,
+                chunk_size=_CHUNK,
+            )
+            read = read_lists(self._vocabulary, own, lists, is_list=self._mode == "list")
+            drawn |= zip(places, read, strict=True)
+        return [drawn[i] for i in range(len(prompts))]
+
+    def _produced(self, drawn: Drawn, draw_S: Sequence[int], name: str) -> ProducedList:
+        query = drawn.prompt.query
+        kept: dict[str, str] = {}
+        for s, k in enumerate(draw_S):
+            for text in drawn.texts_KS[k][s]:
+                if key_of(text) != key_of(query):
+                    kept.setdefault(key_of(text), text)
+        return ProducedList(
+            scenario=drawn.prompt.scenario.name,
+            query=query,
+            system=name,
+            texts=tuple(kept.values())[: self._num_listed],
+            auxiliary_text=drawn.auxiliary_K[draw_S[0]],
+        )
