@@ -38,6 +38,10 @@ class WrittenTexts(NamedTuple):
     cut: list[Candidate]  # reached their limit: the last word may be a stump
     auxiliary: Candidate | None
 
+    def joined(self, other: "WrittenTexts") -> "WrittenTexts":
+        """Returns these texts, then the other's; the auxiliary text stays."""
+        return self._replace(finished=self.finished + other.finished, cut=self.cut + other.cut)
+
 
 @lru_cache(65_536)
 def key_of(text: str) -> str:

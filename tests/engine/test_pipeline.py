@@ -84,7 +84,7 @@ async def test_slots_that_agree_on_a_rare_prefix_are_asked_again_for_other_words
         return [set(texts(a)) for a in found]
 
     more = await answers()
-    monkeypatch.setattr("engine.pipeline._MAX_OTHER_RANGES", 0)
+    monkeypatch.setattr("engine.generation._MAX_OTHER_RANGES", 0)
     once = await answers()
     assert sum(map(len, more)) > sum(map(len, once))
     for prefix, found in zip(prefixes, more, strict=True):
@@ -111,7 +111,7 @@ async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answ
 ):
     pipeline = make(without(bundle, "index"), runtime)
     expected = texts(await ask(pipeline, "qz", scenario="completion"))
-    generate, calls = pipeline._generate, []
+    generate, calls = pipeline._generation.sequences, []
 
     async def full_after_the_first(request, prompt):
         calls.append(prompt)
@@ -119,8 +119,8 @@ async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answ
             raise QueueFull("models")
         return await generate(request, prompt)
 
-    monkeypatch.setattr(pipeline, "_generate", full_after_the_first)
-    monkeypatch.setattr("engine.pipeline._MAX_OTHER_RANGES", 0)
+    monkeypatch.setattr(pipeline._generation, "sequences", full_after_the_first)
+    monkeypatch.setattr("engine.generation._MAX_OTHER_RANGES", 0)
     answer = await ask(pipeline, "qz", scenario="completion")
     assert len(calls) == 2
     assert len(texts(answer)) < len(expected)
