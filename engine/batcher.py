@@ -2,21 +2,24 @@
 
 `submit` returns the row's result; cancelling the await withdraws the row. A batch leaves as soon
 as the worker has room and work is waiting, so an idle engine adds no delay, and batches grow only
-while others run. The most urgent row decides which kind of work is next; rows of the same kind
-join it, most urgent first, as long as the batch can finish in time for all of them. Withdrawn and
-late rows never reach a model; a full queue refuses at once; a failing batch fails only its own
-rows.
+while others run. Flows whose rows wait take turns by the time that each has had (`shares.py`);
+within a flow the most urgent row is next. Rows of the same kind join it, as long as the batch can
+finish in time for the row that it leaves for. Callers who ask for the same row at the same time
+share it. Withdrawn and late rows never reach a model; a full queue refuses at once; a failing
+batch fails only its own rows.
 
 Knows nothing of models: `run` does the work, `predict_s` says how long it will take.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine.deadline import Clock
 from engine.errors import EngineError, QueueFull
+from engine.shares import Shares
 
 K = TypeVar("K", bound=Hashable)  # kind of work: only rows of one kind share a batch
 
@@ -38,13 +41,43 @@ class Done(NamedTuple):
     batch_size: int
 
 
-@dataclass(eq=False, slots=True)
-class _Entry(Generic[K]):
+class Waiting(NamedTuple, Generic[K]):
+    """A row that waits, as others see it."""
+
+    flow: Hashable
     kind: K
-    row: object
+    finish_by_s: float
+
+
+@dataclass(eq=False, slots=True)
+class _Caller:
+    """Somebody who waits for a row."""
+
     finish_by_s: float
     queued_s: float
     future: asyncio.Future[Done] = field(default_factory=asyncio.Future[Done])
+
+
+@dataclass(eq=False, slots=True)
+class _Entry(Generic[K]):
+    """A row and all who wait for it."""
+
+    kind: K
+    row: object
+    flow: Hashable
+    key: Hashable
+    callers: list[_Caller] = field(default_factory=list[_Caller])
+    ends_by_s: float = math.inf  # when a run of it is given up, once it runs
+
+    @property
+    def finish_by_s(self) -> float:
+        """When the first of its callers has no more use for it."""
+        return min(c.finish_by_s for c in self.callers)
+
+    @property
+    def last_s(self) -> float:
+        """When nobody has any more use for it."""
+        return max((c.finish_by_s for c in self.callers), default=-math.inf)
 
 
 @dataclass(eq=False, slots=True)
@@ -91,84 +124,113 @@ class Batcher(Generic[K]):
         self._clock = clock
         self._concurrency = concurrency
         self._can_cancel = can_cancel
+        self._shares = Shares()
         self._waiting: list[_Entry[K]] = []
+        self._by_key: dict[Hashable, _Entry[K]] = {}  # waiting or running
         self._running: list[_Batch[K]] = []
         self._is_wakeup_due = False
 
-    async def submit(self, kind: K, row: object, finish_by_s: float) -> Done:
+    async def submit(
+        self,
+        kind: K,
+        row: object,
+        finish_by_s: float,
+        *,
+        flow: Hashable = None,
+        key: Hashable = None,
+    ) -> Done:
         """Returns the row's result.
 
         Args:
             kind: Kind of work.
             row: Input of one request.
             finish_by_s: When the result stops being useful, on the clock.
+            flow: On whose behalf: flows share the worker equally.
+            key: Rows with equal keys have equal results, so one of them runs for all; the most
+                urgent caller decides its place. None: it is like no other.
 
         Raises:
             QueueFull: Too many rows are waiting.
             TooLate: The row could not be ready by `finish_by_s`.
             BatchFailed: Its batch failed.
         """
-        if len(self._waiting) >= self._max_waiting:
-            raise QueueFull("recommend")
-        entry = _Entry(kind, row, finish_by_s, self._clock.now_s())
-        self._waiting.append(entry)
-        if self._has_room:
-            # Not at once: rows submitted in the same turn of the loop share the batch.
-            self._wake_up()
+        entry = self._by_key.get(key)
+        if entry is None or finish_by_s > entry.ends_by_s:
+            if len(self._waiting) >= self._max_waiting:
+                raise QueueFull("recommend")
+            entry = _Entry(kind, row, flow, key)
+            self._waiting.append(entry)
+            if key is not None:
+                self._by_key[key] = entry
+            if self._has_room:
+                # Not at once: rows submitted in the same turn of the loop share the batch.
+                self._wake_up()
+        caller = _Caller(finish_by_s, self._clock.now_s())
+        entry.callers.append(caller)
         try:
-            return await entry.future
+            return await caller.future
         finally:
-            if entry.future.cancelled():
-                self._withdraw(entry)
+            if caller.future.cancelled():
+                self._withdraw(entry, caller)
 
-    def wait_s(self, kind: K) -> float:
-        """Returns about how long a row of this kind would wait if it were submitted now."""
-        counts: dict[K, int] = {}
-        for entry in self._waiting:
-            counts[entry.kind] = counts.get(entry.kind, 0) + 1
-        queued_s, beside = 0.0, self._num_beside
-        for other, count in counts.items():
-            full, rest = divmod(count, self._max_batch_size)
-            queued_s += full * self._predict_s(other, self._max_batch_size + beside)
-            if rest and other != kind:  # rows of the same kind share the batch
-                queued_s += self._predict_s(other, rest + beside)
-        ahead_s = 0.0
-        if not self._has_room:
-            ahead_s = max(0.0, min(b.end_s for b in self._running) - self._clock.now_s())
-        return ahead_s + queued_s / self._concurrency
+    def is_under_way(self, key: Hashable) -> bool:
+        """Returns whether a row with this key waits or runs, so that another would share it."""
+        return key in self._by_key
 
-    def joining(self, kind: K) -> int:
-        """Returns how many rows would run at the same time as one of this kind submitted now.
+    def waiting(self) -> Iterable[Waiting[K]]:
+        """Yields the rows that wait."""
+        return (Waiting(e.flow, e.kind, e.finish_by_s) for e in self._waiting)
 
-        Itself, the others of its batch, and the batches beside that.
+    def wait_s(self) -> float:
+        """Returns about how long it will be until the next batch can leave.
+
+        A batch that takes longer than predicted is taken to last as long again as it is late.
         """
-        in_batch = 1 + sum(e.kind == kind for e in self._waiting) % self._max_batch_size
-        return in_batch + self._num_beside
+        if self._has_room:
+            return 0.0
+        return abs(min(b.end_s for b in self._running) - self._clock.now_s())
+
+    def lead_s(self, flow: Hashable, other: Hashable) -> float:
+        """Returns how much more of the worker's time `other` has had than `flow`."""
+        return self._shares.lead_s(flow, other)
 
     @property
-    def _has_room(self) -> bool:
-        return len(self._running) < self._concurrency
-
-    @property
-    def _num_beside(self) -> int:
+    def num_beside(self) -> int:
         """Returns how many rows run beside the next batch when it leaves."""
         ends = sorted(self._running, key=lambda b: b.end_s)
         still = ends if self._has_room else ends[1:]
         return sum(len(b.entries) for b in still)
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._running) < self._concurrency
 
     def _wake_up(self) -> None:
         if not self._is_wakeup_due:
             self._is_wakeup_due = True
             asyncio.get_running_loop().call_soon(self._start_next)
 
-    def _withdraw(self, entry: _Entry[K]) -> None:
+    def _withdraw(self, entry: _Entry[K], caller: _Caller) -> None:
+        if caller not in entry.callers:
+            return
+        entry.callers.remove(caller)
+        if entry.callers:
+            return
         if entry in self._waiting:
             self._waiting.remove(entry)
+            self._forget(entry)
         elif self._can_cancel:
             for batch in self._running:
-                if entry in batch.entries and all(e.future.done() for e in batch.entries):
+                if entry in batch.entries and not any(e.callers for e in batch.entries):
                     assert batch.task is not None
                     batch.task.cancel()
+                    for idle in batch.entries:
+                        self._forget(idle)
+
+    def _forget(self, entry: _Entry[K]) -> None:
+        """Lets nobody join a row any more."""
+        if self._by_key.get(entry.key) is entry:
+            del self._by_key[entry.key]
 
     def _start_next(self) -> None:
         self._is_wakeup_due = False
@@ -181,31 +243,55 @@ class Batcher(Generic[K]):
             batch.task.add_done_callback(lambda _, batch=batch: self._leave(batch))
 
     def _next_batch(self) -> _Batch[K] | None:
-        now_s, beside = self._clock.now_s(), self._num_beside
-        self._waiting = [e for e in self._waiting if not e.future.done()]
-        self._waiting.sort(key=lambda e: e.finish_by_s)
+        now_s, beside = self._clock.now_s(), self.num_beside
         batch = _Batch[K]([], now_s)
-        for entry in list(self._waiting):
-            size = len(batch.entries)
-            if size == self._max_batch_size:
+        for entry in self._in_order(self._waiting):
+            end_s = now_s + self._predict_s(entry.kind, 1 + beside)
+            if self._is_useful(entry, end_s):
+                batch.entries.append(entry)
+                batch.end_s = end_s
                 break
-            if batch.entries and entry.kind != batch.entries[0].kind:
-                continue
+        if not batch.entries:
+            return None
+        first = batch.entries[0]
+        others = [e for e in self._waiting if e.kind == first.kind and e is not first]
+        for entry in self._in_order(others):
+            size = len(batch.entries)
             end_s = now_s + self._predict_s(entry.kind, size + 1 + beside)
-            if batch.entries and end_s > batch.entries[0].finish_by_s:
-                break  # one more row would make the most urgent one late
+            if size == self._max_batch_size or end_s > first.finish_by_s:
+                break  # one more row would make the first one late
+            if self._is_useful(entry, end_s):
+                batch.entries.append(entry)
+                batch.end_s = end_s
+        for entry in batch.entries:
             self._waiting.remove(entry)
-            if end_s > entry.finish_by_s:
-                entry.future.set_exception(TooLate())
-                continue
-            batch.entries.append(entry)
-            batch.end_s = end_s
-        return batch if batch.entries else None
+            self._shares.charge(entry.flow, self._predict_s(entry.kind, 1))
+            if self._can_cancel:
+                entry.ends_by_s = max(e.last_s for e in batch.entries)
+        return batch
+
+    def _in_order(self, entries: Sequence[_Entry[K]]) -> Iterator[_Entry[K]]:
+        """Yields rows in the order in which they leave."""
+        by_urgency = sorted(entries, key=lambda e: e.finish_by_s)
+        return self._shares.in_turns([(e.flow, self._predict_s(e.kind, 1), e) for e in by_urgency])
+
+    def _is_useful(self, entry: _Entry[K], end_s: float) -> bool:
+        """Turns away callers for whom the row would be late; returns whether others are left."""
+        for caller in list(entry.callers):
+            if caller.future.done():  # cancelled a moment ago
+                entry.callers.remove(caller)
+            elif caller.finish_by_s < end_s:
+                entry.callers.remove(caller)
+                caller.future.set_exception(TooLate())
+        if not entry.callers:
+            self._waiting.remove(entry)
+            self._forget(entry)
+        return bool(entry.callers)
 
     async def _finish(self, batch: _Batch[K]) -> None:
         entries, started_s = batch.entries, self._clock.now_s()
         try:
-            last_s = max(e.finish_by_s for e in entries)
+            last_s = max(e.last_s for e in entries)
             results = await self._run(entries[0].kind, [e.row for e in entries], last_s)
             if len(results) != len(entries):
                 raise ValueError(f"{len(results)} results for {len(entries)} rows")
@@ -214,17 +300,19 @@ class Batcher(Generic[K]):
             if not isinstance(error, TooLate):
                 failure = BatchFailed(f"a batch of {len(entries)} rows failed")
                 failure.__cause__ = error
-            for entry in entries:
-                if not entry.future.done():
-                    entry.future.set_exception(failure)
+            for caller in _callers(entries):
+                caller.future.set_exception(failure)
         else:
-            run_s = self._clock.now_s() - started_s
+            now_s = self._clock.now_s()
             for entry, result in zip(entries, results, strict=True):
-                if not entry.future.done():
-                    queue_s = started_s - entry.queued_s
-                    entry.future.set_result(Done(result, queue_s, run_s, len(entries)))
+                for caller in _callers([entry]):
+                    begin_s = max(started_s, caller.queued_s)  # later if it joined a running row
+                    done = Done(result, begin_s - caller.queued_s, now_s - begin_s, len(entries))
+                    caller.future.set_result(done)
         finally:
             batch.end_s = self._clock.now_s()
+            for entry in entries:
+                self._forget(entry)
 
     def _leave(self, batch: _Batch[K]) -> None:
         """Makes room for the next batch.
@@ -235,3 +323,8 @@ class Batcher(Generic[K]):
         """
         self._running.remove(batch)
         self._start_next()
+
+
+def _callers(entries: Iterable[_Entry[K]]) -> list[_Caller]:
+    """Returns who still waits for any of the rows."""
+    return [c for e in entries for c in e.callers if not c.future.done()]

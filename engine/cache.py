@@ -25,6 +25,7 @@ class Cache(Generic[V]):
         self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, tuple[V, int, float]] = OrderedDict()
         self._size_bytes = 0
+        self.num_evictions = 0  # values that had to make room
 
     def __len__(self) -> int:
         """Returns the number of entries, expired ones included."""
@@ -62,3 +63,4 @@ class Cache(Generic[V]):
             while self._size_bytes > self._max_bytes:
                 _, (_, dropped_bytes, _) = self._entries.popitem(last=False)
                 self._size_bytes -= dropped_bytes
+                self.num_evictions += 1

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from engine.deadline import Clock
 from engine.stages import Stage
 
-_WINDOW = 64  # samples per kind of work: 6 of them above the 0.9 quantile
-_HALF_LIFE_S = 10.0
+_WINDOW = 64  # samples per kind of work at most: 6 of them above the 0.9 quantile
+_MEMORY_S = 5.0  # older samples do not count: what was slow may be so no longer
+_HALF_LIFE_S = 2.0
 
 
 class Work(NamedTuple):
@@ -25,8 +26,9 @@ class Work(NamedTuple):
 class CostModel:
     """Upper quantiles of run times, per kind of work and batch bucket (powers of two).
 
-    An estimate that no run refreshes shrinks towards the fastest run seen, by half every 10 s:
-    otherwise a stage that one bad minute priced out would never be tried again. Not thread-safe.
+    Runs of the last 5 s count. An estimate that no run refreshes shrinks towards the fastest run
+    seen, by half every 2 s: otherwise a stage that one bad minute priced out would never be tried
+    again. Not thread-safe.
     """
 
     def __init__(self, clock: Clock, quantile: float = 0.9) -> None:
@@ -62,20 +64,22 @@ class CostModel:
 
 
 class _Window:
-    """The last run times of one kind of work, sorted."""
+    """The last run times of one kind of work, also sorted."""
 
     __slots__ = ("_floor_s", "_order", "_quantile", "_sorted", "_updated_s", "_upper_s")
 
     def __init__(self, quantile: float) -> None:
         self._quantile = quantile
-        self._order: deque[float] = deque()
+        self._order: deque[tuple[float, float]] = deque()  # (when, run time)
         self._sorted: list[float] = []
         self._floor_s = float("inf")  # fastest run ever
 
     def add(self, elapsed_s: float, now_s: float) -> None:
-        if len(self._order) == _WINDOW:
-            del self._sorted[bisect_left(self._sorted, self._order.popleft())]
-        self._order.append(elapsed_s)
+        order = self._order
+        while order and (len(order) == _WINDOW or order[0][0] < now_s - _MEMORY_S):
+            _, oldest_s = order.popleft()
+            del self._sorted[bisect_left(self._sorted, oldest_s)]
+        order.append((now_s, elapsed_s))
         insort(self._sorted, elapsed_s)
         self._floor_s = min(self._floor_s, elapsed_s)
         # The smallest sample that at least this share of samples does not exceed.

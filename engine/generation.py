@@ -13,9 +13,8 @@ from engine.bundle import Bundle
 from engine.candidates import WrittenTexts, written_texts
 from engine.completion import other_ranges
 from engine.dispatch import Dispatcher
-from engine.errors import QueueFull
 from engine.models import GenerateRow, Sequences
-from engine.planner import SCORED_SIZES, Rung, score_work
+from engine.planner import SCORED_SIZES, Plan, Rung, score_work
 from engine.prompt import Prompt, SideInformation
 from engine.request import RequestState
 from engine.stages import Left, Stage, Why
@@ -45,39 +44,27 @@ class Generation:
             return self._bundle.renderer.generation_prompt(scenario, query, side)
 
     async def sequences(self, request: RequestState, prompt: Prompt) -> Sequences | None:
-        """Returns what was generated, or None with an omission.
-
-        Raises:
-            QueueFull: too many rows wait for a model.
-        """
+        """Returns what was generated, or None with an omission."""
         rungs = self.rungs(request.question)
         if not rungs:
             request.omit(Stage.GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
             return None
         plan = self._dispatcher.plan(request, encode=False, rungs=rungs)
-        request.adopt(plan, Stage.GENERATE)
-        row = GenerateRow(prompt.ids, prompt.first_token_range, rungs[0])
-        for rung in rungs:  # best first; what is planned is worth more than a smaller cached one
-            cached = self._worker.cached(row._replace(rung=rung))
-            if cached is not None:
-                if rung == rungs[0]:
+        best = GenerateRow(prompt.ids, prompt.first_token_range, rungs[0])
+        for rung in rungs:  # best first: what costs nothing may be more than is planned
+            row = best._replace(rung=rung)
+            cached = self._worker.cached(row)
+            if cached is None and rung != plan.rung and not self._worker.is_under_way(row):
+                continue
+            if rung == rungs[0]:
+                if cached is not None:
                     request.omit(Stage.GENERATE, Left.SKIPPED, Why.CACHED)
-                else:  # less than was wanted, for the reason that the plan gives
-                    why = next(o.reason for o in plan.omissions if o.stage is Stage.GENERATE)
-                    request.omit(Stage.GENERATE, Left.DEGRADED, why)
-                return cached
-            if rung == plan.rung:
-                break
-        if plan.rung is None:
-            return None
-        row = row._replace(rung=plan.rung)
-        done = await self._dispatcher.submit(
-            request, plan.rung.work, row, later_s=self._score_s() if plan.num_scored else 0.0
-        )
-        if done is None:
-            return None
-        request.probe.add(Stage.GENERATE, done.run_s)
-        return done.result
+            else:  # less than was wanted, for the reason that the plan gives
+                why = next(o.reason for o in plan.omissions if o.stage is Stage.GENERATE)
+                request.omit(Stage.GENERATE, Left.DEGRADED, why)
+            return cached or await self._generated(request, row, plan)
+        request.adopt(plan, Stage.GENERATE)
+        return None
 
     async def more_sequences(
         self, request: RequestState, prompt: Prompt, sequences: Sequences
@@ -103,8 +90,9 @@ class Generation:
                 ids += done.result.ids
                 is_finished += done.result.is_finished
                 run_s = max(run_s, done.run_s)
-            elif isinstance(done, BaseException) and not isinstance(done, QueueFull):
+            elif isinstance(done, BaseException):
                 raise done
+        request.keep_partial(Stage.GENERATE)
         request.probe.add(Stage.GENERATE, run_s)
         return Sequences(ids, is_finished)
 
@@ -113,13 +101,10 @@ class Generation:
     ) -> WrittenTexts:
         """Returns completions as if a space had been typed, too: the prefix may be a whole word."""
         prompt = self.prompt(request, request.question.query + " ", side)
-        try:
-            sequences = await self.sequences(request, prompt)
-        except QueueFull:  # there is an answer already
-            request.omit(Stage.GENERATE, Left.DEGRADED, Why.OVERLOAD)
-            sequences = None
+        sequences = await self.sequences(request, prompt)
         if sequences is not None:
             sequences = await self.more_sequences(request, prompt, sequences)
+        request.keep_partial(Stage.GENERATE)
         return self.texts(request, prompt, sequences)
 
     def texts(
@@ -134,6 +119,16 @@ class Generation:
                 has_auxiliary_text=request.question.scenario.has_auxiliary_text,
                 healed=prompt.healed,
             )
+
+    async def _generated(
+        self, request: RequestState, row: GenerateRow, plan: Plan
+    ) -> Sequences | None:
+        later_s = self._score_s() if plan.num_scored else 0.0
+        done = await self._dispatcher.submit(request, row.rung.work, row, later_s=later_s)
+        if done is None:
+            return None
+        request.probe.add(Stage.GENERATE, done.run_s)
+        return done.result
 
     def _score_s(self) -> float:
         """Returns the time to keep for scoring."""

@@ -16,7 +16,7 @@ from engine.candidates import Candidate, WrittenTexts, key_of, merged
 from engine.config import Config
 from engine.deadline import Clock
 from engine.dispatch import Dispatcher
-from engine.errors import DeadlineUnreachable
+from engine.errors import DeadlineUnreachable, QueueFull
 from engine.generation import Generation
 from engine.models import Floats
 from engine.planner import ENCODE, SCORED_SIZES, score_work
@@ -94,11 +94,16 @@ class Pipeline:
 
         Raises:
             DeadlineUnreachable: the deadline has passed.
-            QueueFull: too many rows wait for a model, before there is anything to answer with.
+            QueueFull: too many rows wait for a model, and the log has nothing to answer with.
         """
         if question.deadline.has_passed:
             raise DeadlineUnreachable(question.deadline.left_s())
         request = RequestState(question, probe, self._config.server.reserve_ms / 1000)
+        with self._dispatcher.attending(request):
+            return await self._answered(request)
+
+    async def _answered(self, request: RequestState) -> Answer:
+        question, probe = request.question, request.probe
         retrieved = await self._retrieve(request)
         side = side_information(question)
         cooccurring = [SideInformation(COOCCURRING, t) for t in retrieved.cooccurring[::-1]]
@@ -128,6 +133,8 @@ class Pipeline:
                 candidates += self._longer(question, candidates)
             lead = texts.auxiliary
             auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
+        if not candidates and request.is_turned_away:
+            raise QueueFull("recommend")
         p_seen_C, is_scored = await self._score(request, candidates, context_ids)
         with probe.during(Stage.RERANK):
             suggestions = ranked(

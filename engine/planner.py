@@ -5,8 +5,10 @@ their length (fewer new tokens), the generator, scored candidates, the click mod
 The last rung, queries from exact look-ups or the most popular ones, needs no model at all.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from engine.costs import Work
@@ -21,6 +23,13 @@ SCORED_SIZES = (32, 16, 8)  # candidates per request, most first; rows are padde
 def score_work(num_candidates: int) -> Work:
     """Returns the kind of work of scoring that many candidates; at most SCORED_SIZES[0]."""
     return Work(Stage.SCORE, (next(s for s in reversed(SCORED_SIZES) if s >= num_candidates),))
+
+
+def works_of(encode: bool, rung: "Rung | None", num_scored: int) -> tuple[Work, ...]:
+    """Returns the kinds of work of the stages of a request, in their order."""
+    generate = (rung.work,) if rung else ()
+    score = (score_work(num_scored),) if num_scored else ()
+    return (*((ENCODE,) if encode else ()), *generate, *score)
 
 
 class Costs(Protocol):
@@ -43,11 +52,17 @@ class Rung(NamedTuple):
         return Work(Stage.GENERATE, (len(self.slots), max(self.max_new_tokens)))
 
 
-class Load(NamedTuple):
-    """What is ahead of a request."""
+Rows = Mapping[Work, int]
 
-    wait_s: float = 0.0  # until the worker is free
-    batch_size: int = 1  # rows of the batch it would join, itself included
+
+class Load(NamedTuple):
+    """What is ahead of a request: rows that wait, and rows that requests are still to submit."""
+
+    wait_s: float = 0.0  # until the worker has room
+    own: Rows = MappingProxyType({})  # of the request's scenario, more urgent than itself
+    others: Sequence[tuple[Rows, float]] = ()  # of each other scenario, and its lead in seconds
+    max_rows: int = 1  # that run at the same time
+    num_beside: int = 0  # rows that run on when the worker has room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,21 +83,32 @@ class Plan(NamedTuple):
     omissions: tuple[Omission, ...]  # what was wanted and does not fit
 
 
-def make_plan(costs: Costs, wanted: Wanted, left_s: float, load: Load) -> Plan:
+def make_plan(
+    costs: Costs, wanted: Wanted, left_s: float, load: Load, *, waited_s: float = 0.0
+) -> Plan:
     """Returns the best plan whose predicted time, waiting included, is at most `left_s`.
 
-    The plan that runs no model is returned if nothing else fits.
+    The plan that runs no model is returned if nothing else fits. The time of a plan is that of
+    all rows ahead and its own, in full batches; scenarios take turns, so each of the others gets
+    as much as the request's own at most, less what it has had before.
+
+    Args:
+        costs: Predicts.
+        wanted: What would be best.
+        left_s: Until the last stage must have ended.
+        load: What is ahead.
+        waited_s: How long the request has waited for the worker so far.
     """
     options = _options(wanted)
     chosen = next(
-        (o for o in options if load.wait_s + _cost_s(costs, o, load.batch_size) <= left_s),
+        (o for o in options if _end_s(costs, o, load) <= left_s),
         options[-1],
     )
     best = options[0]
     if chosen is best:
         return Plan(*best, ())
-    # If the full plan fits an idle engine, other requests are what is in the way.
-    why = Why.OVERLOAD if _cost_s(costs, best, 1) <= left_s else Why.BUDGET
+    # If the full plan would have fitted an idle engine, other requests are what is in the way.
+    why = Why.OVERLOAD if _end_s(costs, best, Load()) <= left_s + waited_s else Why.BUDGET
     omissions: list[Omission] = []
     if best.encode and not chosen.encode:
         omissions.append(Omission(Stage.ENCODE, Left.SKIPPED, why))
@@ -132,6 +158,11 @@ class _Option(NamedTuple):
     rung: Rung | None
     num_scored: int
 
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """Returns the kinds of work of its stages."""
+        return works_of(self.encode, self.rung, self.num_scored)
+
 
 def _options(wanted: Wanted) -> list[_Option]:
     sizes = SCORED_SIZES if wanted.score else (0,)
@@ -141,10 +172,24 @@ def _options(wanted: Wanted) -> list[_Option]:
     return options
 
 
-def _cost_s(costs: Costs, option: _Option, batch_size: int) -> float:
-    cost_s = costs.predict_s(ENCODE, batch_size) if option.encode else 0.0
-    if option.rung:
-        cost_s += costs.predict_s(option.rung.work, batch_size)
-    if option.num_scored:
-        cost_s += costs.predict_s(score_work(option.num_scored), batch_size)
-    return cost_s
+def _end_s(costs: Costs, option: _Option, load: Load) -> float:
+    """Returns seconds until the last stage of an option should end."""
+    if not option.works:
+        return 0.0
+    own_s = _time_s(costs, Counter(load.own) + Counter(option.works), load)
+    others_s = sum(
+        max(0.0, min(own_s - lead_s, _time_s(costs, rows, load))) for rows, lead_s in load.others
+    )
+    return load.wait_s + own_s + others_s
+
+
+def _time_s(costs: Costs, rows: Rows, load: Load) -> float:
+    """Returns the seconds that rows take, those of a kind together."""
+    total_s = 0.0
+    for work, num in rows.items():
+        full, rest = divmod(num, load.max_rows)
+        if full:
+            total_s += full * costs.predict_s(work, load.max_rows)
+        if rest:
+            total_s += costs.predict_s(work, min(load.max_rows, rest + load.num_beside))
+    return total_s

@@ -10,15 +10,23 @@ from engine.stages import Left, Omission, Probe, Stage, Why
 
 
 class RequestState:
-    """What one request carries from stage to stage."""
+    """What one request carries from stage to stage.
 
-    __slots__ = ("_omissions", "deadline", "probe", "question")
+    Attributes:
+        question: What is asked.
+        probe: Where its time goes.
+        deadline: When its answer has to be ready for the way back.
+        is_turned_away: Whether a row of it met a full queue.
+    """
+
+    __slots__ = ("_omissions", "deadline", "is_turned_away", "probe", "question")
 
     def __init__(self, question: Question, probe: Probe, reserve_s: float) -> None:
         """Starts without omissions; `reserve_s` of the deadline is kept for the way back."""
         self.question = question
         self.probe = probe
         self.deadline = question.deadline.sooner(reserve_s)
+        self.is_turned_away = False
         self._omissions: dict[Stage, Omission] = {}
 
     def omit(self, stage: Stage, kind: Left, reason: Why) -> None:
@@ -30,6 +38,12 @@ class RequestState:
         for omission in plan.omissions:
             if omission.stage is stage:
                 self._omissions[stage] = omission
+
+    def keep_partial(self, stage: Stage) -> None:
+        """Notes that a stage gave something before it had to be skipped."""
+        omission = self._omissions.get(stage)
+        if omission and omission.kind is Left.SKIPPED and omission.reason is not Why.CACHED:
+            self.omit(stage, Left.DEGRADED, omission.reason)
 
     def in_stage_order(self) -> tuple[Omission, ...]:
         """Returns the omissions."""

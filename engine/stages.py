@@ -70,6 +70,10 @@ class Probe:
         """Adds time to a stage."""
         self._elapsed_s[stage] = self._elapsed_s.get(stage, 0.0) + elapsed_s
 
+    def elapsed_s(self, stage: Stage) -> float:
+        """Returns the time that a stage has taken so far."""
+        return self._elapsed_s.get(stage, 0.0)
+
     def finish(self) -> tuple[tuple[Stage, float], ...]:
         """Returns (stage, seconds): the total until now first, then stages as they began."""
         total_s = self._clock.now_s() - self._started_s

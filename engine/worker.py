@@ -6,17 +6,16 @@ Knows nothing of a request beyond its rows, and nothing of where models run.
 import asyncio
 import logging
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from engine.batcher import Batcher, Done, TooLate
+from engine.batcher import Batcher, Done, TooLate, Waiting
 from engine.cache import Cache
 from engine.config import Config
 from engine.costs import CostModel, Work
 from engine.deadline import Clock
 from engine.errors import EngineError
 from engine.models import GenerateRow, Sequences
-from engine.planner import Load
 from engine.runner import Runner
 from engine.stages import Stage
 
@@ -24,12 +23,23 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs the models of one bundle. To be used from one event loop."""
+    """Runs the models of one bundle. To be used from one event loop.
+
+    Attributes:
+        costs: What it has learnt about run times.
+        max_rows: Rows that can run at the same time.
+        num_hits: Generations answered from the cache.
+        num_shared: Generations that joined an equal one under way.
+        num_misses: Generations that had to be run.
+    """
 
     def __init__(self, runner: Runner, config: Config, clock: Clock) -> None:
         """Puts the parts together; runs nothing yet."""
         self.costs = CostModel(clock, config.models.cost_quantile)
-        self.max_rows = runner.max_batch_size * runner.concurrency  # that run at the same time
+        self.max_rows = runner.max_batch_size * runner.concurrency
+        self.num_hits = 0
+        self.num_shared = 0
+        self.num_misses = 0
         self._runner = runner
         self._clock = clock
         self._num_running = 0  # rows
@@ -46,17 +56,45 @@ class Worker:
             can_cancel=runner.can_cancel,
         )
 
-    def load(self, work: Work) -> Load:
-        """Returns what would be ahead of a row of this kind."""
-        return Load(self._batcher.wait_s(work), self._batcher.joining(work))
+    @property
+    def num_evictions(self) -> int:
+        """Returns how many cached generations had to make room for others."""
+        return self._cache.num_evictions
 
-    async def submit(self, work: Work, row: object, finish_by_s: float) -> Done:
-        """Returns a row's result; see `Batcher.submit`."""
-        return await self._batcher.submit(work, row, finish_by_s)
+    def waiting(self) -> Iterable[Waiting[Work]]:
+        """Yields the rows that wait."""
+        return self._batcher.waiting()
+
+    def wait_s(self) -> float:
+        """Returns about how long it will be until the next batch can leave."""
+        return self._batcher.wait_s()
+
+    def lead_s(self, scenario: str, other: Hashable) -> float:
+        """Returns how much more of the worker's time another scenario has had."""
+        return self._batcher.lead_s(scenario, other)
+
+    @property
+    def num_beside(self) -> int:
+        """Returns how many rows run beside the next batch when it leaves."""
+        return self._batcher.num_beside
+
+    async def submit(self, work: Work, row: object, finish_by_s: float, scenario: str) -> Done:
+        """Returns a row's result, which equal generations share; see `Batcher.submit`."""
+        key = _cache_key(row) if isinstance(row, GenerateRow) else None
+        if key is not None:
+            self.num_shared += self._batcher.is_under_way(key)
+            self.num_misses += not self._batcher.is_under_way(key)
+        return await self._batcher.submit(work, row, finish_by_s, flow=scenario, key=key)
 
     def cached(self, row: GenerateRow) -> Sequences | None:
         """Returns what was generated for an equal row lately."""
-        return self._cache.get(_cache_key(row))
+        sequences = self._cache.get(_cache_key(row))
+        self.num_hits += sequences is not None
+        return sequences
+
+    def is_under_way(self, row: GenerateRow) -> bool:
+        """Returns whether an equal row waits or runs."""
+        return self._batcher.is_under_way(_cache_key(row))
 
     async def run(
         self, work: Work, rows: Sequence[Any], finish_by_s: float = math.inf

@@ -231,21 +231,147 @@ async def test_the_result_says_how_long_the_row_waited_and_ran(worker, submit, c
     assert (done.queue_s, done.run_s, done.batch_size) == (2, 3, 1)
 
 
-async def test_the_predicted_wait_counts_the_running_batch_and_other_kinds(
+async def test_the_wait_lasts_until_the_running_batch_should_end_and_what_waits_is_listed(
     worker, batcher, submit, clock
 ):
-    assert batcher.wait_s("k") == 0
-    task = submit("first")
+    assert batcher.wait_s() == 0
+    tasks = [submit("first")]
     await settled()
     clock.advance(0.25)
-    assert batcher.wait_s("k") == pytest.approx(0.75)
-    tasks = [task, submit("a"), submit("b", kind="other"), submit("c", kind="other")]
+    assert batcher.wait_s() == pytest.approx(0.75)
+    tasks += [submit("a"), submit("b", kind="other", within_s=SOON_S)]
     await settled()
-    assert batcher.wait_s("k") == pytest.approx(0.75 + 2)  # own kind shares the batch
-    assert batcher.joining("k") == 2
+    assert sorted((w.kind, w.finish_by_s - clock.now_s()) for w in batcher.waiting()) == [
+        ("k", pytest.approx(LATER_S)),
+        ("other", pytest.approx(SOON_S)),
+    ]
     for _ in range(3):
         await worker.finish()
     assert all(t.done() for t in tasks)
+
+
+async def test_a_batch_that_is_late_is_taken_to_last_as_long_again(worker, batcher, submit, clock):
+    task = submit("stuck")
+    await settled()
+    clock.advance(COST_S + 5)
+    assert batcher.wait_s() == pytest.approx(5)
+    await worker.finish()
+    assert batcher.wait_s() == 0
+    assert task.done()
+
+
+async def test_flows_take_turns_by_time_had_and_the_most_urgent_row_of_a_flow_is_next(
+    worker, batcher, clock
+):
+    def start(row: str, flow: str, within_s: float) -> asyncio.Task:
+        at_s = clock.now_s() + within_s
+        return asyncio.ensure_future(batcher.submit(row, row, at_s, flow=flow))  # a kind each
+
+    tasks = [start("first", "flood", LATER_S)]
+    await settled()
+    tasks += [start(f"flood {i}", "flood", SOON_S + i) for i in range(3)]
+    tasks += [start("calm, later", "calm", LATER_S), start("calm, sooner", "calm", 50)]
+    await settled()
+    for _ in range(6):
+        await worker.finish()
+    assert [rows for _, rows in worker.batches] == [
+        ["first"],
+        ["calm, sooner"],
+        ["flood 0"],
+        ["calm, later"],
+        ["flood 1"],
+        ["flood 2"],
+    ]
+    assert all(t.done() for t in tasks)
+
+
+@pytest.fixture
+def submit_equal(batcher, clock):
+    def start(row: object, within_s: float = LATER_S) -> asyncio.Task:
+        at_s = clock.now_s() + within_s
+        return asyncio.ensure_future(batcher.submit("k", row, at_s, key=row))
+
+    return start
+
+
+async def test_rows_with_equal_keys_run_once_while_they_wait_and_while_they_run(
+    worker, batcher, submit_equal, clock
+):
+    tasks = [submit_equal("first"), submit_equal("same"), submit_equal("same")]
+    await settled()
+    clock.advance(2)
+    assert batcher.is_under_way("same")
+    tasks.append(submit_equal("same"))  # it runs already
+    await settled()
+    clock.advance(3)
+    await worker.finish()
+    assert worker.batches == [("k", ["first", "same"])]
+    done = [await t for t in tasks]
+    assert [d.result for d in done] == ["k:first", "k:same", "k:same", "k:same"]
+    assert (done[1].run_s, done[3].run_s) == (5, 3)
+    assert not batcher.is_under_way("same")
+    again = submit_equal("same")
+    await settled()
+    await worker.finish()
+    assert len(worker.batches) == 2
+    assert again.done()
+
+
+async def test_a_shared_row_is_withdrawn_once_all_its_callers_left(worker, submit, submit_equal):
+    tasks = [submit("first")]
+    await settled()
+    left = [submit_equal("left"), submit_equal("left")]
+    kept = [submit_equal("kept"), submit_equal("kept")]
+    await settled()
+    for task in (*left, kept[0]):
+        task.cancel()
+    await settled()
+    await worker.finish()
+    assert worker.batches[1:] == [("k", ["kept"])]
+    await worker.finish()
+    assert (await kept[1]).result == "k:kept"
+    assert all(t.done() for t in tasks)
+
+
+async def test_the_most_urgent_caller_decides_the_place_of_a_shared_row(
+    worker, submit, submit_equal
+):
+    tasks = [submit("first")]
+    await settled()
+    tasks += [submit_equal("shared"), submit("other", kind="x", within_s=50)]
+    urgent = submit_equal("shared", within_s=SOON_S)
+    await settled()
+    await worker.finish()
+    assert worker.batches[1:] == [("k", ["shared"])]
+    await worker.finish()
+    assert urgent.done()
+    await worker.finish()
+    assert all(t.done() for t in tasks)
+
+
+async def test_a_shared_row_too_late_for_one_caller_still_runs_for_another(
+    worker, submit, submit_equal, clock
+):
+    tasks = [submit("first")]
+    await settled()
+    hurried, patient = submit_equal("shared", within_s=SOON_S), submit_equal("shared")
+    await settled()
+    clock.advance(SOON_S)
+    await worker.finish()
+    with pytest.raises(TooLate):
+        await hurried
+    await worker.finish()
+    assert (await patient).result == "k:shared"
+    assert all(t.done() for t in tasks)
+
+
+async def test_a_failing_shared_row_fails_for_all_its_callers(worker, submit_equal):
+    tasks = [submit_equal("bad"), submit_equal("bad")]
+    await settled()
+    await worker.finish(RuntimeError("model broke"))
+    for task in tasks:
+        with pytest.raises(BatchFailed):
+            await task
 
 
 class ManyHands:
@@ -319,21 +445,18 @@ async def test_there_is_no_wait_while_there_is_room_and_then_until_the_first_sho
 ):
     tasks = [submit_two("a")]
     await settled()
-    assert two_at_a_time.wait_s("k") == 0
-    assert two_at_a_time.joining("k") == 2  # it would share the machine with "a"
+    assert two_at_a_time.wait_s() == 0
+    assert two_at_a_time.num_beside == 1  # the next would share the machine with "a"
     clock.advance(0.5)
     tasks.append(submit_two("b"))
     await settled()
     # "a" alone should take 1 s; "b" beside it 2 s.
-    assert two_at_a_time.wait_s("k") == pytest.approx(0.5)
-    assert two_at_a_time.joining("k") == 2
-    tasks.append(submit_two("c"))
-    await settled()
-    assert two_at_a_time.wait_s("k") == pytest.approx(0.5 + 2 / 2)
-    await hands.finish("a")  # "c" follows
+    assert two_at_a_time.wait_s() == pytest.approx(0.5)
+    assert two_at_a_time.num_beside == 1
+    await hands.finish("a")
     await hands.finish("b")
-    assert two_at_a_time.wait_s("k") == 0
-    await hands.finish("c")
+    assert two_at_a_time.wait_s() == 0
+    assert two_at_a_time.num_beside == 0
     assert all(t.done() for t in tasks)
 
 
@@ -369,7 +492,26 @@ async def test_a_row_withdrawn_before_its_batch_took_a_step_leaves_no_trace(
     task.cancel()
     await settled()
     assert hands.running == {}
-    assert two_at_a_time.joining("k") == 1
+    assert two_at_a_time.num_beside == 0
+
+
+async def test_a_caller_who_can_wait_longer_does_not_join_a_run_that_will_be_given_up_before(
+    hands, two_at_a_time, clock
+):
+    def start(within_s: float) -> asyncio.Task:
+        at_s = clock.now_s() + within_s
+        return asyncio.ensure_future(two_at_a_time.submit("k", "a", at_s, key="a"))
+
+    hurried = start(SOON_S)
+    await settled()
+    joins, patient = start(SOON_S / 2), start(LATER_S)
+    await settled()
+    assert len(hands.finish_by_s) == 2
+    for task in (hurried, joins, patient):
+        task.cancel()
+    await settled()
+    assert hands.cancelled == ["a", "a"]
+    assert not two_at_a_time.is_under_way("a")
 
 
 async def test_a_run_is_told_when_its_result_stops_being_useful_and_may_be_late(

@@ -38,3 +38,12 @@ def test_a_value_larger_than_the_cache_is_not_kept(cache):
     cache.put("b", "B", 101)
     assert cache.get("b") is None
     assert cache.get("a") == "A"
+
+
+def test_values_that_made_room_are_counted(cache, clock):
+    for name in "abc":
+        cache.put(name, name, 50)
+    assert cache.num_evictions == 1
+    clock.advance(60)
+    assert cache.get("c") is None
+    assert cache.num_evictions == 1, "what is too old did not make room"

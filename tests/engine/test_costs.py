@@ -50,7 +50,16 @@ def test_a_bad_minute_is_forgotten_but_not_below_the_fastest_run(clock):
     for _ in range(64):
         costs.observe(WORK, 1, 1.010)
     assert costs.predict_s(WORK, 1) == pytest.approx(1.010)
-    clock.advance(10)
+    clock.advance(2)
     assert costs.predict_s(WORK, 1) == pytest.approx(0.510)
     clock.advance(1000)
+    assert costs.predict_s(WORK, 1) == pytest.approx(0.010)
+
+
+def test_runs_of_more_than_five_seconds_ago_do_not_count_beside_new_ones(clock):
+    costs = CostModel(clock)
+    for _ in range(64):
+        costs.observe(WORK, 1, 1.0)
+    clock.advance(5.1)
+    costs.observe(WORK, 1, 0.010)
     assert costs.predict_s(WORK, 1) == pytest.approx(0.010)

@@ -5,6 +5,7 @@ import dataclasses
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -109,17 +110,19 @@ async def test_the_generator_alone_finds_five_completions_of_any_prefix(bundle, 
 async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answer(
     bundle, runtime, monkeypatch
 ):
-    pipeline = make(without(bundle, "index"), runtime)
-    expected = texts(await ask(pipeline, "qz", scenario="completion"))
-    generate, calls = pipeline._generation.sequences, []
+    cold = without(bundle, "index")
+    expected = texts(await ask(make(cold, runtime), "qz", scenario="completion"))
+    pipeline = make(cold, runtime)
+    submit, calls = pipeline.worker.submit, []
 
-    async def full_after_the_first(request, prompt):
-        calls.append(prompt)
-        if len(calls) > 1:
-            raise QueueFull("models")
-        return await generate(request, prompt)
+    async def full_after_the_first(work, row, finish_by_s, scenario):
+        if work.stage is Stage.GENERATE:
+            calls.append(row)
+            if len(calls) > 1:
+                raise QueueFull("models")
+        return await submit(work, row, finish_by_s, scenario)
 
-    monkeypatch.setattr(pipeline._generation, "sequences", full_after_the_first)
+    monkeypatch.setattr(pipeline.worker, "submit", full_after_the_first)
     monkeypatch.setattr("engine.generation._MAX_OTHER_RANGES", 0)
     answer = await ask(pipeline, "qz", scenario="completion")
     assert len(calls) == 2
@@ -240,12 +243,23 @@ async def test_a_deadline_that_has_passed_is_refused(bundle, runtime):
         await ask(make(bundle, runtime), "anything", budget_s=-1)
 
 
-async def test_a_full_queue_refuses(bundle, runtime):
+async def with_a_queue_of_one(bundle: Bundle, runtime: Runtime) -> list[Answer | BaseException]:
     models = msgspec.structs.replace(CONFIG.models, max_waiting=1, max_batch_size=1)
     pipeline = make(bundle, runtime, msgspec.structs.replace(CONFIG, models=models))
-    outcomes = await asyncio.gather(
+    return await asyncio.gather(
         *(ask(pipeline, f"odd thing {i}") for i in range(8)), return_exceptions=True
     )
+
+
+async def test_what_finds_the_queue_full_is_answered_from_the_log(bundle, runtime):
+    answers = await with_a_queue_of_one(bundle, runtime)
+    assert all(isinstance(a, Answer) and len(a.suggestions) == 6 for a in answers)
+    overloaded = Omission(Stage.GENERATE, Left.SKIPPED, Why.OVERLOAD)
+    assert any(isinstance(a, Answer) and overloaded in a.omissions for a in answers)
+
+
+async def test_a_full_queue_refuses_what_the_log_cannot_answer(bundle, runtime):
+    outcomes = await with_a_queue_of_one(without(bundle, "index"), runtime)
     kinds = Counter(type(o) for o in outcomes)
     assert kinds[QueueFull] > 0
     assert kinds[Answer] > 0
@@ -297,3 +311,66 @@ async def test_a_cancelled_request_leaves_the_pipeline_usable(bundle, runtime):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await ask(pipeline, "wireless mouse")).suggestions
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0)
+
+
+class Counting:
+    """A generator that counts its rows and holds the first batch until it is released."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.may_finish = threading.Event()
+        self.num_rows = 0
+        self._generator = bundle.generator
+
+    def run(self, rows):
+        self.num_rows += len(rows)
+        assert self.may_finish.wait(30)
+        return self._generator.run(rows)
+
+
+async def test_equal_questions_at_the_same_time_share_a_generation(bundle, runtime):
+    generator = Counting(bundle)
+    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime)
+    tasks = [asyncio.ensure_future(ask(pipeline, "wireless mouse")) for _ in range(5)]
+    await until(lambda: pipeline.worker.num_shared == 4)
+    generator.may_finish.set()
+    answers = await asyncio.gather(*tasks)
+    assert generator.num_rows == 1
+    assert {a.omissions for a in answers} == {()}
+    assert len({a.suggestions for a in answers}) == 1
+    await ask(pipeline, "wireless mouse")
+    worker = pipeline.worker
+    assert (worker.num_misses, worker.num_shared, worker.num_hits) == (1, 4, 1)
+
+
+async def test_an_equal_question_that_is_cancelled_takes_nothing_from_the_others(bundle, runtime):
+    generator = Counting(bundle)
+    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime)
+    tasks = [asyncio.ensure_future(ask(pipeline, "wireless mouse")) for _ in range(3)]
+    await until(lambda: pipeline.worker.num_shared == 2)
+    tasks[0].cancel()
+    await asyncio.wait(tasks[:1])
+    generator.may_finish.set()
+    answers = await asyncio.gather(*tasks[1:])
+    assert generator.num_rows == 1
+    assert {a.omissions for a in answers} == {()}
+
+
+async def test_a_better_generation_that_is_under_way_is_shared_whatever_the_plan(bundle, runtime):
+    generator = Counting(bundle)
+    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime)
+    full, *_ = bundle.rungs["completion"]
+    first = asyncio.ensure_future(ask(pipeline, "wireless m", scenario="completion"))
+    await until(lambda: generator.num_rows == 1)
+    for _ in range(3):
+        pipeline.worker.costs.observe(full.work, 1, 3600.0)  # a plan would give it up
+    second = asyncio.ensure_future(ask(pipeline, "wireless m", scenario="completion"))
+    await until(lambda: pipeline.worker.num_shared == 1)
+    generator.may_finish.set()
+    answers = await asyncio.gather(first, second)
+    assert generator.num_rows == 1
+    assert {a.omissions for a in answers} == {()}

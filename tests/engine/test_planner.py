@@ -34,6 +34,7 @@ class FixedCosts:
             score_work(32): 5,
             score_work(16): 3,
             score_work(8): 1,
+            Work(Stage.GENERATE, (7, 16)): 30,
         }
         return table[work] / 1000 * (2 if batch_size > 1 else 1)
 
@@ -77,7 +78,37 @@ def test_what_does_not_fit_is_listed_with_budget_as_the_reason_on_an_idle_engine
 
 def test_what_would_fit_an_idle_engine_is_left_out_for_overload():
     assert plan(30, Load(wait_s=0.020)).omissions[0].reason is Why.OVERLOAD
-    assert plan(30, Load(batch_size=4)).omissions[0].reason is Why.OVERLOAD
+    crowded = Load(own={FULL.work: 3}, max_rows=8)
+    assert plan(30, crowded).omissions[0].reason is Why.OVERLOAD
+
+
+def test_time_spent_waiting_is_no_lack_of_budget():
+    chosen = make_plan(FixedCosts(), ALL, 0.026, Load(), waited_s=0.010)
+    assert chosen.omissions == (Omission(Stage.GENERATE, Left.DEGRADED, Why.OVERLOAD),)
+
+
+def test_rows_ahead_of_the_same_kind_share_batches_and_others_take_their_time():
+    full_ms = 27  # an idle engine's; batches of more than one row take twice as long
+    same = Load(own={FULL.work: 3}, max_rows=4)
+    assert plan(full_ms + 20, same).rung is FULL
+    assert plan(full_ms + 19, same).rung is not FULL
+    two_batches = Load(own={FULL.work: 4}, max_rows=4)
+    assert plan(full_ms + 40, two_batches).rung is FULL
+    assert plan(full_ms + 39, two_batches).rung is not FULL
+    other = Load(own={Work(Stage.GENERATE, (7, 16)): 1}, max_rows=4)
+    assert plan(full_ms + 30, other).rung is FULL
+    assert plan(full_ms + 29, other).rung is not FULL
+
+
+def test_a_flood_of_another_scenario_counts_no_more_than_the_own_time_and_its_lead():
+    flood = {Work(Stage.GENERATE, (7, 16)): 1000}
+    even = Load(others=[(flood, 0.0)], max_rows=1)
+    assert plan(2 * 27.1, even).rung is FULL
+    assert plan(2 * 26.9, even).rung is not FULL
+    behind = Load(others=[(flood, 0.020)], max_rows=1)
+    assert plan(2 * 27.1 - 20, behind).rung is FULL
+    little = Load(others=[({Work(Stage.GENERATE, (7, 16)): 1}, 0.0)], max_rows=1)
+    assert plan(27.1 + 30, little, Wanted(encode=True, rungs=(FULL,), score=True)).rung is FULL
 
 
 def test_absent_models_are_no_omissions():
