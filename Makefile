@@ -15,7 +15,8 @@ RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton spark demo test test-all check format proto eval bench-load bench-idle \
-  bench-quality bench-peers bench-profile bench-sampler bench-triton bench-sft bench-mining clean
+  bench-quality bench-peers bench-profile bench-sampler bench-triton bench-sft bench-mining \
+  bench-policies clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -124,6 +125,9 @@ bench-triton: setup triton ## What tritonserver adds to a model call; the last l
 
 bench-mining: setup ## Mine 10 million simulated searches: time and memory; the last line is JSON
 	@$(BIN)/python -m benchmarks.mining
+
+bench-policies: setup $(BUNDLE)/manifest.json ## Answers under load by the policies alone, on simulated time; the last line is JSON
+	@$(BIN)/python -m benchmarks.policies --bundle $(BUNDLE)
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) .venv-triton .venv-spark runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis

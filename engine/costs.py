@@ -66,7 +66,7 @@ class CostModel:
 class _Window:
     """The last run times of one kind of work, also sorted."""
 
-    __slots__ = ("_floor_s", "_order", "_quantile", "_sorted", "_updated_s", "_upper_s")
+    __slots__ = ("_floor_s", "_order", "_quantile", "_sorted", "_updated_s")
 
     def __init__(self, quantile: float) -> None:
         self._quantile = quantile
@@ -75,23 +75,27 @@ class _Window:
         self._floor_s = float("inf")  # fastest run ever
 
     def add(self, elapsed_s: float, now_s: float) -> None:
-        order = self._order
-        while order and (len(order) == _WINDOW or order[0][0] < now_s - _MEMORY_S):
-            _, oldest_s = order.popleft()
-            del self._sorted[bisect_left(self._sorted, oldest_s)]
-        order.append((now_s, elapsed_s))
+        if len(self._order) == _WINDOW:
+            self._drop_oldest()
+        self._order.append((now_s, elapsed_s))
         insort(self._sorted, elapsed_s)
         self._floor_s = min(self._floor_s, elapsed_s)
-        # The smallest sample that at least this share of samples does not exceed.
-        rank = min(len(self._sorted) - 1, int(self._quantile * len(self._sorted)))
-        self._upper_s = self._sorted[rank]
         self._updated_s = now_s
 
     def estimate_s(self, now_s: float) -> float:
+        while len(self._order) > 1 and self._order[0][0] < now_s - _MEMORY_S:
+            self._drop_oldest()
+        # The smallest sample that at least this share of samples does not exceed.
+        rank = min(len(self._sorted) - 1, int(self._quantile * len(self._sorted)))
+        upper_s = self._sorted[rank]
         age_s = now_s - self._updated_s
         if age_s < 1.0:  # the common case under load
-            return self._upper_s
-        return self._floor_s + (self._upper_s - self._floor_s) * 0.5 ** (age_s / _HALF_LIFE_S)
+            return upper_s
+        return self._floor_s + (upper_s - self._floor_s) * 0.5 ** (age_s / _HALF_LIFE_S)
+
+    def _drop_oldest(self) -> None:
+        _, elapsed_s = self._order.popleft()
+        del self._sorted[bisect_left(self._sorted, elapsed_s)]
 
 
 def _bucket(batch_size: int) -> int:
