@@ -1,12 +1,16 @@
 """The engine as a process: refusals at start, dry run, orderly exit."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
+
+from queryrec.client import QueryRecClient, QueryRecError
 
 SERVE = (sys.executable, "-m", "engine", "serve")
 
@@ -76,3 +80,27 @@ def test_no_query_text_is_logged(tiny_bundle, tmp_path, start_engine, stop_engin
     assert asked.returncode == 0, asked.stderr
     assert stop_engine(engine) == 0
     assert "secret" not in (tmp_path / "stderr.txt").read_text() + "".join(engine.lines)
+
+
+async def test_a_full_disk_refuses_feedback_and_nothing_else_until_there_is_room(
+    tiny_bundle, tmp_path, start_engine, stop_engine
+):
+    engine = start_engine(tiny_bundle, tmp_path)
+    try:
+        async with QueryRecClient(engine.target, timeout_s=20) as client:
+            answer = await client.recommend("suggestion", "wireless mouse")
+            events = [answer.event("impression", s.position) for s in answer.suggestions]
+            # No file of the process may grow beyond 100 bytes: a write fails as on a full disk.
+            limits = resource.prlimit(engine.process.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(engine.process.pid, resource.RLIMIT_FSIZE, (100, limits[1]))
+            for _ in range(2):
+                with pytest.raises(QueryRecError) as refusal:
+                    await client.record_feedback(events)
+                assert refusal.value.code is grpc.StatusCode.UNAVAILABLE
+                assert refusal.value.reason == "ERROR_REASON_FEEDBACK_NOT_STORED"
+                assert (await client.recommend("suggestion", "garden chair")).suggestions
+            resource.prlimit(engine.process.pid, resource.RLIMIT_FSIZE, limits)
+            assert (await client.record_feedback(events)).num_accepted == len(events)
+    finally:
+        assert stop_engine(engine) == 0
+    assert list(engine.feedback_directory.glob("*.jsonl")), "what was accepted is there"

@@ -4,12 +4,14 @@ import asyncio
 import dataclasses
 import json
 import shutil
+import time
 
 import msgspec
 import pytest
 
 from engine import translation
 from engine.answer import Answer, Question
+from engine.attribution import AttributionToken, KeyRing
 from engine.bundle import Bundle, load_bundle
 from engine.config import Config
 from engine.deadline import Deadline, MonotonicClock
@@ -20,7 +22,7 @@ from engine.prompt import SideInformation as Item
 from engine.retrieval import Retrieval
 from engine.stages import Left, Omission, Probe, Stage, Why
 from engine.text import MAX_QUERY_BYTES, normalise
-from engine.translation import question_of
+from engine.translation import question_of, response_of
 from queryrec.v1.query_recommender_service_pb2 import RecommendRequest
 from queryrec.v1.side_information_pb2 import SideInformation
 
@@ -185,3 +187,32 @@ def test_no_more_side_information_is_tokenised_than_a_prompt_has_room_for(bundle
     prompt = bundle.renderer.generation_prompt("suggestion", "garden chair", items)
     assert len(prompt.ids) <= bundle.manifest.prompt.max_tokens
     assert num_read < 10
+
+
+@pytest.mark.parametrize("step_s", [-86_400, 86_400])
+async def test_a_step_of_the_wall_clock_changes_times_in_tokens_and_nothing_else(
+    bundle, runtime, monkeypatch, step_s
+):
+    pipeline = Pipeline(bundle, runtime, CONFIG, CLOCK)
+    before_s = time.time()
+    first = await ask(pipeline, "wireless mouse")
+    now_ns = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + step_s * 1_000_000_000)
+    monkeypatch.setattr(time, "time", lambda: now_ns() / 1e9 + step_s)
+    again = await ask(pipeline, "wireless mouse")
+    assert again.suggestions == first.suggestions
+    assert again.omissions == (Omission(Stage.GENERATE, Left.SKIPPED, Why.CACHED),)
+    question = translated(bundle)
+    assert 0 < question.deadline.left_s() <= 1.0
+    keys = KeyRing(active_key_id="k", secrets={"k": b"s" * 32})
+    response = response_of(
+        again,
+        question,
+        request_id="r",
+        session_id="",
+        bundle_id="b",
+        keys=keys,
+        probe=Probe(CLOCK),
+    )
+    made_ms = AttributionToken.open(response.attribution_token, keys).time_unix_ms
+    assert made_ms / 1000 - before_s == pytest.approx(step_s, abs=60)
