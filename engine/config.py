@@ -59,7 +59,7 @@ class ModelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_batch_size: Annotated[int, Meta(ge=1, le=256)] = 8
     """Rows per model run. A row waits at most one batch and runs in one."""
     max_waiting: Count = 256
-    """Rows waiting for a model; further requests are refused with RESOURCE_EXHAUSTED."""
+    """Rows waiting for a model; further requests get what needs no model, if there is anything."""
     cost_quantile: Annotated[float, Meta(ge=0.5, le=0.999)] = 0.9
     """Share of model runs that should not take longer than planned."""
 

@@ -111,7 +111,7 @@ async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answ
     bundle, runtime, monkeypatch
 ):
     cold = without(bundle, "index")
-    expected = texts(await ask(make(cold, runtime), "qz", scenario="completion"))
+    expected = texts(await ask(make(cold, runtime), "wirelessq", scenario="completion"))
     pipeline = make(cold, runtime)
     submit, calls = pipeline.worker.submit, []
 
@@ -124,9 +124,9 @@ async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answ
 
     monkeypatch.setattr(pipeline.worker, "submit", full_after_the_first)
     monkeypatch.setattr("engine.generation._MAX_OTHER_RANGES", 0)
-    answer = await ask(pipeline, "qz", scenario="completion")
+    answer = await ask(pipeline, "wirelessq", scenario="completion")
     assert len(calls) == 2
-    assert len(texts(answer)) < len(expected)
+    assert 0 < len(texts(answer)) < len(expected)
     assert Omission(Stage.GENERATE, Left.DEGRADED, Why.OVERLOAD) in answer.omissions
 
 
