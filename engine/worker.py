@@ -30,7 +30,7 @@ class Worker:
         max_rows: Rows that can run at the same time.
         num_hits: Generations answered from the cache.
         num_shared: Generations that joined an equal one under way.
-        num_misses: Generations that had to be run.
+        num_misses: Generations that were neither cached nor under way.
     """
 
     def __init__(self, runner: Runner, config: Config, clock: Clock) -> None:

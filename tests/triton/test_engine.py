@@ -203,13 +203,13 @@ async def test_a_question_that_is_withdrawn_leaves_nothing_under_way(
         own_triton.signal(signal.SIGSTOP)
         asked = [asyncio.ensure_future(ask(pipeline, f"odd thing {i}")) for i in range(6)]
         await asyncio.sleep(0.2)
-        work = pipeline.bundle.rungs["suggestion"][0].work
-        assert pipeline.worker.load(work).wait_s > 0
+        worker = pipeline.worker
+        assert worker.wait_s() > 0
         for task in asked:
             task.cancel()
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(o, asyncio.CancelledError) for o in outcomes)
-        while pipeline.worker.load(work) != (0.0, 1):  # noqa: ASYNC110 - calls end by themselves
+        while worker.num_beside or any(worker.waiting()):  # noqa: ASYNC110 - calls end by themselves
             await asyncio.sleep(0.01)
         own_triton.signal(signal.SIGCONT)
         assert await full_answer(pipeline)
