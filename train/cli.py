@@ -146,6 +146,46 @@ def evaluate(
         _console.print(f"{out / JSON_NAME}, {out / PAGE_NAME}", markup=False)
 
 
+@app.command()
+def report(
+    run: Run,
+    bundle: Annotated[Path, typer.Option(help="Bundle that was exported from the run.")],
+    out: Annotated[Path, typer.Option(help="Directory that gets report.json and report.html.")],
+    heldout: Annotated[
+        Path, typer.Option(help="Queries that occur in no log, one a line, gzip.")
+    ] = Path("examples/data/heldout.txt.gz"),
+    second_world: Annotated[
+        Path | None, typer.Option(help="Another simulation, whose truth scores the same lists.")
+    ] = None,
+    placebo_prompts: Annotated[
+        int, typer.Option(min=0, help="Of a round aligned with a meaningless reward; 0: none.")
+    ] = 300,
+    queries: Annotated[
+        int, typer.Option(min=10, help="Held-out queries that lists are made for.")
+    ] = 300,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+) -> None:
+    """Report what each step of training adds, by the truth of simulated logs."""
+    from train.report.page import report_page
+    from train.report.report import make_report
+
+    with user_errors():
+        made = make_report(
+            run,
+            bundle,
+            heldout,
+            second_world=second_world,
+            placebo_prompts=placebo_prompts,
+            num_queries=queries,
+            seed=seed,
+            report=_report,
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+        (out / "report.html").write_text(report_page(made), encoding="utf-8")
+        _console.print(f"{out / 'report.json'}, {out / 'report.html'}", markup=False)
+
+
 def _run_stages(
     choose: Callable[[Sequence[str]], Sequence[str]],
     *,

@@ -15,7 +15,7 @@ from engine.candidates import WrittenTexts, key_of, written_texts
 from engine.models import cut_sequences
 from engine.vocabulary import Vocabulary
 from train.alignment.prompts import AlignmentPrompt
-from train.clicks.judge import ClickJudge, Judged
+from train.clicks.judge import Judge, Judged
 from train.generation.sampler import Lists
 
 Floats = NDArray[np.float64]
@@ -63,7 +63,7 @@ def read_lists(
 
 
 def judge_lists(
-    judge: ClickJudge, drawn: Sequence[Drawn], *, level: float, relevance_floor: float
+    judge: Judge, drawn: Sequence[Drawn], *, level: float, relevance_floor: float
 ) -> list[Worth]:
     """Returns what the texts of each prompt are worth.
 

@@ -28,7 +28,7 @@ from train.alignment.policy import update
 from train.alignment.preferences import Preference, prefer, reward_of
 from train.alignment.prompts import AlignmentPrompt, PromptSource
 from train.alignment.rollouts import Drawn, Worth, judge_lists, read_lists
-from train.clicks.judge import ClickJudge
+from train.clicks.judge import ClickJudge, Judge
 from train.config import AlignmentConfig
 from train.generation.generator import METRICS, RunPrompts
 from train.generation.likelihood import list_logprobs
@@ -95,7 +95,7 @@ class Aligner:
         self,
         prompts: RunPrompts,
         source: PromptSource,
-        judge: ClickJudge,
+        judge: Judge,
         seen: dict[str, list[float]],
         config: AlignmentConfig,
         *,
@@ -317,6 +317,7 @@ def align(
     max_edges: int,
     seed: int,
     output: Path,
+    judge: Judge | None = None,
     report: Report = print,
 ) -> AlignmentMetrics:
     """Aligns `run`/generator and writes the model and metrics.json into `output`.
@@ -331,6 +332,7 @@ def align(
         max_edges: of the index.
         seed: of all that is random.
         output: directory.
+        judge: in place of the run's click model.
         report: called with what is being done.
 
     Raises:
@@ -338,7 +340,7 @@ def align(
             or generator and tokenizer are not of one run.
     """
     set_seed(seed)
-    judge = ClickJudge(run, max_edges=max_edges)
+    judge = judge or ClickJudge(run, max_edges=max_edges)
     seen = msgspec.json.decode(
         (run / "click_model" / POSITIONS).read_bytes(), type=dict[str, list[float]]
     )

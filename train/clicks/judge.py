@@ -6,7 +6,7 @@ Features, contexts and calibration are those of training and serving. Knows noth
 # A questions, C texts of one, N texts of all
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,14 @@ class Judgement(NamedTuple):
     p_seen_C: Floats  # p(click | seen)
     lower_C: Floats  # what it exceeds with the probability asked for
     is_known_C: NDArray[np.bool_]  # whether the log knows the text
+
+
+class Judge(Protocol):
+    """Says what is expected of texts."""
+
+    def __call__(self, questions: Sequence[Judged], *, level: float) -> list[Judgement]:
+        """Returns a judgement a question; lower bounds hold with probability `level`."""
+        ...
 
 
 class ClickJudge:

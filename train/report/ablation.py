@@ -69,7 +69,7 @@ def ablation_rows(
     for lists in systems:
         if [(produced.scenario, produced.query) for produced in lists] != asked:
             raise ValueError(f"{lists[0].system!r} does not answer the questions of the others")
-    values = {lists[0].system: _ctr(lists, truth, num_listed) for lists in systems}
+    values = {lists[0].system: list_ctr(lists, truth, num_listed) for lists in systems}
     if baseline not in values:
         raise ValueError(f"there is no system {baseline!r} to compare with")
     scenario_U = np.array([scenario for scenario, _ in asked])
@@ -100,7 +100,7 @@ def ablation_rows(
     return rows
 
 
-def _ctr(lists: Sequence[ProducedList], truth: ListTruth, num_listed: int) -> Floats:
+def list_ctr(lists: Sequence[ProducedList], truth: ListTruth, num_listed: int) -> Floats:
     """Returns the mean true P(click) over the N places of each list, (U)."""
     value_U = np.zeros(len(lists))
     for scenario in dict.fromkeys(p.scenario for p in lists):

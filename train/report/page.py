@@ -1,0 +1,113 @@
+"""The page of a report: which figures are shown, and how. Knows nothing of HTML."""
+
+from collections.abc import Sequence
+
+from train.alignment.rounds import AlignmentMetrics
+from train.evaluation.intervals import Interval
+from train.evaluation.page import Cell, Section, Table, page
+from train.evaluation.plots import interval_plot
+from train.report.ablation import AblationRow
+from train.report.report import AblationReport, Example
+
+_SIMULATED = (
+    "Searches, popularity and clicks are simulated on real queries. The truth that scores the "
+    "lists is hidden from all models; the questions are real queries that occur in no log."
+)
+_MILLE = 1000
+
+
+def report_page(report: AblationReport) -> str:
+    """Returns the whole page as HTML."""
+    sections = [_ablation(report), _scenarios(report.ablation)]
+    if report.second_world:
+        note = "The same lists by another truth, with other intents, effects and click model."
+        sections.append(_rows_section("In a second world", note, report.second_world))
+    sections += [_rounds(report.rounds), _examples(report.examples)]
+    note = f"Bundle {report.bundle_id}. Brackets are 95 % intervals, by questions. {_SIMULATED}"
+    return page("What each step of training adds", note, sections)
+
+
+def _ablation(report: AblationReport) -> Section:
+    beside = [row for row in (report.placebo, report.ceiling) if row is not None]
+    note = (
+        f"Lists of {report.num_listed} texts that the generator alone writes, for "
+        f"{report.num_questions} questions. Alignment multiplies the true CTR by "
+        f"{report.alignment_gain.mean:.2f} [{report.alignment_gain.low:.2f}, "
+        f"{report.alignment_gain.high:.2f}] and closes {100 * report.headroom_closed:.0f} % of "
+        "the way to the ceiling."
+    )
+    rows = [*report.ablation, *beside]
+    section = _rows_section("Ablation", note, rows)
+    plot = interval_plot([(row.name, _per_mille(row)) for row in rows], "true CTR, per mille")
+    return Section(heading=section.heading, note=section.note, plots=[plot], tables=section.tables)
+
+
+def _rows_section(heading: str, note: str, rows: Sequence[AblationRow]) -> Section:
+    table = Table(
+        header=["system", "true CTR, per mille", "gain", "relevance", "distinct"],
+        rows=[[r.name, _per_mille(r), r.gain, r.relevance, r.distinct] for r in rows],
+        caption="Relevance: cosine of query and text. Distinct: texts a place.",
+    )
+    return Section(heading=heading, note=note, tables=[table])
+
+
+def _scenarios(rows: Sequence[AblationRow]) -> Section:
+    names = list(rows[0].by_scenario)
+    cells: list[list[Cell]] = [
+        [row.name, *(row.gain_by_scenario[name] for name in names)] for row in rows
+    ]
+    table = Table(header=["gain in true CTR", *names], rows=cells)
+    return Section(heading="By scenario", tables=[table])
+
+
+def _rounds(metrics: AlignmentMetrics) -> Section:
+    rows: list[list[Cell]] = []
+    for number, done in enumerate(metrics.rounds, start=1):
+        for name, before in done.before.items():
+            after = done.after[name]
+            rows.append(
+                [
+                    f"{number}, {name}",
+                    before.reward,
+                    after.reward,
+                    after.kl,
+                    after.distinct,
+                    after.known_share,
+                    done.step,
+                ]
+            )
+    header = ["round", "reward before", "after", "KL, nats", "distinct", "known", "step"]
+    costs = Table(
+        header=["round", "prompts", "left out", "lists", "drawing, s", "judging, s", "learning, s"],
+        rows=[
+            [n, r.num_prompts, r.num_equal, r.num_lists, r.draw_s, r.judge_s, r.update_s]
+            for n, r in enumerate(metrics.rounds, start=1)
+        ],
+    )
+    note = (
+        f"Objective {metrics.objective}. The reward is what the click model expects of the lists "
+        "for held-out logged prompts, not the truth."
+    )
+    return Section(
+        heading="Rounds of alignment", note=note, tables=[Table(header=header, rows=rows), costs]
+    )
+
+
+def _examples(examples: Sequence[Example]) -> Section:
+    rows: list[list[Cell]] = [
+        [
+            f"{e.scenario}: {e.query}",
+            " | ".join(e.before),
+            e.before_ctr * _MILLE,
+            " | ".join(e.after),
+            e.after_ctr * _MILLE,
+        ]
+        for e in examples
+    ]
+    header = ["question", "SFT", "per mille", "aligned", "per mille"]
+    note = "The first questions of each scenario, in their random order."
+    return Section(heading="Side by side", note=note, tables=[Table(header=header, rows=rows)])
+
+
+def _per_mille(row: AblationRow) -> Interval:
+    return Interval(row.true_ctr * _MILLE, row.ci_low * _MILLE, row.ci_high * _MILLE)

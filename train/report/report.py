@@ -1,0 +1,245 @@
+"""Assembles the report of a run on simulated logs: ablation, placebo, ceiling, a second world.
+
+Knows nothing of how a page looks.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from train import simulator
+from train.alignment.rounds import AlignmentMetrics, align
+from train.config import AlignmentConfig, TrainConfig, read_config
+from train.evaluation.intervals import Interval, ratio_interval
+from train.evaluation.lists import ProducedList
+from train.evaluation.served import ServedBundle
+from train.evaluation.suite import questions_of, read_queries
+from train.generation.generator import METRICS, read_prompts
+from train.report.ablation import AblationRow, ablation_rows, list_ctr
+from train.report.placebo import PlaceboJudge
+from train.report.policies import PolicyLists, Question
+from train.simulator.truth import Truth
+
+NUM_LISTED = 5
+NUM_EXAMPLES = 30
+SFT, ALIGNED = "SFT, no co-occurrence", "+ alignment, no co-occurrence"
+SFT_WARM, FULL = "SFT + co-occurrence", "+ alignment + co-occurrence"
+BEST_OF, COMPOSED = "SFT + co-occurrence, best of 8 lists", "SFT + co-occurrence, best of 8 a slot"
+PLACEBO, CEILING = "+ placebo alignment", "best of 8 a slot by the truth"
+_NUM_DRAWN = 8
+Report = Callable[[str], None]
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """What two generators write for one unseen query."""
+
+    scenario: str
+    query: str
+    before: list[str]
+    after: list[str]
+    before_ctr: float  # true
+    after_ctr: float
+
+
+class AblationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole report.
+
+    Attributes:
+        bundle_id: of the bundle whose look-ups were used.
+        num_questions: held-out queries, each in all scenarios.
+        num_listed: N, texts of a list.
+        ablation: a row a system; gains are over SFT without co-occurrence.
+        alignment_gain: aligned over SFT, both with co-occurrence.
+        headroom_closed: (aligned - SFT) / (ceiling - SFT), all with co-occurrence.
+        placebo: the same procedure with a reward that means nothing; gain over SFT with
+            co-occurrence. None if it was not asked for.
+        ceiling: best lists of what SFT draws, by the truth; gain over SFT with co-occurrence.
+        second_world: the same lists by another truth; empty if none was given.
+        rounds: how the alignment went.
+        examples: lists side by side.
+    """
+
+    bundle_id: str
+    is_simulated: bool
+    num_questions: int
+    num_listed: int
+    ablation: list[AblationRow]
+    alignment_gain: Interval
+    headroom_closed: float
+    placebo: AblationRow | None
+    ceiling: AblationRow
+    second_world: list[AblationRow]
+    rounds: AlignmentMetrics
+    examples: list[Example]
+
+
+def make_report(
+    run: Path,
+    bundle: Path,
+    heldout: Path,
+    *,
+    second_world: Path | None,
+    placebo_prompts: int,
+    num_queries: int,
+    seed: int,
+    report: Report = print,
+) -> AblationReport:
+    """Returns the report of a run that was trained and aligned on simulated logs.
+
+    Args:
+        run: run directory.
+        bundle: exported from it.
+        heldout: queries that occur in no log.
+        second_world: directory of another simulation, whose truth scores the same lists.
+        placebo_prompts: prompts of a round aligned with a reward that means nothing; 0: none.
+        num_queries: held-out queries, each in all scenarios.
+        seed: of what is drawn.
+        report: called with what is being done.
+
+    Raises:
+        ValueError: the run is not aligned or its logs are real, or bundle and run do not fit.
+    """
+    if not (run / "simulated/world.json").is_file():
+        raise ValueError(f"{run}: its logs are real, so the worth of lists is not known")
+    if not (run / "aligned" / METRICS).is_file():
+        raise ValueError(f"{run}: has no aligned generator; run `queryrec-train align` first")
+    config = read_config(run / "config.toml")
+    served = ServedBundle(bundle)
+    try:
+        asked = questions_of(served, read_queries(heldout), num_queries, seed)
+        questions = [Question(*q) for q in asked]
+        return _reported(
+            run, served, questions, config, second_world, placebo_prompts, seed, report
+        )
+    finally:
+        served.close()
+
+
+def _reported(
+    run: Path,
+    served: ServedBundle,
+    questions: Sequence[Question],
+    config: TrainConfig,
+    second_world: Path | None,
+    placebo_prompts: int,
+    seed: int,
+    report: Report,
+) -> AblationReport:
+    sft, aligned = run / "generator", run / "aligned"
+    truth = simulator.load(run / "simulated")
+    lists = PolicyLists(
+        run, served, questions, max_edges=config.index.max_edges, num_listed=NUM_LISTED
+    )
+    report(f"lists for {len(questions)} questions")
+    systems = [
+        lists.greedy(sft, SFT, is_cold=True),
+        lists.greedy(aligned, ALIGNED, is_cold=True),
+        lists.greedy(sft, SFT_WARM, is_cold=False),
+        lists.greedy(aligned, FULL, is_cold=False),
+    ]
+    warm, full = systems[2:]
+    for name, is_composed in ((BEST_OF, False), (COMPOSED, True)):
+        report(name)
+        systems.append(
+            lists.best_of(sft, name, num_lists=_NUM_DRAWN, is_composed=is_composed, seed=seed)
+        )
+    report(CEILING)
+    best = lists.ceiling(sft, CEILING, _attraction(truth), num_lists=_NUM_DRAWN, seed=seed)
+    (ceiling,) = _rows([best], truth, served, warm)
+    ctr = {row.name: row.true_ctr for row in _rows([warm, full], truth, served, warm)}
+    placebo = None
+    if placebo_prompts:
+        report(f"alignment of {placebo_prompts} prompts with a placebo")
+        with tempfile.TemporaryDirectory() as directory:
+            _align_with_placebo(run, config, placebo_prompts, Path(directory), seed, report)
+            (placebo,) = _rows(
+                [lists.greedy(Path(directory), PLACEBO, is_cold=False)], truth, served, warm
+            )
+    other: list[AblationRow] = []
+    if second_world is not None:
+        report("the second world")
+        other = ablation_rows(
+            systems, simulator.load(second_world), served, num_listed=NUM_LISTED, baseline=SFT
+        )
+    metrics = msgspec.json.decode((aligned / METRICS).read_bytes(), type=AlignmentMetrics)
+    return AblationReport(
+        bundle_id=served.bundle.manifest.bundle_id,
+        is_simulated=True,
+        num_questions=len(questions),
+        num_listed=NUM_LISTED,
+        ablation=ablation_rows(systems, truth, served, num_listed=NUM_LISTED, baseline=SFT),
+        alignment_gain=ratio_interval(
+            list_ctr(full, truth, NUM_LISTED), list_ctr(warm, truth, NUM_LISTED)
+        ),
+        headroom_closed=(ctr[FULL] - ctr[SFT_WARM]) / max(ceiling.true_ctr - ctr[SFT_WARM], 1e-9),
+        placebo=placebo,
+        ceiling=ceiling,
+        second_world=other,
+        rounds=metrics,
+        examples=_examples(warm, full, truth),
+    )
+
+
+def _rows(
+    systems: Sequence[Sequence[ProducedList]],
+    truth: Truth,
+    served: ServedBundle,
+    warm: Sequence[ProducedList],
+) -> list[AblationRow]:
+    """Returns the rows of systems, with gains over SFT with co-occurrence."""
+    every = [warm, *(s for s in systems if s is not warm)]
+    rows = ablation_rows(every, truth, served, num_listed=NUM_LISTED, baseline=SFT_WARM)
+    names = {lists[0].system for lists in systems}
+    return [row for row in rows if row.name in names]
+
+
+def _attraction(truth: Truth) -> Callable[[Question, list[str]], list[float]]:
+    def attraction(question: Question, texts: list[str]) -> list[float]:
+        if not texts:
+            return []
+        alone = [[text] for text in texts]
+        queries = [question.query] * len(texts)
+        return truth.attraction_after_fatigue(question.scenario, queries, alone)[:, 0].tolist()
+
+    return attraction
+
+
+def _align_with_placebo(
+    run: Path, config: TrainConfig, num_prompts: int, output: Path, seed: int, report: Report
+) -> None:
+    settings: AlignmentConfig = msgspec.structs.replace(
+        config.alignment, num_rounds=1, num_prompts=num_prompts
+    )
+    align(
+        run,
+        settings,
+        read_prompts(run),
+        max_edges=config.index.max_edges,
+        seed=seed,
+        output=output,
+        judge=PlaceboJudge(seed=seed),
+        report=report,
+    )
+
+
+def _examples(
+    before: Sequence[ProducedList], after: Sequence[ProducedList], truth: Truth
+) -> list[Example]:
+    """Returns the first questions of every scenario, which are in random order."""
+    ctr = [list_ctr(lists, truth, NUM_LISTED) for lists in (before, after)]
+    scenarios = list(dict.fromkeys(p.scenario for p in before))
+    places_of = {s: [u for u, p in enumerate(before) if p.scenario == s] for s in scenarios}
+    return [
+        Example(
+            scenario=scenario,
+            query=before[u].query,
+            before=list(before[u].texts),
+            after=list(after[u].texts),
+            before_ctr=float(ctr[0][u]),
+            after_ctr=float(ctr[1][u]),
+        )
+        for scenario, places in places_of.items()
+        for u in places[: NUM_EXAMPLES // len(scenarios)]
+    ]
