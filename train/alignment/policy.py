@@ -31,7 +31,7 @@ class PreferenceBatch:
 
     prompts: list[ListPrompt]
     ids: Tensor  # int64 (B, J, S, N)
-    reference: Tensor  # float32 (B, J, S)
+    reference: Tensor  # float32 (B, J, S): log pi of each sequence under the reference
     reward: Tensor  # float32 (B, J)
     first_preferred: int  # sequences before it are auxiliary texts
 
@@ -79,7 +79,7 @@ def update(
         seed: of the order.
         checkpoints: directory; an interrupted update goes on from there.
     """
-    batches = _Batches(preferences, config.batch_size, seed)
+    batches = _Batches(model, preferences, config.batch_size, seed)
     arguments = trainer_arguments(
         checkpoints,
         batch_size=1,  # of batches that are made already
@@ -104,17 +104,20 @@ def update(
 
 
 class _Batches(Dataset[PreferenceBatch]):
-    """Preferences in batches of one scenario and similar length, in a fixed random order."""
+    """Preferences in batches of one shape and similar length, in a fixed random order."""
 
-    def __init__(self, preferences: Sequence[Preference], batch_size: int, seed: int) -> None:
-        by_scenario: dict[str, list[Preference]] = {}
+    def __init__(
+        self, reference: Any, preferences: Sequence[Preference], batch_size: int, seed: int
+    ) -> None:
+        by_shape: dict[tuple[str, int], list[Preference]] = {}
         for preference in preferences:
-            by_scenario.setdefault(preference.prompt.scenario.name, []).append(preference)
+            shape = preference.prompt.scenario.name, len(preference.reward_J)
+            by_shape.setdefault(shape, []).append(preference)
         self._batches: list[PreferenceBatch] = []
-        for own in by_scenario.values():
+        for own in by_shape.values():
             own.sort(key=lambda p: len(p.prompt.drawn.ids))
             self._batches += [
-                _batch(own[i : i + batch_size]) for i in range(0, len(own), batch_size)
+                _batch(reference, own[i : i + batch_size]) for i in range(0, len(own), batch_size)
             ]
         random.Random(seed).shuffle(self._batches)
 
@@ -125,13 +128,15 @@ class _Batches(Dataset[PreferenceBatch]):
         return self._batches[index]
 
 
-def _batch(preferences: Sequence[Preference]) -> PreferenceBatch:
+@torch.no_grad()
+def _batch(reference: Any, preferences: Sequence[Preference]) -> PreferenceBatch:
     first = preferences[0].prompt
-    has_slots = len(first.drawn.slots) > 1
+    prompts = [p.prompt.drawn for p in preferences]
+    ids_BJSN = torch.stack([p.ids_JSN for p in preferences])
     return PreferenceBatch(
-        prompts=[p.prompt.drawn for p in preferences],
-        ids=torch.stack([p.ids_JSN for p in preferences]),
-        reference=torch.stack([p.reference_JS for p in preferences]),
+        prompts=prompts,
+        ids=ids_BJSN,
+        reference=list_logprobs(reference, prompts, ids_BJSN).sum(3).cpu(),
         reward=torch.stack([p.reward_J for p in preferences]),
-        first_preferred=int(first.scenario.has_auxiliary_text and has_slots),
+        first_preferred=int(first.scenario.has_auxiliary_text and len(first.drawn.slots) > 1),
     )

@@ -1,114 +1,164 @@
 """Which lists of a prompt are learnt from, and what each is worth.
 
-Sequences of a list that do not see one another (slots, beams) can be exchanged: a list made of
-sequences that were drawn into different lists is as much the policy's own as any, and its log pi
-is the sum over its parts. So lists are composed: the best one of the best sequence of each slot,
-the worst of the worst, those between of what stands between. They are further apart than drawn
-lists, and tell each slot what was good about it. A list in list form is one sequence, and is taken
-as it was drawn. Knows nothing of models.
+A list in list form is one sequence, and is taken as it was drawn. Texts in slots do not see one
+another, so lists can be composed of all texts that were drawn for a prompt: ranked by what each
+adds to those before, the best fill the best list, the next the second, and so on; lists as they
+were drawn stand between them. Within a composed list texts lie in bytewise order, as fine-tuning
+taught (`train.generation.responses`): were each slot given its own best text, slots would learn to
+write the same one.
+
+Knows nothing of models.
 """
 
-# K lists of a prompt that were drawn, J that are kept, S sequences of a list, N new tokens
-from collections.abc import Sequence
+# K lists of a prompt that were drawn, J that are kept, S sequences of a list, N new tokens,
+# C texts
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.prompt import spread
 from train.alignment.prompts import AlignmentPrompt
-from train.alignment.reward import freshness, list_reward
+from train.alignment.reward import list_reward, ranking
 from train.alignment.rollouts import Drawn, Worth
 
 
 class Preference(NamedTuple):
-    """Lists of one prompt with their rewards, best first; J is the same for all prompts."""
+    """Lists of one prompt with their rewards, best first.
+
+    Sequences of <|pad|> alone are slots that a list does not use.
+    """
 
     prompt: AlignmentPrompt
     ids_JSN: Tensor  # int64
-    reference_JS: Tensor  # float32: log pi of each sequence under the policy that drew it
     reward_J: Tensor  # float32, strictly falling
 
 
 class _Listing(NamedTuple):
-    """A list as the draw that each of its sequences comes from."""
+    """A list: its texts, and the draw and place of each sequence; None for an unused slot."""
 
-    draw_S: tuple[int, ...]
+    texts: list[str]
+    origin_S: list[tuple[int, int] | None]
     reward: float
 
 
 def prefer(
-    drawn: Drawn, worth: Worth, seen_P: Sequence[float], *, num_kept: int, min_gap: float
+    drawn: Drawn,
+    worth: Worth,
+    seen_P: Sequence[float],
+    bytes_of: Callable[[Sequence[int]], bytes],
+    *,
+    num_kept: int,
+    min_gap: float,
 ) -> Preference | None:
-    """Returns the lists to learn from; None where all that were drawn are worth about the same.
+    """Returns the lists to learn from; None where all are worth about the same.
 
     Args:
         drawn: lists of a prompt, at least two.
         worth: of their texts.
         seen_P: p(seen) by position.
-        num_kept: J, at least 2.
+        bytes_of: token ids -> what they say; decides which slot a text belongs to.
+        num_kept: J at most, at least 2; fewer where fewer lists differ.
         min_gap: least difference of reward between the lists that are kept, relative to the best.
     """
-    num_lists, num_slots = drawn.logprobs_KS.shape
-    if num_slots == 1:
-        choices = [(k,) for k in range(num_lists)]
-    else:
-        choices = [compose(drawn, worth, rank) for rank in range(num_lists)]
-    listings = [_valued(drawn, worth, seen_P, choice) for choice in choices]
+    listings = [
+        listing._replace(reward=reward_of(drawn.prompt, worth.reward, seen_P, listing.texts))
+        for listing in _listings(drawn, worth, bytes_of)
+    ]
     listings.sort(key=lambda listing: -listing.reward)
-    kept = _spread(listings, num_kept, min_gap * max(listings[0].reward, 1e-9))
-    if len(kept) < num_kept:
+    kept = _apart(listings, num_kept, min_gap * max(listings[0].reward, 1e-9))
+    if len(kept) < 2:
         return None
-    slots = range(num_slots)
-    picks_JS = torch.tensor([listing.draw_S for listing in kept])
+    ids_JSN = torch.zeros(len(kept), *drawn.ids_KSN.shape[1:], dtype=torch.int64)
+    for ids_SN, listing in zip(ids_JSN, kept, strict=True):
+        for s, origin in enumerate(listing.origin_S):
+            if origin is not None:
+                ids_SN[s] = drawn.ids_KSN[origin]
     return Preference(
         drawn.prompt,
-        torch.stack([drawn.ids_KSN[picks_S, slots] for picks_S in picks_JS]),
-        torch.stack([drawn.logprobs_KS[picks_S, slots] for picks_S in picks_JS]),
+        ids_JSN,
         torch.tensor([listing.reward for listing in kept], dtype=torch.float32),
     )
 
 
 def reward_of(
-    drawn: Drawn, values: dict[str, float], seen_P: Sequence[float], draw_S: Sequence[int]
+    prompt: AlignmentPrompt,
+    values: dict[str, float],
+    seen_P: Sequence[float],
+    texts: Sequence[str],
 ) -> float:
-    """Returns the reward of the list that takes sequence s from draw `draw_S[s]`."""
-    texts = [t for s, k in enumerate(draw_S) for t in drawn.texts_KS[k][s]]
-    return list_reward(
-        np.array([values[t] for t in texts]),
-        texts,
-        drawn.prompt.query,
-        seen_P,
-        drawn.prompt.scenario.num_suggestions,
-    )
+    """Returns the reward of a list that holds some texts, by the values of texts."""
+    p_C = np.array([values[t] for t in texts])
+    return list_reward(p_C, texts, prompt.query, seen_P, prompt.scenario.num_suggestions)
 
 
-def _valued(
-    drawn: Drawn, worth: Worth, seen_P: Sequence[float], draw_S: tuple[int, ...]
-) -> _Listing:
-    return _Listing(draw_S, reward_of(drawn, worth.reward, seen_P, draw_S))
+def drawn_texts(drawn: Drawn, draw: int) -> list[str]:
+    """Returns the texts of a list as it was drawn."""
+    return [text for texts in drawn.texts_KS[draw] for text in texts]
 
 
-def compose(drawn: Drawn, worth: Worth, rank: int) -> tuple[int, ...]:
-    """Returns a list put together slot by slot: what adds most to the slots before, 0 the best."""
-    num_lists, num_slots = drawn.logprobs_KS.shape
-    texts: list[str] = []
-    choice: list[int] = []
-    for s in range(num_slots):
-        values: list[float] = []
-        for k in range(num_lists):
-            tried = [*texts, *drawn.texts_KS[k][s]]
-            p_C = np.array([worth.reward[t] for t in tried])
-            values.append(
-                float((p_C * freshness(p_C, tried, drawn.prompt.query)).sum()) if tried else 0.0
-            )
-        k = int(np.argsort(-np.array(values), kind="stable")[rank])
-        choice.append(k)
-        texts += drawn.texts_KS[k][s]
-    return tuple(choice)
+def composed(
+    drawn: Drawn, worth: Worth, bytes_of: Callable[[Sequence[int]], bytes]
+) -> list[list[str]]:
+    """Returns the distinct texts of a prompt as lists in slots, the best list first."""
+    place_of = _places(drawn)
+    texts = list(place_of)
+    p_C = np.array([worth.reward[t] for t in texts])
+    in_order = [texts[i] for i in ranking(p_C, texts, drawn.prompt.query)]
+    size = drawn.ids_KSN.shape[1] - drawn.prompt.scenario.has_auxiliary_text
+    return [
+        sorted(
+            in_order[start : start + size],
+            key=lambda text: bytes_of(drawn.ids_KSN[place_of[text]].tolist()),
+        )
+        for start in range(0, len(in_order), size)
+    ]
 
 
-def _spread(listings: Sequence[_Listing], num: int, min_gap: float) -> list[_Listing]:
+def _listings(
+    drawn: Drawn, worth: Worth, bytes_of: Callable[[Sequence[int]], bytes]
+) -> list[_Listing]:
+    """Returns lists that could be learnt from; their rewards are not set."""
+    num_lists, num_slots = drawn.ids_KSN.shape[:2]
+    listings = [
+        _Listing(drawn_texts(drawn, k), [(k, s) for s in range(num_slots)], 0.0)
+        for k in range(num_lists)
+    ]
+    if num_slots == 1:
+        return listings
+    place_of, auxiliary = _places(drawn), _auxiliary(drawn)
+    first = int(drawn.prompt.scenario.has_auxiliary_text)
+    for texts in composed(drawn, worth, bytes_of):
+        origin_S: list[tuple[int, int] | None] = [None] * num_slots
+        if auxiliary is not None:
+            origin_S[0] = auxiliary, 0
+        for s, text in zip(spread(range(first, num_slots), len(texts)), texts, strict=True):
+            origin_S[s] = place_of[text]
+        listings.append(_Listing(texts, origin_S, 0.0))
+    return listings
+
+
+def _places(drawn: Drawn) -> dict[str, tuple[int, int]]:
+    """Returns the draw and the sequence that wrote each distinct text."""
+    place_of: dict[str, tuple[int, int]] = {}
+    for k, texts_S in enumerate(drawn.texts_KS):
+        for s, texts in enumerate(texts_S):
+            for text in texts:
+                place_of.setdefault(text, (k, s))
+    return place_of
+
+
+def _auxiliary(drawn: Drawn) -> int | None:
+    """Returns the draw whose auxiliary text is the likeliest; None if there is none."""
+    if not drawn.prompt.scenario.has_auxiliary_text:
+        return None
+    complete = [k for k, text in enumerate(drawn.auxiliary_K) if text]
+    return max(complete, key=lambda k: float(drawn.logprobs_KS[k, 0]), default=None)
+
+
+def _apart(listings: Sequence[_Listing], num: int, min_gap: float) -> list[_Listing]:
     """Returns `num` lists from best to worst, evenly among those that differ by `min_gap`."""
     apart: list[_Listing] = []
     for listing in listings:

@@ -40,12 +40,33 @@ def list_reward(
     return float(weights @ best)
 
 
+def ranking(p_seen_C: Floats, texts: Sequence[str], query: str) -> list[int]:
+    """Returns all places of texts, picked one by one by what they add to those before.
+
+    Ties go to the earlier text.
+    """
+    added_C = p_seen_C.astype(np.float64, copy=True)
+    kept_CC = 1 - _repeats(texts, query)
+    order: list[int] = []
+    for _ in texts:
+        added_C[order[-1:]] = -1.0  # picked
+        pick = int(added_C.argmax())
+        order.append(pick)
+        added_C = np.where(added_C < 0, added_C, added_C * kept_CC[pick])
+    return order
+
+
 def freshness(p_seen_C: Floats, texts: Sequence[str], query: str) -> Floats:
     """Returns the share of its worth that each text keeps beside the better ones, (C)."""
     order = np.argsort(-p_seen_C, kind="stable")
-    similarity_CC = similarities([texts[int(i)] for i in order], query).astype(np.float64)
-    repeats_CC = np.clip((similarity_CC - _SIMILAR) / (_SAME - _SIMILAR), 0, 1)
+    repeats_CC = _repeats([texts[int(i)] for i in order], query)
     is_better_CC = np.tri(len(texts), k=-1, dtype=bool)  # column before row
     kept_C = np.empty(len(texts))
     kept_C[order] = np.where(is_better_CC, 1 - repeats_CC, 1.0).prod(1)
     return kept_C
+
+
+def _repeats(texts: Sequence[str], query: str) -> Floats:
+    """Returns how much of each text another one says, (C, C) in [0, 1]."""
+    similarity_CC = similarities(texts, query).astype(np.float64)
+    return np.clip((similarity_CC - _SIMILAR) / (_SAME - _SIMILAR), 0, 1)

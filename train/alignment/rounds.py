@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from engine.candidates import key_of
 from train.alignment.policy import update
-from train.alignment.preferences import Preference, prefer, reward_of
+from train.alignment.preferences import Preference, drawn_texts, prefer, reward_of
 from train.alignment.prompts import AlignmentPrompt, PromptSource
 from train.alignment.rollouts import Drawn, Worth, judge_lists, read_lists
 from train.clicks.judge import ClickJudge, Judge
@@ -148,7 +148,7 @@ class Aligner:
         ]
         if not preferences and number == 0:
             raise ValueError(
-                f"none of {len(prompts)} prompts has {config.num_kept} lists that differ in "
+                f"none of {len(prompts)} prompts has lists that differ in "
                 "reward: raise alignment.temperature or num_lists, lower min_gap, or look at the "
                 "click model"
             )
@@ -233,6 +233,7 @@ class Aligner:
             drawn,
             worth,
             self._seen.get(drawn.prompt.scenario.name, ()),
+            self._vocabulary.bytes_of,
             num_kept=config.num_kept,
             min_gap=config.min_gap,
         )
@@ -302,9 +303,11 @@ class Aligner:
         """Returns the mean over lists of what the click model expects of them, by scenario."""
         rewards: list[tuple[AlignmentPrompt, float]] = []
         for d, w in zip(drawn, worth, strict=True):
-            num_lists, num_slots = d.logprobs_KS.shape
             seen_P = self._seen.get(d.prompt.scenario.name, ())
-            own = [reward_of(d, w.p_seen, seen_P, (k,) * num_slots) for k in range(num_lists)]
+            own = [
+                reward_of(d.prompt, w.p_seen, seen_P, drawn_texts(d, k))
+                for k in range(len(d.texts_KS))
+            ]
             rewards.append((d.prompt, fmean(own)))
         return _by_scenario(rewards)
 

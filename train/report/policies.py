@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.candidates import key_of
 from engine.prompt import COOCCURRING, SideInformation
-from train.alignment.preferences import compose, reward_of
+from train.alignment.preferences import composed, drawn_texts, reward_of
 from train.alignment.prompts import AlignmentPrompt, render
 from train.alignment.rollouts import Drawn, Worth, judge_lists, read_lists
 from train.alignment.rounds import POSITIONS
@@ -77,7 +77,7 @@ class PolicyLists:
                 self._prompts[is_cold].append(render(prompts, self._mode, *question, side))
 
     def greedy(self, directory: Path, name: str, *, is_cold: bool) -> list[ProducedList]:
-        """Returns the list that would be served for each question, in slot order.
+        """Returns the list that would be served for each question, likeliest text first.
 
         Args:
             directory: of the generator.
@@ -85,26 +85,36 @@ class PolicyLists:
             is_cold: without co-occurring queries in the prompt.
         """
         drawn = self._drawn(directory, num_lists=1, temperature=0.0, is_cold=is_cold, seed=0)
-        return [self._produced(d, (0,) * d.logprobs_KS.shape[1], name) for d in drawn]
+        return [self._produced(d, _likeliest_first(d), name) for d in drawn]
 
     def best_of(
-        self, directory: Path, name: str, *, num_lists: int, is_composed: bool, seed: int
+        self,
+        directory: Path,
+        name: str,
+        *,
+        num_lists: int,
+        temperature: float,
+        is_composed: bool,
+        seed: int,
     ) -> list[ProducedList]:
-        """Returns, of several lists drawn for each question, what the click model likes best.
+        """Returns, of several lists drawn for each question, what the click model likes best first.
 
         Args:
             directory: of the generator.
             name: of the system.
             num_lists: K.
+            temperature: of drawing.
             is_composed: put together of the best sequence of each slot; else the best drawn list.
             seed: of what is drawn.
         """
         drawn = self._drawn(
-            directory, num_lists=num_lists, temperature=1.0, is_cold=False, seed=seed
+            directory, num_lists=num_lists, temperature=temperature, is_cold=False, seed=seed
         )
         worth = judge_lists(self._judge, drawn, level=0.0, relevance_floor=0.0)
         return [
-            self._produced(d, self._best(d, w, is_composed), name)
+            self._produced(
+                d, sorted(self._best(d, w, is_composed), key=lambda t: -w.reward[t]), name
+            )
             for d, w in zip(drawn, worth, strict=True)
         ]
 
@@ -135,16 +145,15 @@ class PolicyLists:
             values = attraction(Question(d.prompt.scenario.name, d.prompt.query), texts)
             true = dict(zip(texts, values, strict=True))
             best = self._best(d, Worth(true, true, dict.fromkeys(texts, True)), is_composed=True)
-            lists.append(self._produced(d, best, name))
+            lists.append(self._produced(d, sorted(best, key=lambda t: -true[t]), name))
         return lists
 
-    def _best(self, drawn: Drawn, worth: Worth, is_composed: bool) -> tuple[int, ...]:
-        num_lists, num_slots = drawn.logprobs_KS.shape
-        if is_composed and num_slots > 1:
-            return compose(drawn, worth, 0)
+    def _best(self, drawn: Drawn, worth: Worth, is_composed: bool) -> list[str]:
+        if is_composed and self._mode != "list":
+            return next(iter(composed(drawn, worth, self._vocabulary.bytes_of)), [])
         seen_P = self._seen.get(drawn.prompt.scenario.name, ())
-        whole = [(k,) * num_slots for k in range(num_lists)]
-        return max(whole, key=lambda draws: reward_of(drawn, worth.reward, seen_P, draws))
+        whole = [drawn_texts(drawn, k) for k in range(len(drawn.texts_KS))]
+        return max(whole, key=lambda texts: reward_of(drawn.prompt, worth.reward, seen_P, texts))
 
     def _drawn(
         self, directory: Path, *, num_lists: int, temperature: float, is_cold: bool, seed: int
@@ -168,17 +177,22 @@ class PolicyLists:
             drawn |= zip(places, read, strict=True)
         return [drawn[i] for i in range(len(prompts))]
 
-    def _produced(self, drawn: Drawn, draw_S: Sequence[int], name: str) -> ProducedList:
+    def _produced(self, drawn: Drawn, texts: Sequence[str], name: str) -> ProducedList:
         query = drawn.prompt.query
         kept: dict[str, str] = {}
-        for s, k in enumerate(draw_S):
-            for text in drawn.texts_KS[k][s]:
-                if key_of(text) != key_of(query):
-                    kept.setdefault(key_of(text), text)
+        for text in texts:
+            if key_of(text) != key_of(query):
+                kept.setdefault(key_of(text), text)
         return ProducedList(
             scenario=drawn.prompt.scenario.name,
             query=query,
             system=name,
             texts=tuple(kept.values())[: self._num_listed],
-            auxiliary_text=drawn.auxiliary_K[draw_S[0]],
+            auxiliary_text=drawn.auxiliary_K[0],
         )
+
+
+def _likeliest_first(drawn: Drawn) -> list[str]:
+    """Returns the texts of the first list; those in slots by their probability."""
+    order = drawn.logprobs_KS[0].argsort(descending=True, stable=True).tolist()
+    return [text for s in order for text in drawn.texts_KS[0][s]]

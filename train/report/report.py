@@ -143,7 +143,14 @@ def _reported(
     for name, is_composed in ((BEST_OF, False), (COMPOSED, True)):
         report(name)
         systems.append(
-            lists.best_of(sft, name, num_lists=_NUM_DRAWN, is_composed=is_composed, seed=seed)
+            lists.best_of(
+                sft,
+                name,
+                num_lists=_NUM_DRAWN,
+                temperature=config.alignment.temperature,
+                is_composed=is_composed,
+                seed=seed,
+            )
         )
     report(CEILING)
     best = lists.ceiling(sft, CEILING, _attraction(truth), num_lists=_NUM_DRAWN, seed=seed)

@@ -1,27 +1,29 @@
-"""Which lists are learnt from: composed of the policy's own sequences, best first, apart."""
-
-import itertools
+"""Which lists are learnt from: composed of what the policy wrote, best first, apart."""
 
 import pytest
 import torch
 
 from engine.prompt import Prompt
-from train.alignment.preferences import prefer, reward_of
+from train.alignment.preferences import Preference, composed, drawn_texts, prefer, reward_of
 from train.alignment.prompts import AlignmentPrompt
 from train.alignment.rollouts import Drawn, Worth
 from train.config import ScenarioConfig
 from train.generation.sampler import ListPrompt
 
-SPEC = ScenarioConfig(name="suggestion", description="next", num_suggestions=3).spec([])
+SUGGESTION = ScenarioConfig(name="suggestion", description="next", num_suggestions=3, num_slots=3)
+ASKING = ScenarioConfig(
+    name="clarification", description="asks", num_suggestions=3, num_slots=3,
+    has_auxiliary_text=True,
+)  # fmt: skip
 SEEN = [1.0, 0.5, 0.25]
 
 
-def drawn(texts_KS, logprobs_KS):
-    """Lists whose sequence s of draw k is the single id 1000 + 10 k + s."""
+def drawn(texts_KS, scenario=SUGGESTION, auxiliary_K=None) -> Drawn:
+    """Lists whose sequence s of draw k is the single id 1000 + 10 k + s, of log pi -k."""
     num_lists, num_slots = len(texts_KS), len(texts_KS[0])
-    ids = 1000 + 10 * torch.arange(num_lists)[:, None] + torch.arange(num_slots)
+    ids_KS = 1000 + 10 * torch.arange(num_lists)[:, None] + torch.arange(num_slots)
     prompt = AlignmentPrompt(
-        SPEC,
+        scenario.spec([]),
         "query",
         [],
         True,
@@ -29,69 +31,99 @@ def drawn(texts_KS, logprobs_KS):
         ListPrompt([1], [2] * num_slots, [4] * num_slots, (0, 1)),
     )
     texts = [[[t] if t else [] for t in texts_S] for texts_S in texts_KS]
-    return Drawn(prompt, ids[:, :, None], torch.tensor(logprobs_KS), texts, [""] * num_lists)
+    logprobs_KS = -torch.arange(num_lists, dtype=torch.float32)[:, None].expand(-1, num_slots)
+    return Drawn(prompt, ids_KS[:, :, None], logprobs_KS, texts, auxiliary_K or [""] * num_lists)
 
 
-def worth(values):
+def worth(values) -> Worth:
     return Worth(values, values, dict.fromkeys(values, True))
 
 
-EXAMPLE = drawn(
-    [["a", "b", "c"], ["d", "e", "f"], ["g", "h", ""]],
-    [[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0], [-7.0, -8.0, -9.0]],
-)
-VALUES = {"a": 0.3, "b": 0.01, "c": 0.1, "d": 0.1, "e": 0.2, "f": 0.05, "g": 0.02, "h": 0.03}
+def preferred(pool: Drawn, values, num_kept: int = 9, min_gap: float = 0.01) -> Preference | None:
+    """What is learnt from; the bytes of an id are its text's."""
+    text_of = {
+        int(pool.ids_KSN[k, s, 0]): texts[0]
+        for k, texts_S in enumerate(pool.texts_KS)
+        for s, texts in enumerate(texts_S)
+        if texts
+    }
+
+    def bytes_of(ids) -> bytes:
+        return "".join(text_of[i] for i in ids).encode()
+
+    return prefer(pool, worth(values), SEEN, bytes_of, num_kept=num_kept, min_gap=min_gap)
 
 
-def test_best_and_worst_list_take_the_best_and_the_worst_of_every_slot():
-    found = prefer(EXAMPLE, worth(VALUES), SEEN, num_kept=3, min_gap=0.01)
+def ids_of(preference: Preference | None) -> list[list[int]]:
+    assert preference is not None
+    return preference.ids_JSN[:, :, 0].tolist()
+
+
+POOL = drawn([["f", "b", "c"], ["d", "e", "a"], ["g", "h", ""]])
+VALUES = {"a": 0.3, "b": 0.01, "c": 0.1, "d": 0.08, "e": 0.2, "f": 0.05, "g": 0.02, "h": 0.03}
+
+
+def test_the_best_texts_of_all_draws_make_the_best_list_in_bytewise_order() -> None:
+    found = preferred(POOL, VALUES)
+    assert ids_of(found)[0] == [1012, 1002, 1011]  # a, c, e
     assert found is not None
-    assert found.ids_JSN[0, :, 0].tolist() == [1000, 1011, 1002]  # a, e, c
-    assert found.ids_JSN[-1, :, 0].tolist() == [1020, 1001, 1022]  # g, b and nothing
     assert found.reward_J[0].item() == pytest.approx(0.3 + 0.5 * 0.2 + 0.25 * 0.1)
-    assert found.reward_J[-1].item() == pytest.approx(0.02 + 0.5 * 0.01)
 
 
-def test_the_reference_goes_with_its_sequence():
-    found = prefer(EXAMPLE, worth(VALUES), SEEN, num_kept=3, min_gap=0.01)
+def test_the_worst_texts_make_the_worst_list_spread_over_the_slots() -> None:
+    worst = ids_of(preferred(POOL, VALUES))[-1]
+    assert worst == [1001, 0, 1020]  # b and g: the slot between them is not used
+
+
+def test_drawn_lists_stand_between() -> None:
+    every = ids_of(preferred(POOL, VALUES))
+    assert [1010, 1011, 1012] in every[1:-1]
+    rewards = preferred(POOL, VALUES).reward_J.tolist()  # type: ignore[union-attr]
+    assert rewards == sorted(rewards, reverse=True)
+    assert len(set(rewards)) == len(rewards)
+
+
+def test_a_drawn_list_that_repeats_itself_is_worse_than_one_that_does_not() -> None:
+    pool = drawn([["same", "same", "same"], ["same", "x", "y"]])
+    found = preferred(pool, {"same": 0.5, "x": 0.1, "y": 0.3})
+    assert ids_of(found) == [[1010, 1011, 1012], [1000, 1001, 1002]]
+
+
+def test_similar_texts_do_not_share_a_list_if_others_are_left() -> None:
+    values = {"cheap red shoes": 0.5, "red shoes cheap": 0.49, "boots": 0.1, "hats": 0.1}
+    pool = drawn([["cheap red shoes", "red shoes cheap", "boots"], ["hats", "", ""]])
+    best, rest = composed(pool, worth(values), lambda ids: bytes(str(ids), "ascii"))
+    assert sorted(best) == ["boots", "cheap red shoes", "hats"]
+    assert rest == ["red shoes cheap"]
+
+
+def test_the_likeliest_complete_auxiliary_text_goes_with_composed_lists() -> None:
+    pool = drawn([["", "b", "c"], ["", "d", "e"], ["", "f", "a"]], ASKING, ["", "which?", "what?"])
+    pool = pool._replace(texts_KS=[[[], *texts_S[1:]] for texts_S in pool.texts_KS])
+    best = ids_of(preferred(pool, VALUES))[0]
+    assert best == [1010, 1022, 1012]  # a and e, with the question of the second draw
+
+
+def test_prompts_whose_lists_are_worth_the_same_are_left_out() -> None:
+    pool = drawn([["a", "b", "c"], ["c", "a", "b"]])
+    assert preferred(pool, dict.fromkeys(VALUES, 0.2)) is None
+    nothing = drawn([["", "", ""], ["", "", ""]])
+    assert preferred(nothing, {}) is None
+
+
+def test_as_many_lists_as_asked_for_and_as_differ() -> None:
+    found = preferred(POOL, VALUES, num_kept=2)
     assert found is not None
-    assert found.reference_JS[0].tolist() == [-1.0, -5.0, -3.0]
-    assert found.reference_JS[-1].tolist() == [-7.0, -2.0, -9.0]
+    assert ids_of(found) == [ids_of(preferred(POOL, VALUES))[i] for i in (0, -1)]
+    apart = preferred(POOL, VALUES, min_gap=0.6)
+    assert apart is not None
+    assert len(apart.reward_J) == 2
+    assert apart.reward_J[0] - apart.reward_J[1] >= 0.6 * apart.reward_J[0]
 
 
-def test_no_list_of_the_pool_is_worth_more_than_the_composed_one():
-    found = prefer(EXAMPLE, worth(VALUES), SEEN, num_kept=2, min_gap=0.0)
-    assert found is not None
-    every = [
-        reward_of(EXAMPLE, VALUES, SEEN, choice) for choice in itertools.product(range(3), repeat=3)
-    ]
-    assert found.reward_J[0].item() == pytest.approx(max(every))
-    assert found.reward_J[1].item() == pytest.approx(min(every))
-
-
-def test_a_composed_list_does_not_repeat_itself_where_it_can_help_it():
-    pool = drawn([["same", "same"], ["x", "y"]], [[-1.0, -1.0], [-1.0, -1.0]])
-    found = prefer(pool, worth({"same": 0.5, "x": 0.1, "y": 0.3}), SEEN, num_kept=2, min_gap=0.0)
-    assert found is not None
-    assert found.ids_JSN[0, :, 0].tolist() == [1000, 1011]
-
-
-def test_prompts_whose_lists_are_worth_the_same_are_left_out():
-    flat = dict.fromkeys(VALUES, 0.2)
-    pool = drawn([["a", "b", "c"], ["d", "e", "f"]], [[-1.0] * 3, [-1.0] * 3])
-    assert prefer(pool, worth(flat), SEEN, num_kept=2, min_gap=0.02) is None
-
-
-def test_lists_closer_than_the_gap_are_not_told_apart():
-    found = prefer(EXAMPLE, worth(VALUES), SEEN, num_kept=2, min_gap=0.5)
-    assert found is not None
-    assert found.reward_J[0] - found.reward_J[1] >= 0.5 * found.reward_J[0]
-    assert prefer(EXAMPLE, worth(VALUES), SEEN, num_kept=4, min_gap=0.5) is None
-
-
-def test_lists_in_list_form_are_taken_as_they_were_drawn():
-    pool = drawn([["a"], ["d"], ["g"]], [[-1.0], [-2.0], [-3.0]])
-    found = prefer(pool, worth(VALUES), SEEN, num_kept=3, min_gap=0.01)
-    assert found is not None
-    assert found.ids_JSN[:, 0, 0].tolist() == [1000, 1010, 1020]
-    assert found.reference_JS[:, 0].tolist() == [-1.0, -2.0, -3.0]
+def test_lists_in_list_form_are_taken_as_they_were_drawn() -> None:
+    pool = drawn([["d"], ["a"], ["g"]])
+    pool = pool._replace(texts_KS=[[["d", "b"]], [["a"]], [["g"]]])
+    assert ids_of(preferred(pool, VALUES)) == [[1010], [1000], [1020]]
+    assert drawn_texts(pool, 0) == ["d", "b"]
+    assert reward_of(pool.prompt, VALUES, SEEN, ["b", "d"]) == pytest.approx(0.08 + 0.005)
