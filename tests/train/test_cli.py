@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+from export.checkpoint import Run
 from train.cli import app
 
 
@@ -101,7 +102,10 @@ def test_logs_of_two_places_are_mined_together_and_again_when_one_changes(
 
 def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: Path) -> None:
     # The hand-made log has few texts: fewer ids than a tiny vocabulary has room for.
-    config = config_file(tmp_path, simulated_logs.searches, simulated_logs.impressions)
+    aligned = "[alignment]\nnum_rounds = 1\nnum_prompts = 24\nnum_valid_prompts = 9\nmax_kl = 1e6\n"
+    config = config_file(
+        tmp_path, simulated_logs.searches, simulated_logs.impressions, more=aligned
+    )
     run = tmp_path / "run"
     result = called("run", "--config", config, "--run", run)
     assert result.exit_code == 0, result.output
@@ -112,12 +116,18 @@ def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: 
         "encoder/model.safetensors",
         "generator/model.safetensors",
         "click_model/head.safetensors",
+        "aligned/model.safetensors",
         "index/index.json",
     ):
         assert (run / name).exists(), name
     assert not list(run.glob("*.partial"))
     again = called("run", "--config", config, "--run", run)
-    assert again.stdout.count("done already, skipped") == 6
+    assert again.stdout.count("done already, skipped") == 7
+    assert Run(run).generator_directory == run / "aligned"
+    unaligned = config_file(tmp_path, simulated_logs.searches, simulated_logs.impressions)
+    result = called("align", "--config", unaligned, "--run", run)
+    assert "stays as fine-tuned" in result.stdout
+    assert Run(run).generator_directory == run / "generator"
 
 
 def test_help_names_every_command() -> None:
@@ -129,9 +139,12 @@ def test_help_names_every_command() -> None:
         "encoder",
         "sft",
         "click",
+        "align",
         "index",
         "run",
         "import",
+        "evaluate",
+        "report",
     ):
         assert name in result.stdout
 
