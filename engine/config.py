@@ -36,8 +36,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Time for an answer where the call has no deadline."""
     reserve_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
     """Kept back of every deadline for ranking, writing and sending the answer."""
+    lame_duck_s: Annotated[float, Meta(ge=0, le=600)] = 0.25
+    """On SIGTERM, calls are answered for this long although health says NOT_SERVING."""
     grace_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
-    """On SIGTERM, calls in flight may take this long before they are cut."""
+    """After that, calls in flight may take this long before they are cut."""
     max_concurrent_calls: Count = 1000
     """Further calls are refused with RESOURCE_EXHAUSTED before they are read; per process."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1

@@ -58,9 +58,13 @@ class Release:
             if self._num_requests == 0:
                 self._idle.set()
 
+    async def idle(self) -> None:
+        """Waits until it answers no request."""
+        await self._idle.wait()
+
     async def end(self) -> None:
         """Waits for the last request, then lets go of models and index."""
-        await self._idle.wait()
+        await self.idle()
         await self.pipeline.worker.close()
 
 
@@ -144,6 +148,10 @@ class Releases:
         for side, directory in _sides(places):
             is_current &= await self._refresh(side, directory, is_asked=is_asked)
         return is_current
+
+    async def idle(self) -> None:
+        """Waits until no request is being answered."""
+        await asyncio.gather(*self._ending, *(r.idle() for r in self._sides.values()))
 
     async def close(self) -> None:
         """Ends all releases, each after its last request."""

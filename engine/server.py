@@ -22,6 +22,7 @@ from engine.service import SERVICE_NAME, Feedback, Service, add_service
 
 # The largest valid request has 96 KiB; one twice as long is not read to its end.
 _MAX_REQUEST_BYTES = 192 << 10
+_LAST_CALLS_S = 0.05
 _HEALTH_NAMES = ("", SERVICE_NAME)
 
 
@@ -106,11 +107,20 @@ class Server:
         await self._set_health(is_serving=True)
 
     async def drain(self) -> None:
-        """Says NOT_SERVING, lets calls in flight finish within the grace period, then stops."""
+        """Says NOT_SERVING, answers on for a while, then refuses calls and ends those in flight."""
+        config = self._config.server
         await self._health.enter_graceful_shutdown()
-        self._service.is_draining = True
         if self._server is not None:
-            await self._server.stop(self._config.server.grace_s)
+            if self.releases.main is not None:
+                await asyncio.sleep(config.lame_duck_s)
+            self._service.is_draining = True
+            stop_by_s = time.monotonic() + config.grace_s
+            in_flight = asyncio.ensure_future(self.releases.idle())
+            await asyncio.wait([in_flight], timeout=config.grace_s)
+            # What has arrived but is not taken yet when gRPC stops is CANCELLED, where UNAVAILABLE
+            # would be right (https://github.com/grpc/grpc/issues/41785): take and refuse it.
+            await asyncio.sleep(_LAST_CALLS_S)
+            await self._server.stop(max(0.0, stop_by_s - time.monotonic()))
         await self.releases.close()
         self._runtime.close()
         self._feedback_log.close()

@@ -35,7 +35,7 @@ from engine.ports import shared_port
 _BACKOFF_S = 0.5  # before the first restart in a row; doubles with each
 _MAX_RESTARTS = 5  # in a row
 _STABLE_S = 60.0  # a worker that served this long starts a new row
-_END_S = 15.0  # beyond the grace period, before a worker is killed
+_END_S = 15.0  # beyond what it may take to drain, before a worker is killed
 
 
 class Restarts:
@@ -281,7 +281,8 @@ class Supervisor:
         workers = list(self._workers.values())
         for worker in workers:
             worker.signal(signal.SIGTERM)
-        limit_s = self._config.server.grace_s + _END_S
+        server = self._config.server
+        limit_s = server.lame_duck_s + server.grace_s + _END_S
         try:
             async with asyncio.timeout(limit_s):
                 for worker in workers:
