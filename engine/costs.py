@@ -4,6 +4,7 @@ Model execution is predictable (Clockwork, OSDI 2020), so the planner can decide
 instead of after missing. Knows nothing of what the stages do.
 """
 
+import copy
 from bisect import bisect_left, insort
 from collections import deque
 from typing import NamedTuple
@@ -44,6 +45,10 @@ class CostModel:
         if window is None:
             window = self._windows[key] = _Window(self._quantile)
         window.add(elapsed_s, self._clock.now_s())
+
+    def adopt(self, other: "CostModel") -> None:
+        """Takes over all that another one has learnt, which goes on learning for itself."""
+        self._windows = copy.deepcopy(other._windows)
 
     def predict_s(self, work: Work, batch_size: int) -> float:
         """Returns seconds that a run of `batch_size` rows is unlikely to exceed.

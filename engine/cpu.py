@@ -24,6 +24,11 @@ def num_usable_cpus(root: Path = _ROOT) -> int:
     return max(1, min([len(os.sched_getaffinity(0)), *(int(q) for q in quotas)]))
 
 
+def threads_per_process(num_processes: int) -> int:
+    """Returns how many threads each of so many processes may run, at least 1."""
+    return max(1, num_usable_cpus() // num_processes)
+
+
 def cpu_features(root: Path = _ROOT) -> frozenset[str]:
     """Returns the CPU's feature flags as Linux names them, such as "avx512_vnni"; may be empty."""
     try:

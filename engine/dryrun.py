@@ -10,8 +10,8 @@ from engine.bundle import Bundle
 from engine.config import Config
 from engine.costs import Work
 from engine.deadline import Deadline, MonotonicClock
+from engine.loading import load_pipeline, make_runtime
 from engine.manifest import ScenarioSpec
-from engine.server import load_pipeline, make_runtime
 from engine.stages import Probe
 
 _FALLBACK_QUERY = "queries"

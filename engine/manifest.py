@@ -110,6 +110,17 @@ class Manifest(_Part, frozen=True, kw_only=True):
     provenance: dict[str, str] = {}
     files: dict[str, str]  # path relative to the bundle -> sha256
 
+    def has_models_of(self, other: "Manifest") -> bool:
+        """Returns whether only the index tells two bundles apart: what models read and write."""
+        return self._without_index() == other._without_index()
+
+    def _without_index(self) -> tuple[object, ...]:
+        models = (self.encoder, self.generator, self.click_model)
+        specs = [spec for spec in models if spec is not None]
+        names = {"tokenizer.json", *(n for s in specs for n in (s.file, s.tokenizer))}
+        names |= {s.fallback_file for s in specs if s.fallback_file}
+        return (models, self.prompt, self.scenarios, {n: self.files.get(n) for n in names})
+
 
 class BundleError(ValueError):
     """A bundle cannot be used; the message names the file and what is wrong with it."""

@@ -53,7 +53,7 @@ class Runner(Protocol):
         ...
 
     async def close(self) -> None:
-        """Ends connections, if there are any."""
+        """Ends connections, and lets go of models and index once nothing runs on them."""
         ...
 
 
@@ -74,7 +74,7 @@ class LocalRunner:
     ) -> None:
         """Remembers the parts."""
         self.max_batch_size = max_batch_size
-        self._bundle = bundle
+        self._bundle: Bundle | None = bundle
         self._retrieval = retrieval
         self._runtime = runtime
         self._clock = clock
@@ -84,13 +84,16 @@ class LocalRunner:
         return await self._runtime.run(self._execute, work, rows)
 
     async def close(self) -> None:
-        """Does nothing: the runtime belongs to the caller."""
+        """Lets go of models and index after the last run; the runtime belongs to the caller."""
+        await self._runtime.run(lambda: None)  # runs go one after another
+        self._bundle = self._retrieval = None
 
     def _execute(self, work: Work, rows: Sequence[Any]) -> Sequence[object]:
         """Runs on the model thread."""
         bundle = self._bundle
+        assert bundle is not None
         if work.stage is Stage.ENCODE:
-            return self._look_up(rows)
+            return self._look_up(bundle, rows)
         if work.stage is Stage.GENERATE:
             assert bundle.generator is not None
             return bundle.generator.run(rows)
@@ -98,11 +101,11 @@ class LocalRunner:
         assert bundle.click_model is not None
         return bundle.click_model.run(rows, work.variant[0])
 
-    def _look_up(self, rows: Sequence[LookupRow]) -> list[Found]:
-        assert self._bundle.encoder is not None
+    def _look_up(self, bundle: Bundle, rows: Sequence[LookupRow]) -> list[Found]:
+        assert bundle.encoder is not None
         assert self._retrieval is not None
         started_s = self._clock.now_s()
-        embeddings_BD = self._bundle.encoder.run([r.ids for r in rows])
+        embeddings_BD = bundle.encoder.run([r.ids for r in rows])
         encoded_s = self._clock.now_s()
         found = [
             self._retrieval.nearby(r.query, e) for r, e in zip(rows, embeddings_BD, strict=True)
@@ -158,8 +161,9 @@ class RemoteRunner:
         return await asyncio.gather(*(self._one(work, row, finish_by_s) for row in rows))
 
     async def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connection, and lets go of the index."""
         await self._models.close()
+        self._retrieval = None
 
     def _one(self, work: Work, row: Any, finish_by_s: float) -> Awaitable[object]:
         if work.stage is Stage.ENCODE:

@@ -1,101 +1,75 @@
 """The server's life: listen, load, warm up, serve, drain. Knows nothing of single requests."""
 
 import asyncio
-import signal
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine.bundle import load_bundle
+from engine.attribution import KeyRing
 from engine.config import Config, load_keys
-from engine.costs import Work
-from engine.cpu import num_usable_cpus
+from engine.console import Signals, say, warn_of_ephemeral_keys
 from engine.deadline import Clock, MonotonicClock
-from engine.device import Device
 from engine.feedback import FeedbackLog
+from engine.loading import load_pipeline, make_runtime
 from engine.pipeline import Pipeline
-from engine.runtime import Runtime
-from engine.safety import Blocklist
+from engine.places import Places
+from engine.releases import Releases
 from engine.service import SERVICE_NAME, Feedback, Service, add_service
-from engine.triton import TritonFailure, connect
-from engine.warmup import warm_up
 
 # The largest valid request has 96 KiB; one twice as long is not read to its end.
 _MAX_REQUEST_BYTES = 192 << 10
+_LAST_CALLS_S = 0.05
 _HEALTH_NAMES = ("", SERVICE_NAME)
-
-ReportCost = Callable[[Work, int, float], None]
-
-
-async def load_pipeline(
-    bundle_directory: Path,
-    runtime: Runtime,
-    config: Config,
-    clock: Clock,
-    report: ReportCost | None = None,
-) -> Pipeline:
-    """Returns a pipeline that is verified and warm.
-
-    Raises:
-        BundleError: the bundle cannot be used.
-        ValueError: the blocklist cannot be read, or the Triton server does not serve the bundle.
-    """
-    blocklist = Blocklist.load(config.ranking.blocklist)
-    url = config.triton.url
-    bundle = await asyncio.to_thread(load_bundle, bundle_directory, None if url else runtime)
-    remote = await connect(url, bundle_directory, bundle.manifest, clock) if url else None
-    pipeline = Pipeline(bundle, runtime, config, clock, remote=remote, blocklist=blocklist)
-    try:
-        await warm_up(bundle, pipeline.worker, report=report)
-    except BaseException as error:
-        await pipeline.worker.close()
-        if isinstance(error, TritonFailure):
-            raise ValueError(f"warming up: {error}") from None
-        raise
-    return pipeline
-
-
-def make_runtime(config: Config) -> Runtime:
-    """Returns the runtime that the configuration asks for.
-
-    Raises:
-        ValueError: this ONNX Runtime does not know the device.
-    """
-    return Runtime(
-        num_threads=config.models.num_threads or num_usable_cpus(),
-        shared_thread_pool=config.models.shared_thread_pool,
-        device=Device(config.models.device, config.models.device_id, config.models.tensorrt_cache),
-    )
 
 
 class Server:
-    """One gRPC server. Listens from the start, and serves once a bundle is loaded."""
+    """One gRPC server. Serves once it listens and a release is loaded, in whatever order."""
 
-    def __init__(self, config: Config, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock | None = None,
+        *,
+        keys: KeyRing | None = None,
+        shares_port: bool = False,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Opens the feedback log and the keys.
+
+        Args:
+            config: Settings.
+            clock: Time of deadlines.
+            keys: Sign attribution tokens, in place of those of the configuration.
+            shares_port: Whether other processes listen on the same port.
+            report: Called with a line for the operator when a release takes over.
 
         Raises:
             ValueError: keys or feedback directory cannot be used.
         """
         self._config = config
         self._clock = clock or MonotonicClock()
-        keys = load_keys(config.feedback.keys_file)
+        keys = keys or load_keys(config.feedback.keys_file)
         self._feedback_log = FeedbackLog(Path(config.feedback.directory))
         self._runtime = make_runtime(config)
+        self.releases = Releases(
+            self._load_pipeline, canary_share=config.server.canary_share, report=report
+        )
         self._service = Service(
             Feedback(keys=keys, log=self._feedback_log),
+            self.releases,
             self._clock,
             default_budget_s=config.server.default_budget_ms / 1000,
         )
         self._health = health.aio.HealthServicer()
+        self._shares_port = shares_port
         self._server: aio.Server | None = None
 
     async def start(self) -> int:
-        """Listens, health NOT_SERVING, and returns the port.
+        """Listens, and returns the port. Health is NOT_SERVING unless a release is loaded.
 
         Raises:
             ValueError: the address cannot be bound.
@@ -103,7 +77,8 @@ class Server:
         server = aio.server(
             options=[
                 ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
-                ("grpc.so_reuseport", 0),  # a second engine on the port is an error, not a sharer
+                # Unless asked for, a second engine on the port is an error, not a sharer.
+                ("grpc.so_reuseport", int(self._shares_port)),
             ],
             maximum_concurrent_rpcs=self._config.server.max_concurrent_calls,
         )
@@ -111,7 +86,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        await self._set_health(is_serving=False)
+        await self._set_health(is_serving=self.releases.main is not None)
         address = f"{self._config.server.host}:{self._config.server.port}"
         try:
             port = server.add_insecure_port(address)
@@ -121,27 +96,39 @@ class Server:
         self._server = server
         return port
 
-    async def load(self, bundle_directory: Path) -> Pipeline:
-        """Loads, verifies and warms a bundle, then says SERVING.
+    async def load(self, bundle: Path, canary: Path | None = None) -> None:
+        """Loads, verifies and warms a bundle, and its canary if there is one; then says SERVING.
 
         Raises:
-            BundleError: the bundle cannot be used.
+            BundleError: a bundle cannot be used.
+            ValueError: see `load_pipeline`.
         """
-        pipeline = await load_pipeline(bundle_directory, self._runtime, self._config, self._clock)
-        self._service.pipeline = pipeline
+        await self.releases.load(Places(bundle, canary))
         await self._set_health(is_serving=True)
-        return pipeline
 
     async def drain(self) -> None:
-        """Says NOT_SERVING, lets calls in flight finish within the grace period, then stops."""
+        """Says NOT_SERVING, answers on for a while, then refuses calls and ends those in flight."""
+        config = self._config.server
         await self._health.enter_graceful_shutdown()
-        self._service.is_draining = True
         if self._server is not None:
-            await self._server.stop(self._config.server.grace_s)
-        if self._service.pipeline is not None:
-            await self._service.pipeline.worker.close()
+            if self.releases.main is not None:
+                await asyncio.sleep(config.lame_duck_s)
+            self._service.is_draining = True
+            stop_by_s = time.monotonic() + config.grace_s
+            in_flight = asyncio.ensure_future(self.releases.idle())
+            await asyncio.wait([in_flight], timeout=config.grace_s)
+            # What has arrived but is not taken yet when gRPC stops is CANCELLED, where UNAVAILABLE
+            # would be right (https://github.com/grpc/grpc/issues/41785): take and refuse it.
+            await asyncio.sleep(_LAST_CALLS_S)
+            await self._server.stop(max(0.0, stop_by_s - time.monotonic()))
+        await self.releases.close()
         self._runtime.close()
         self._feedback_log.close()
+
+    async def _load_pipeline(self, directory: Path, others: Sequence[Pipeline]) -> Pipeline:
+        return await load_pipeline(
+            directory, self._runtime, self._config, self._clock, others=others
+        )
 
     async def _set_health(self, *, is_serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
@@ -149,34 +136,43 @@ class Server:
             await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
 
-async def serve(bundle_directory: Path, config: Config) -> None:
+async def serve(places: Places, config: Config, *, started_s: float) -> None:
     """Serves until SIGTERM or SIGINT. Prints one line when it listens and one when it serves.
+
+    Args:
+        places: The bundle and the canary; links are followed again on SIGHUP.
+        config: Settings.
+        started_s: When the process started, on `time.monotonic`.
 
     Raises:
         ValueError: the bundle (BundleError), the address or a file cannot be used.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    server = Server(config)
+    signals = Signals()
+    server = Server(config, report=say)
+    following = None
     try:
         port = await server.start()
-        print(f"queryrec-engine: listening on {config.server.host}:{port}", flush=True)
-        if not config.feedback.keys_file:
-            print(
-                "queryrec-engine: warning: feedback.keys_file is not set; attribution tokens end "
-                "with this process and other replicas refuse them",
-                file=sys.stderr,
-            )
-        stopped = asyncio.ensure_future(stop.wait())
-        loading = asyncio.ensure_future(server.load(bundle_directory))
+        say(f"listening on {config.server.host}:{port}")
+        warn_of_ephemeral_keys(config)
+        stopped = asyncio.ensure_future(signals.stop.wait())
+        loading = asyncio.ensure_future(server.load(*places.resolved()))
         await asyncio.wait((stopped, loading), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():  # told to stop while loading: never say SERVING
             loading.cancel()
             return
-        bundle_id = loading.result().bundle.manifest.bundle_id
-        print(f"queryrec-engine: serving {bundle_id}", flush=True)
+        loading.result()
+        main = server.releases.main
+        assert main is not None
+        say(f"serving {main.manifest.bundle_id} after {time.monotonic() - started_s:.2f} s")
+        following = asyncio.ensure_future(_follow(places, server, signals, config.server.watch_s))
         await stopped
     finally:
+        if following is not None:
+            following.cancel()
         await server.drain()
+
+
+async def _follow(places: Places, server: Server, signals: Signals, watch_s: float) -> None:
+    """Swaps in what the places lead to, for ever."""
+    async for is_asked in signals.reloads(watch_s):
+        await server.releases.refresh(places.resolved(), is_asked=is_asked)

@@ -19,7 +19,7 @@ from engine import errors
 from engine.attribution import KeyRing
 from engine.deadline import Clock
 from engine.feedback import MAX_EVENTS_PER_CALL, Event, FeedbackLog, checked_event
-from engine.pipeline import Pipeline
+from engine.releases import Release, Releases
 from engine.stages import Probe, Stage
 from engine.translation import question_of, response_of, scenarios_of
 from queryrec.v1 import query_recommender_service_pb2 as pb
@@ -45,12 +45,14 @@ class Feedback:
 
 
 class Service(QueryRecommenderServiceServicer):
-    """Answers calls with whatever pipeline is set at that moment."""
+    """Answers calls with the releases that are in use at that moment."""
 
-    def __init__(self, feedback: Feedback, clock: Clock, *, default_budget_s: float) -> None:
-        """Refuses calls as not ready until `pipeline` is set."""
-        self.pipeline: Pipeline | None = None
+    def __init__(
+        self, feedback: Feedback, releases: Releases, clock: Clock, *, default_budget_s: float
+    ) -> None:
+        """Refuses calls as not ready until a release is loaded."""
         self.is_draining = False
+        self._releases = releases
         self._feedback = feedback
         self._clock = clock
         self._default_budget_s = default_budget_s
@@ -64,8 +66,10 @@ class Service(QueryRecommenderServiceServicer):
         probe = Probe(self._clock)
         request_id = uuid.uuid4().hex
         try:
-            with _request_errors(request_id):
-                pipeline = self._ready()
+            with (
+                _request_errors(request_id),
+                self._picked(request.session_id, request.scenario).answering() as pipeline,
+            ):
                 with probe.during(Stage.NORMALISE):
                     question = question_of(
                         request,
@@ -118,16 +122,20 @@ class Service(QueryRecommenderServiceServicer):
         """See the contract."""
         try:
             with _request_errors(uuid.uuid4().hex):
-                return scenarios_of(self._ready().bundle.manifest)
+                return scenarios_of(self._main().manifest)
         except errors.RequestError as error:
             await errors.abort(context, error)
 
-    def _ready(self) -> Pipeline:
+    def _main(self) -> Release:
         if self.is_draining:
             raise errors.NotReady("the server is shutting down")
-        if self.pipeline is None:
+        if self._releases.main is None:
             raise errors.NotReady("the server is loading its bundle")
-        return self.pipeline
+        return self._releases.main
+
+    def _picked(self, session_id: str, scenario: str) -> Release:
+        self._main()
+        return self._releases.pick(session_id, scenario)
 
     def _checked(self, events: list[FeedbackEvent]) -> tuple[list[Event], list[FeedbackRefusal]]:
         accepted: list[Event] = []

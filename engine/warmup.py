@@ -27,6 +27,7 @@ async def warm_up(
     bundle: Bundle,
     worker: Worker,
     *,
+    is_index_only: bool = False,
     report: Callable[[Work, int, float], None] | None = None,
 ) -> None:
     """Runs all models of a bundle on random ids, at 1, 2, 4 and so on rows at the same time.
@@ -34,11 +35,14 @@ async def warm_up(
     Args:
         bundle: What to warm.
         worker: Runs it, and learns the costs.
+        is_index_only: Whether its models are warm and their costs known: only look-ups are run.
         report: Called with each kind of work, batch size and seconds that it should take.
     """
     most = worker.max_rows
     sizes = sorted({min(1 << i, most) for i in range(most.bit_length() + 1)})
     for work, make_row in kinds_of_work(bundle):
+        if is_index_only and work != ENCODE:
+            continue
         for size in sizes:
             await worker.warm(work, [make_row() for _ in range(size)])
             if report is not None:

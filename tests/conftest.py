@@ -28,6 +28,16 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one: nothing of it is the same but the scenarios."""
+    from export.sample import write_sample_bundle
+
+    directory = tmp_path_factory.mktemp("bundle") / "other"
+    write_sample_bundle(directory, mode="slots", seed=1)
+    return directory
+
+
 @dataclass(frozen=True)
 class LiveEngine:
     """A running engine in a process of its own."""
@@ -39,13 +49,14 @@ class LiveEngine:
 
 
 def _start_engine(
-    bundle: Path, directory: Path, *, environment: dict[str, str] | None = None
+    bundle: Path, directory: Path, *flags: str, environment: dict[str, str] | None = None
 ) -> LiveEngine:
     """Starts an engine on a free port and returns once it serves."""
+    serve = ("serve", "--bundle", str(bundle), "--port", "0", *flags)
     feedback = directory / "feedback"
     with (directory / "stderr.txt").open("w") as stderr_file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "engine", "serve", "--bundle", str(bundle), "--port", "0"],
+            [sys.executable, "-m", "engine", *serve],
             stdout=subprocess.PIPE,
             stderr=stderr_file,
             text=True,
@@ -94,7 +105,7 @@ def _stop_engine(engine: LiveEngine, number: str = "SIGTERM") -> int:
 
 @pytest.fixture(scope="session")
 def start_engine() -> Callable[..., LiveEngine]:
-    """Starts further engines: `start_engine(bundle, directory)`; the caller stops them."""
+    """Starts further engines: `start_engine(bundle, directory, *flags)`; the caller stops them."""
     return _start_engine
 
 

@@ -1,11 +1,16 @@
 """Fixtures of the end-to-end tests."""
 
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+
+_TIMEOUT_S = 30
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +22,26 @@ def channel(live_engine) -> Iterator[grpc.Channel]:
 @pytest.fixture(scope="module")
 def stub(channel) -> QueryRecommenderServiceStub:
     return QueryRecommenderServiceStub(channel)
+
+
+@pytest.fixture
+def following(start_engine) -> Iterator[Callable[..., object]]:
+    """Starts an engine whose further lines come one by one from `next_line()`."""
+    engines = []
+
+    def start(bundle: Path, directory: Path, *flags: str, **options: object):
+        engine = start_engine(bundle, directory, *flags, **options)
+        lines: queue.Queue[str] = queue.Queue()
+        reader = threading.Thread(
+            target=lambda: [lines.put(line.rstrip()) for line in engine.process.stdout]
+        )
+        reader.start()
+        engines.append((engine, reader))
+        return engine, lambda: lines.get(timeout=_TIMEOUT_S)
+
+    yield start
+    for engine, reader in engines:
+        engine.process.terminate()
+        engine.process.wait(_TIMEOUT_S)
+        reader.join(_TIMEOUT_S)
+        engine.process.stdout.close()

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from engine.manifest import read_manifest
 from queryrec.client import QueryRecClient, QueryRecError
+from queryrec.v1 import query_recommender_service_pb2 as pb
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 
 SERVE = (sys.executable, "-m", "engine", "serve")
 
@@ -104,3 +108,35 @@ async def test_a_full_disk_refuses_feedback_and_nothing_else_until_there_is_room
     finally:
         assert stop_engine(engine) == 0
     assert list(engine.feedback_directory.glob("*.jsonl")), "what was accepted is there"
+
+
+@pytest.mark.parametrize("watch_s", ["0", "0.1"])
+def test_a_link_that_leads_elsewhere_is_followed_on_sighup_or_unasked(
+    tiny_bundle, other_bundle, tmp_path, following, watch_s
+):
+    link = tmp_path / "current"
+    link.symlink_to(tiny_bundle)
+    engine, next_line = following(link, tmp_path, environment={"QUERYREC_SERVER_WATCH_S": watch_s})
+    (tmp_path / "new").symlink_to(other_bundle)
+    (tmp_path / "new").rename(link)
+    if watch_s == "0":
+        engine.process.send_signal(signal.SIGHUP)
+    old, new = (read_manifest(d).bundle_id for d in (tiny_bundle, other_bundle))
+    assert next_line().startswith(f"queryrec-engine: bundle {new} takes over from {old} after ")
+
+
+def test_a_canary_shares_the_sessions(
+    tiny_bundle, other_bundle, tmp_path, start_engine, stop_engine
+):
+    flags = ("--canary", str(other_bundle), "--canary-share", "1")
+    engine = start_engine(tiny_bundle, tmp_path, *flags)
+    try:
+        with grpc.insecure_channel(engine.target) as channel:
+            stub = QueryRecommenderServiceStub(channel)
+            listed = stub.ListScenarios(pb.ListScenariosRequest(), timeout=30)
+            request = pb.RecommendRequest(scenario="suggestion", query="a lamp", session_id="s")
+            answer = stub.Recommend(request, timeout=30)
+    finally:
+        assert stop_engine(engine) == 0
+    assert listed.bundle_id == read_manifest(tiny_bundle).bundle_id
+    assert answer.bundle_id == read_manifest(other_bundle).bundle_id

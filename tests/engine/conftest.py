@@ -1,9 +1,16 @@
 """Fixtures of the engine's tests."""
 
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
 import pytest
 
 from engine.bundle import Bundle, load_bundle
+from engine.manifest import MANIFEST_FILE, read_manifest
 from engine.runtime import Runtime
+from export.packing import sealed
 
 
 class ManualClock:
@@ -34,3 +41,20 @@ def runtime():
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle, runtime) -> Bundle:
     return load_bundle(tiny_bundle, runtime)
+
+
+@pytest.fixture
+def changed_bundle(tmp_path):
+    """Copies a bundle with another manifest, or, without changes, with another index."""
+
+    def changed(source: Path, name: str, **changes: object) -> Path:
+        directory = shutil.copytree(source, tmp_path / name)
+        manifest = read_manifest(directory)
+        (directory / MANIFEST_FILE).unlink()
+        if not changes:
+            counts = directory / "index/popularity.npy"
+            np.save(counts, np.load(counts)[::-1])
+        sealed(directory, msgspec.structs.replace(manifest, **changes))
+        return directory
+
+    return changed

@@ -7,9 +7,9 @@ import pytest
 from engine.bundle import load_bundle
 from engine.config import Config, ModelsConfig
 from engine.device import CPU, Device, check_available, providers
+from engine.loading import make_runtime
 from engine.manifest import BundleError
 from engine.runtime import Runtime
-from engine.server import make_runtime
 
 
 def test_a_device_that_this_onnx_runtime_lacks_is_refused():
@@ -46,4 +46,4 @@ def test_a_provider_that_does_not_start_is_no_silent_fallback(
     monkeypatch.setattr(runtime, "device", Device("cuda"))
     monkeypatch.setattr("engine.runtime.providers", lambda _: providers(CPU))
     with pytest.raises(BundleError, match=r"CUDAExecutionProvider could not start"):
-        runtime.open(tiny_bundle / "encoder.onnx")
+        runtime.open(tiny_bundle / "encoder.onnx", sha256="0" * 64)

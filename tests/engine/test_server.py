@@ -10,7 +10,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.config import Config, FeedbackConfig, ModelsConfig, ServerConfig
-from engine.manifest import BundleError
+from engine.manifest import BundleError, read_manifest
+from engine.places import Places
 from engine.server import Server
 from queryrec.client import QueryRecClient, QueryRecError
 
@@ -74,6 +75,58 @@ async def test_calls_in_flight_are_answered_while_it_drains(config, tiny_bundle)
         await server.drain()
         answers = await asyncio.gather(*calls, return_exceptions=True)
     assert all(not isinstance(a, BaseException) and a.suggestions for a in answers), answers
+
+
+async def test_no_call_fails_while_bundles_are_swapped(config, tiny_bundle, other_bundle):
+    server = Server(config)
+    target = f"127.0.0.1:{await server.start()}"
+    await server.load(tiny_bundle)
+    answered: list[tuple[str, int]] = []
+
+    async def call_on(caller: int) -> None:
+        async with QueryRecClient(target, timeout_s=30) as client:
+            while not is_done.is_set():
+                answer = await client.recommend("suggestion", f"thing {caller} {len(answered)}")
+                answered.append((answer.bundle_id, len(answer.suggestions)))
+
+    is_done = asyncio.Event()
+    callers = [asyncio.ensure_future(call_on(i)) for i in range(6)]
+    try:
+        async with QueryRecClient(target, timeout_s=30) as client:
+            for directory in (other_bundle, tiny_bundle, other_bundle):
+                assert await server.releases.refresh(Places(directory), is_asked=True)
+                expected = read_manifest(directory).bundle_id
+                assert (await client.recommend("suggestion", "a lamp")).bundle_id == expected
+        is_done.set()
+        await asyncio.gather(*callers)  # raises what a call raised
+    finally:
+        await server.drain()
+    assert {bundle_id for bundle_id, _ in answered} == {
+        read_manifest(directory).bundle_id for directory in (tiny_bundle, other_bundle)
+    }
+    assert all(num_suggestions for _, num_suggestions in answered)
+
+
+async def test_a_canary_answers_the_same_sessions_again(config, tiny_bundle, other_bundle):
+    share = ServerConfig(port=0, canary_share=0.5)
+    server = Server(msgspec.structs.replace(config, server=share))
+    try:
+        target = f"127.0.0.1:{await server.start()}"
+        await server.load(tiny_bundle, other_bundle)
+        async with QueryRecClient(target, timeout_s=30) as client:
+
+            async def answerers() -> list[str]:
+                calls = [
+                    client.recommend("suggestion", "a lamp", session_id=f"session {i}")
+                    for i in range(20)
+                ]
+                return [answer.bundle_id for answer in await asyncio.gather(*calls)]
+
+            first = await answerers()
+            assert first == await answerers()
+        assert set(first) == {read_manifest(d).bundle_id for d in (tiny_bundle, other_bundle)}
+    finally:
+        await server.drain()
 
 
 async def test_feedback_for_another_replica_is_taken_if_the_keys_are_shared(

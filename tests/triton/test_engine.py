@@ -13,10 +13,10 @@ import pytest
 from engine.answer import Answer, Question
 from engine.config import Config, ModelsConfig, TritonConfig
 from engine.deadline import Deadline, MonotonicClock
+from engine.loading import load_pipeline
 from engine.manifest import read_manifest
 from engine.pipeline import Pipeline
 from engine.runtime import Runtime
-from engine.server import load_pipeline
 from engine.stages import Left, Omission, Probe, Stage, Why
 from engine.wire import model_name
 

@@ -1,0 +1,174 @@
+"""Two engines behind a real Envoy, set up as `deploy/envoy.yaml` says. Needs `make envoy`."""
+
+import json
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+
+from engine.manifest import read_manifest
+from queryrec.v1 import query_recommender_service_pb2 as pb
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parent.parent.parent
+ENVOY = ROOT / ".venv-envoy/bin/envoy"
+TIMEOUT_S = 10
+NUM_CALLERS = 4
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def configured(targets: list[str], port: int) -> dict[str, object]:
+    """The shipped configuration, with addresses of this machine."""
+    config = yaml.safe_load((ROOT / "deploy/envoy.yaml").read_text())
+    del config["admin"]
+    resources = config["static_resources"]
+    resources["listeners"][0]["address"]["socket_address"] = {
+        "address": "127.0.0.1",
+        "port_value": port,
+    }
+    endpoints = []
+    for target in targets:
+        host, number = target.split(":")
+        address = {"socket_address": {"address": host, "port_value": int(number)}}
+        endpoints.append({"endpoint": {"address": address}})
+    resources["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"] = endpoints
+    return config
+
+
+@pytest.fixture
+def engines(tiny_bundle, other_bundle, tmp_path, start_engine, stop_engine):
+    """Two engines that answers tell apart: they serve different bundles."""
+    running = []
+    for i, bundle in enumerate((tiny_bundle, other_bundle)):
+        (tmp_path / str(i)).mkdir()
+        # Longer than Envoy's health checks take to find out that an engine drains.
+        environment = {"QUERYREC_SERVER_LAME_DUCK_S": "2"}
+        running.append(start_engine(bundle, tmp_path / str(i), environment=environment))
+    yield running
+    for engine in running:
+        stop_engine(engine)
+
+
+@pytest.fixture
+def envoy(engines, tmp_path) -> Iterator[str]:
+    """The address of an Envoy in front of both engines."""
+    if not ENVOY.exists():
+        pytest.skip("no Envoy here: run `make envoy`")
+    port = free_port()
+    path = tmp_path / "envoy.json"
+    path.write_text(json.dumps(configured([e.target for e in engines], port)))
+    with (tmp_path / "envoy.txt").open("w") as log:
+        process = subprocess.Popen(
+            [ENVOY, "-c", path, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            try:
+                grpc.channel_ready_future(channel).result(30)
+            except grpc.FutureTimeoutError:
+                pytest.fail((tmp_path / "envoy.txt").read_text())
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+class Callers:
+    """Call through Envoy, over and over, until they are stopped."""
+
+    def __init__(self, target: str) -> None:
+        self.answered: Counter[str] = Counter()  # by bundle
+        self.failed: list[grpc.StatusCode] = []
+        self._target = target
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._pool = ThreadPoolExecutor(NUM_CALLERS)
+
+    def __enter__(self) -> "Callers":
+        self._done = [self._pool.submit(self._call, i) for i in range(NUM_CALLERS)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for future in self._done:
+            future.result(30)
+        self._pool.shutdown()
+
+    def wait_for(self, bundle_id: str, num_more: int) -> None:
+        """Returns once this many further calls were answered with a bundle."""
+        with self._changed:
+            goal = self.answered[bundle_id] + num_more
+            assert self._changed.wait_for(lambda: self.answered[bundle_id] >= goal, 30)
+
+    def _call(self, caller: int) -> None:
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        with grpc.insecure_channel(self._target, options=options) as channel:
+            stub = QueryRecommenderServiceStub(channel)
+            while not self._stop.is_set():
+                query = f"thing {caller} {time.monotonic_ns()}"
+                request = pb.RecommendRequest(scenario="suggestion", query=query)
+                try:
+                    answer = stub.Recommend(request, timeout=TIMEOUT_S)
+                except grpc.RpcError as error:
+                    with self._changed:
+                        self.failed.append(error.code())
+                else:
+                    with self._changed:
+                        self.answered[answer.bundle_id] += 1
+                        self._changed.notify_all()
+
+
+def test_calls_go_on_succeeding_after_an_engine_is_killed(
+    envoy, engines, tiny_bundle, other_bundle
+):
+    killed, left = (read_manifest(d).bundle_id for d in (tiny_bundle, other_bundle))
+    with Callers(envoy) as callers:
+        callers.wait_for(killed, 20)
+        callers.wait_for(left, 20)  # both are used
+        engines[0].process.send_signal(signal.SIGKILL)
+        engines[0].process.wait(20)
+        callers.wait_for(left, 200)
+    # Those in flight on it are repeated on the other one: a call that breaks may be repeated.
+    assert callers.failed == []
+
+
+def test_calls_go_on_succeeding_while_an_engine_hangs(envoy, engines, tiny_bundle, other_bundle):
+    hanging, left = (read_manifest(d).bundle_id for d in (tiny_bundle, other_bundle))
+    with Callers(envoy) as callers:
+        callers.wait_for(hanging, 20)
+        engines[0].process.send_signal(signal.SIGSTOP)
+        try:
+            callers.wait_for(left, 200)
+        finally:
+            engines[0].process.send_signal(signal.SIGCONT)
+        callers.wait_for(hanging, 20)  # taken back once its health is right
+    assert callers.failed == []
+
+
+def test_no_call_fails_while_an_engine_drains(envoy, engines, tiny_bundle, other_bundle):
+    drained, left = (read_manifest(d).bundle_id for d in (tiny_bundle, other_bundle))
+    with Callers(envoy) as callers:
+        callers.wait_for(drained, 20)
+        callers.wait_for(left, 20)
+        engines[0].process.send_signal(signal.SIGTERM)
+        assert engines[0].process.wait(30) == 0
+        callers.wait_for(left, 200)
+    assert callers.failed == []

@@ -1,0 +1,223 @@
+"""Several processes behind one port: shared keys, feedback, restarts, swaps, and an orderly end."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from engine.feedback import read_events, segments
+from engine.manifest import read_manifest
+from queryrec.v1 import feedback_pb2
+from queryrec.v1 import query_recommender_service_pb2 as pb
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+
+TIMEOUT_S = 30
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+
+
+@contextlib.contextmanager
+def connected(target: str) -> Iterator[QueryRecommenderServiceStub]:
+    """A stub with a connection of its own, which one of the workers gets."""
+    with grpc.insecure_channel(target, options=OWN_CONNECTION) as channel:
+        yield QueryRecommenderServiceStub(channel)
+
+
+def question(query: str) -> pb.RecommendRequest:
+    return pb.RecommendRequest(scenario="suggestion", query=query)
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children(process: subprocess.Popen[str]) -> set[int]:
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return {int(pid) for pid in listed.split()}
+
+
+def test_any_worker_takes_the_feedback_for_any_answer_and_all_of_it_is_read(
+    tiny_bundle, tmp_path, start_engine, stop_engine
+):
+    engine = start_engine(tiny_bundle, tmp_path, "--workers", "2")
+    try:
+        assert len(children(engine.process)) == 2
+        with connected(engine.target) as stub:
+            token = stub.Recommend(question("a lamp"), timeout=TIMEOUT_S).attribution_token
+        for i in range(24):  # all at the same worker once in eight million times
+            event = feedback_pb2.FeedbackEvent(
+                event_id=str(i),
+                attribution_token=token,
+                kind="FEEDBACK_KIND_CLICK",
+                position=1,
+            )
+            event.time.GetCurrentTime()
+            with connected(engine.target) as stub:
+                receipt = stub.RecordFeedback(
+                    pb.RecordFeedbackRequest(events=[event]), timeout=TIMEOUT_S
+                )
+            assert (receipt.num_accepted, list(receipt.refusals)) == (1, [])
+    finally:
+        assert stop_engine(engine) == 0
+    written = segments(engine.feedback_directory)
+    assert len(written) == 2
+    assert {e.event_id for e in read_events(written)} == {str(i) for i in range(24)}
+    assert len(list(read_events(written))) == 24
+
+
+def test_a_worker_that_is_killed_starts_again_while_the_other_answers(
+    tiny_bundle, tmp_path, following
+):
+    engine, next_line = following(tiny_bundle, tmp_path, "--workers", "2")
+    before = children(engine.process)
+    killed = min(before)
+    os.kill(killed, signal.SIGKILL)
+    with connected(engine.target) as stub:
+        # Waits for a connection, should the first one still have gone to the dead.
+        answer = stub.Recommend(question("a lamp"), timeout=TIMEOUT_S, wait_for_ready=True)
+    assert answer.suggestions
+    identity = read_manifest(tiny_bundle).bundle_id
+    assert f": serving {identity} again" in next_line()
+    after = children(engine.process)
+    assert len(after) == 2
+    assert before - after == {killed}
+    assert "ended with SIGKILL; starts again in 0.5 s" in (tmp_path / "stderr.txt").read_text()
+
+
+def test_a_link_that_leads_elsewhere_is_followed_by_all_workers_on_sighup(
+    tiny_bundle, other_bundle, tmp_path, following
+):
+    link = tmp_path / "current"
+    link.symlink_to(tiny_bundle)
+    engine, next_line = following(link, tmp_path, "--workers", "2")
+    link.unlink()
+    link.symlink_to(other_bundle)
+    engine.process.send_signal(signal.SIGHUP)
+    old, new = read_manifest(tiny_bundle).bundle_id, read_manifest(other_bundle).bundle_id
+    for number in (1, 2):
+        expected = f"queryrec-engine: worker {number}: bundle {new} takes over from {old} after"
+        assert next_line().startswith(expected)
+    for _ in range(8):
+        with connected(engine.target) as stub:
+            assert stub.ListScenarios(pb.ListScenariosRequest(), timeout=TIMEOUT_S).bundle_id == new
+    os.kill(min(children(engine.process)), signal.SIGKILL)
+    assert next_line().endswith(f"serving {new} again")
+
+
+def test_a_bundle_that_a_worker_refuses_is_complained_of_once_and_the_old_one_serves(
+    tiny_bundle, tmp_path, following
+):
+    link = tmp_path / "current"
+    link.symlink_to(tiny_bundle)
+    engine, next_line = following(link, tmp_path, "--workers", "2")
+    link.unlink()
+    link.symlink_to(tmp_path / "nosuch")
+    engine.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "is this a bundle?" in (tmp_path / "stderr.txt").read_text())
+    link.unlink()
+    link.symlink_to(tiny_bundle)
+    engine.process.send_signal(signal.SIGHUP)
+    identity = read_manifest(tiny_bundle).bundle_id
+    for number in (1, 2):
+        assert next_line().endswith(f"worker {number}: bundle {identity} is served already")
+    complaint = f"worker 1: bundle refused, {identity} goes on serving: {tmp_path / 'nosuch'}"
+    assert (tmp_path / "stderr.txt").read_text().count("refused") == 1
+    assert complaint in (tmp_path / "stderr.txt").read_text()
+
+
+def test_sigterm_under_load_fails_no_call_that_had_arrived(
+    tiny_bundle, tmp_path, start_engine, stop_engine
+):
+    engine = start_engine(tiny_bundle, tmp_path, "--workers", "2")
+    outcomes: list[tuple[bool, grpc.StatusCode]] = []  # was it begun before the signal, and status
+
+    def hammer(caller: int) -> None:
+        with connected(engine.target) as stub:
+            arrived = [
+                stub.Recommend.future(question(f"thing {caller} {i}"), timeout=TIMEOUT_S)
+                for i in range(20)
+            ]
+            stub.ListScenarios(pb.ListScenariosRequest(), timeout=TIMEOUT_S)  # they have, then
+            ready.wait(TIMEOUT_S)
+            is_up = True
+            while is_up:
+                late = stub.Recommend.future(question(f"late {caller}"), timeout=TIMEOUT_S)
+                is_up = late.code() is grpc.StatusCode.OK
+            outcomes.append((False, late.code()))
+            outcomes.extend((True, call.code()) for call in arrived)
+
+    ready = threading.Barrier(5)
+    with ThreadPoolExecutor(4) as callers:
+        done = [callers.submit(hammer, i) for i in range(4)]
+        ready.wait(TIMEOUT_S)
+        status = stop_engine(engine)
+        for future in done:
+            future.result(TIMEOUT_S)
+    assert status == 0
+    assert {code for was_before, code in outcomes if was_before} == {grpc.StatusCode.OK}
+    assert {code for was_before, code in outcomes if not was_before} == {
+        grpc.StatusCode.UNAVAILABLE
+    }
+    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
+
+
+def test_workers_end_if_their_supervisor_is_killed(tiny_bundle, tmp_path, start_engine):
+    engine = start_engine(tiny_bundle, tmp_path, "--workers", "2")
+    host, port = engine.target.split(":")
+    engine.process.kill()
+    engine.process.wait(TIMEOUT_S)
+    engine.process.stdout.close()
+
+    def is_closed() -> bool:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until(is_closed)
+
+
+def test_a_bundle_that_cannot_be_used_ends_it_with_one_message(tiny_bundle, tmp_path):
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "engine", "serve", "--port", "0", "--workers", "3"),
+            *("--bundle", str(tmp_path / "nosuch")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "QUERYREC_FEEDBACK_DIRECTORY": str(tmp_path / "feedback")},
+    )
+    assert run.returncode == 1
+    assert run.stderr.count("is this a bundle?") == 1
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_worker_that_dies_again_and_again_ends_it_with_a_message(
+    tiny_bundle, tmp_path, following
+):
+    engine, next_line = following(tiny_bundle, tmp_path, "--workers", "2")
+    victim = min(children(engine.process))
+    for _ in range(5):
+        others = children(engine.process) - {victim}
+        os.kill(victim, signal.SIGKILL)
+        assert next_line().endswith("again")
+        [victim] = children(engine.process) - others
+    os.kill(victim, signal.SIGKILL)
+    assert engine.process.wait(TIMEOUT_S) == 1
+    assert "died 6 times in a row" in (tmp_path / "stderr.txt").read_text()
