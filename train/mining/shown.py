@@ -179,7 +179,9 @@ def _side_items(rows: Table, clean: Table, public: Table, config: TrainConfig) -
     Columns: request_id, user, first (whether of the first row of the request), place, kind, text,
     is_public (k-anonymous).
     """
-    by_place = ibis.window(group_by="request_id", order_by=["position", "text", "user"])
+    rows = rows.mutate(num_items=rows.side_information.length().fill_null(0))
+    in_order = ["position", "text", "user", "num_items"]  # equal rows may differ in their items
+    by_place = ibis.window(group_by="request_id", order_by=in_order)
     ranked = rows.mutate(first=ibis.row_number().over(by_place) == 0)
     ranked = ranked.select("request_id", "user", "side_information", "first")
     items = ranked.unnest("side_information", offset="place", keep_empty=False)
