@@ -116,6 +116,15 @@ class FeedbackConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     made at start, so tokens do not outlive the process or reach other replicas: demos only."""
 
 
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Prometheus finds the metrics."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; "::" for all."""
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    """HTTP port; 0: metrics are not served. Every engine of a host needs one of its own."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings."""
 
@@ -125,6 +134,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ranking: RankingConfig = RankingConfig()
     cache: CacheConfig = CacheConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 def load_config(

@@ -107,6 +107,11 @@ class Releases:
         """The release that says which scenarios there are; None while it is loading."""
         return self._sides.get("bundle")
 
+    @property
+    def in_use(self) -> dict[str, Release]:
+        """The releases by side, "bundle" and "canary". May be asked from any thread."""
+        return dict(self._sides)
+
     def pick(self, session_id: str, scenario: str) -> Release:
         """Returns the release that answers a request.
 
