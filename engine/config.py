@@ -125,6 +125,15 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """HTTP port; 0: metrics are not served. Every engine of a host needs one of its own."""
 
 
+class TracingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where traces go."""
+
+    endpoint: str = ""
+    """URL of an OpenTelemetry collector's OTLP gRPC receiver. Empty: no traces."""
+    sample_rate: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Share of calls that are traced where their caller has not decided."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings."""
 
@@ -135,6 +144,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache: CacheConfig = CacheConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig = TracingConfig()
 
 
 def load_config(

@@ -9,6 +9,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from engine import tracing
 from engine.attribution import KeyRing
 from engine.config import Config, load_keys
 from engine.console import Signals, say, warn_of_ephemeral_keys
@@ -49,19 +50,22 @@ class Server:
             config: Settings.
             clock: Time of deadlines.
             metrics: Where calls are counted; None makes some.
-            tracer: Makes traces.
+            tracer: Makes traces; None makes one if `config.tracing` asks for it.
             keys: Sign attribution tokens, in place of those of the configuration.
             shares_port: Whether other processes listen on the same port.
             report: Called with a line for the operator when a release takes over.
 
         Raises:
-            ValueError: keys or feedback directory cannot be used.
+            ValueError: keys or feedback directory cannot be used, or traces cannot be made.
         """
         self._config = config
         self._clock = clock or MonotonicClock()
         self._metrics = metrics or Metrics()
         self._metrics.watch(self._state)
         self._endpoint: Endpoint | None = None
+        if tracer is None and config.tracing.endpoint:
+            tracer = tracing.connect(config.tracing.endpoint, config.tracing.sample_rate)
+        self._tracer = tracer
         keys = keys or load_keys(config.feedback.keys_file)
         self._feedback_log = FeedbackLog(Path(config.feedback.directory))
         self._runtime = make_runtime(config)
@@ -141,6 +145,8 @@ class Server:
         self._feedback_log.close()
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     def _state(self) -> State:
         sides = self.releases.in_use

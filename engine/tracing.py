@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer as SpanMaker
 
 _SERVICE = "queryrec.v1.QueryRecommenderService"
+_EXPORT_TIMEOUT_S = 2.0  # retries included; the last export delays the end of the process
 _PROPAGATED = ("traceparent", "tracestate")
 
 Attribute = str | int | Sequence[str]
@@ -54,7 +55,9 @@ def connect(endpoint: str, sample_rate: float) -> "Tracer":
         resource=Resource.create({"service.name": "queryrec-engine"}),
         shutdown_on_exit=False,
     )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_TIMEOUT_S))
+    )
     return Tracer(provider)
 
 
