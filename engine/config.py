@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from engine.attribution import KeyRing
+from engine.logs import LogFormat, LogLevel
 
 ENV_PREFIX = "QUERYREC_"
 
@@ -134,6 +135,15 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of calls that are traced where their caller has not decided."""
 
 
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is logged, on stderr."""
+
+    format: LogFormat = "json"
+    """Lines: "json", or "text" for people."""
+    level: LogLevel = "info"
+    """Least level; "debug" has a line per call."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings."""
 
@@ -145,6 +155,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     feedback: FeedbackConfig = FeedbackConfig()
     metrics: MetricsConfig = MetricsConfig()
     tracing: TracingConfig = TracingConfig()
+    log: LogConfig = LogConfig()
 
 
 def load_config(

@@ -190,6 +190,7 @@ class Releases:
         self._sides[side] = Release(pipeline)
         self._refused.pop(side, None)
         self.num_swaps += 1
+        _log.info("bundle swapped", extra={"side": side, "bundle_id": manifest.bundle_id})
         ending = asyncio.ensure_future(old.end())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)

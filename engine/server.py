@@ -1,6 +1,7 @@
 """The server's life: listen, load, warm up, serve, drain. Knows nothing of single requests."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from engine.tracing import Tracer
 _MAX_REQUEST_BYTES = 192 << 10
 _LAST_CALLS_S = 0.05
 _HEALTH_NAMES = ("", SERVICE_NAME)
+
+_log = logging.getLogger(__name__)
 
 
 class Server:
@@ -113,6 +116,7 @@ class Server:
             raise ValueError(f"cannot listen on {address}: {error}") from None
         await server.start()
         self._server = server
+        _log.info("listening", extra={"address": f"{self._config.server.host}:{port}"})
         return port
 
     async def load(self, bundle: Path, canary: Path | None = None) -> None:
@@ -123,11 +127,15 @@ class Server:
             ValueError: see `load_pipeline`.
         """
         await self.releases.load(Places(bundle, canary))
+        for side, release in self.releases.in_use.items():
+            extra = {"side": side, "bundle_id": release.manifest.bundle_id}
+            _log.info("bundle loaded", extra=extra)
         await self._set_health(is_serving=True)
 
     async def drain(self) -> None:
         """Says NOT_SERVING, answers on for a while, then refuses calls and ends those in flight."""
         config = self._config.server
+        _log.info("draining")
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             if self.releases.main is not None:
