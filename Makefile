@@ -114,11 +114,11 @@ eval: setup $(RUN)/bundle/manifest.json ## Evaluate a run's bundle against simpl
 	  $(if $(REAL_CLICKS),--real-clicks $(REAL_CLICKS)) $(if $(MINILM),--minilm $(MINILM))
 
 bench-load: setup $(BUNDLE)/manifest.json ## Load-test a bundle; the last line is JSON
-	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
+	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.load \
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --rate $(RATE) --duration 30'
 
 bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one request at a time
-	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
+	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.load \
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --idle --duration 30'
 
 report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training adds, by the simulated truth
