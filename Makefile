@@ -14,9 +14,8 @@ RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report \
-  bench-load bench-idle bench-quality bench-peers bench-profile bench-sampler bench-triton bench-sft \
-  bench-mining \
-  bench-policies clean
+  bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-sampler \
+  bench-triton bench-sft bench-mining bench-policies clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -114,12 +113,16 @@ eval: setup $(RUN)/bundle/manifest.json ## Evaluate a run's bundle against simpl
 	  $(if $(REAL_CLICKS),--real-clicks $(REAL_CLICKS)) $(if $(MINILM),--minilm $(MINILM))
 
 bench-load: setup $(BUNDLE)/manifest.json ## Load-test a bundle; the last line is JSON
-	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
+	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.load \
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --rate $(RATE) --duration 30'
 
 bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one request at a time
-	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python benchmarks/load.py \
+	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.load \
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --idle --duration 30'
+
+bench-capacity: setup $(BUNDLE)/manifest.json ## The highest rate that a bundle answers in time and undegraded (long)
+	@$(BIN)/python -m benchmarks.capacity --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz \
+	  --scenarios $(MIX) $(CAPACITY)
 
 report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training adds, by the simulated truth
 	@$(BIN)/python -m train report --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/report \

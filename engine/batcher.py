@@ -195,6 +195,11 @@ class Batcher(Generic[K]):
         return self._shares.lead_s(flow, other)
 
     @property
+    def num_waiting(self) -> int:
+        """Returns how many rows wait. May be asked from any thread."""
+        return len(self._waiting)
+
+    @property
     def num_beside(self) -> int:
         """Returns how many rows run beside the next batch when it leaves."""
         ends = sorted(self._running, key=lambda b: b.end_s)

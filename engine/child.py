@@ -5,12 +5,12 @@ SIGTERM, and if its supervisor is gone. Run by `engine.supervisor` as `python -m
 """
 
 import asyncio
-import logging
 import os
 import signal
 import sys
 from contextlib import suppress
 
+from engine import logs
 from engine.control import (
     MAX_LINE_BYTES,
     Failed,
@@ -37,7 +37,7 @@ async def work() -> bool:
         return False
     start = command_of(line)
     assert isinstance(start, Start)
-    logging.basicConfig(format=f"queryrec-engine: worker {start.number}: %(message)s")
+    logs.set_up(start.config.log.format, start.config.log.level, worker=start.number)
     try:
         server = Server(
             start.config, keys=start.keys, shares_port=True, report=lambda t: _tell(Said(text=t))

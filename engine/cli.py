@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from engine import logs
 from engine.config import Config, describe, load_config
 from engine.console import complain, say
 from engine.cpu import threads_per_process
@@ -57,6 +58,7 @@ def serve(
     try:
         settings = load_config(config, os.environ, flags)
         _print_settings(settings)
+        logs.set_up(settings.log.format, settings.log.level)
         # Imported after the variable is set, and only what is needed: --help is fast, and a
         # supervisor holds no model library.
         if dry_run:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from engine.attribution import KeyRing
+from engine.logs import LogFormat, LogLevel
 
 ENV_PREFIX = "QUERYREC_"
 
@@ -116,6 +117,33 @@ class FeedbackConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     made at start, so tokens do not outlive the process or reach other replicas: demos only."""
 
 
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Prometheus finds the metrics."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; "::" for all."""
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    """HTTP port; 0: metrics are not served. Every engine of a host needs one of its own."""
+
+
+class TracingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where traces go."""
+
+    endpoint: str = ""
+    """URL of an OpenTelemetry collector's OTLP gRPC receiver. Empty: no traces."""
+    sample_rate: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Share of calls that are traced where their caller has not decided."""
+
+
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is logged, on stderr."""
+
+    format: LogFormat = "json"
+    """Lines: "json", or "text" for people."""
+    level: LogLevel = "info"
+    """Least level; "debug" has a line per call."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings."""
 
@@ -125,6 +153,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ranking: RankingConfig = RankingConfig()
     cache: CacheConfig = CacheConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig = TracingConfig()
+    log: LogConfig = LogConfig()
 
 
 def load_config(

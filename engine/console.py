@@ -1,11 +1,14 @@
 """Between a process and its operator: signals come in, lines go out."""
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
 
 from engine.config import Config
+
+_log = logging.getLogger(__name__)
 
 
 class Signals:
@@ -48,9 +51,9 @@ def complain(text: str) -> None:
 
 
 def warn_of_ephemeral_keys(config: Config) -> None:
-    """Prints a warning if attribution tokens end with this process."""
+    """Logs a warning if attribution tokens end with this process."""
     if not config.feedback.keys_file:
-        complain(
-            "warning: feedback.keys_file is not set; attribution tokens end "
-            "with this process and other replicas refuse them"
+        _log.warning(
+            "feedback.keys_file is not set; attribution tokens end with this process and other "
+            "replicas refuse them"
         )

@@ -84,7 +84,7 @@ class Dispatcher:
             request.is_turned_away = True
             request.omit(work.stage, Left.SKIPPED, Why.OVERLOAD)
             return None
-        request.probe.add(Stage.QUEUE, done.queue_s)
+        request.probe.add(Stage.QUEUE, done.queue_s, ago_s=done.run_s)
         return done
 
     def _load(self, request: RequestState) -> Load:

@@ -282,7 +282,11 @@ def as_status(error: RequestError) -> status_pb2.Status:
 
 
 async def abort(context: aio.ServicerContext[Any, Any], error: RequestError) -> NoReturn:
-    """Ends the call that ``context`` belongs to with the error's status and ErrorInfo."""
+    """Ends the call that ``context`` belongs to with the error's status and ErrorInfo.
+
+    Trailing metadata that is already set is sent along.
+    """
     details: bytes = as_status(error).SerializeToString()
-    await context.abort(error.code, error.message, ((_DETAILS_KEY, details),))
+    trailing = (*(context.trailing_metadata() or ()), (_DETAILS_KEY, details))
+    await context.abort(error.code, error.message, trailing)
     raise AssertionError("abort always raises")

@@ -10,6 +10,7 @@ from engine.costs import Work
 from engine.cpu import threads_per_process
 from engine.deadline import Clock
 from engine.device import Device
+from engine.metrics import Metrics
 from engine.pipeline import Pipeline
 from engine.runtime import Runtime
 from engine.safety import Blocklist
@@ -40,6 +41,7 @@ async def load_pipeline(
     report: ReportCost | None = None,
     *,
     others: Sequence[Pipeline] = (),
+    metrics: Metrics | None = None,
 ) -> Pipeline:
     """Returns a pipeline that is verified and warm.
 
@@ -50,6 +52,7 @@ async def load_pipeline(
         clock: Time of deadlines.
         report: See `warm_up`.
         others: Pipelines of the same runtime. If one has the same models, they are warm.
+        metrics: Where its work is counted.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -59,7 +62,11 @@ async def load_pipeline(
     url = config.triton.url
     bundle = await asyncio.to_thread(load_bundle, bundle_directory, None if url else runtime)
     remote = await connect(url, bundle_directory, bundle.manifest, clock) if url else None
-    pipeline = Pipeline(bundle, runtime, config, clock, remote=remote, blocklist=blocklist)
+    pipeline = Pipeline(
+        bundle, runtime, config, clock, remote=remote, blocklist=blocklist, metrics=metrics
+    )
+    if metrics is not None:
+        metrics.expect(bundle.scenarios)
     same = next((o for o in others if bundle.manifest.has_models_of(o.bundle.manifest)), None)
     if same is not None:
         pipeline.worker.costs.adopt(same.worker.costs)

@@ -18,6 +18,7 @@ from engine.deadline import Clock
 from engine.dispatch import Dispatcher
 from engine.errors import DeadlineUnreachable, QueueFull
 from engine.generation import Generation
+from engine.metrics import Metrics
 from engine.models import Floats
 from engine.planner import ENCODE, SCORED_SIZES, score_work
 from engine.prompt import COOCCURRING, SideInformation
@@ -48,6 +49,7 @@ class Pipeline:
         remote: RemoteModels | None = None,
         blocklist: Blocklist | None = None,
         randomness: random.Random | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Puts the parts together; runs nothing yet.
 
@@ -59,6 +61,7 @@ class Pipeline:
             remote: The bundle's models on a server, which run in place of the bundle's own.
             blocklist: What no answer may hold.
             randomness: Of exploration.
+            metrics: Told of model runs and cache look-ups.
         """
         self.bundle = bundle
         self._config = config
@@ -83,7 +86,7 @@ class Pipeline:
             runner = RemoteRunner(
                 remote, self._retrieval, runtime, clock, concurrency=config.triton.concurrency
             )
-        self.worker = Worker(runner, config, clock)
+        self.worker = Worker(runner, config, clock, metrics)
         self._dispatcher = Dispatcher(
             self.worker, clock, has_click_model=bundle.manifest.click_model is not None
         )
@@ -181,7 +184,7 @@ class Pipeline:
                 done = await self._dispatcher.submit(request, ENCODE, row, later_s=0.0)
                 if done is not None:
                     found: Found = done.result
-                    request.probe.add(Stage.ENCODE, found.encode_s)
+                    request.probe.add(Stage.ENCODE, found.encode_s, ago_s=found.search_s)
                     request.probe.add(Stage.RETRIEVE, found.search_s)
                     return found.retrieved
         with request.probe.during(Stage.RETRIEVE):

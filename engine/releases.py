@@ -107,6 +107,11 @@ class Releases:
         """The release that says which scenarios there are; None while it is loading."""
         return self._sides.get("bundle")
 
+    @property
+    def in_use(self) -> dict[str, Release]:
+        """The releases by side, "bundle" and "canary". May be asked from any thread."""
+        return dict(self._sides)
+
     def pick(self, session_id: str, scenario: str) -> Release:
         """Returns the release that answers a request.
 
@@ -185,6 +190,7 @@ class Releases:
         self._sides[side] = Release(pipeline)
         self._refused.pop(side, None)
         self.num_swaps += 1
+        _log.info("bundle swapped", extra={"side": side, "bundle_id": manifest.bundle_id})
         ending = asyncio.ensure_future(old.end())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)

@@ -1,6 +1,7 @@
 """The server's life: listen, load, warm up, serve, drain. Knows nothing of single requests."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,21 +10,27 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from engine import tracing
 from engine.attribution import KeyRing
 from engine.config import Config, load_keys
 from engine.console import Signals, say, warn_of_ephemeral_keys
 from engine.deadline import Clock, MonotonicClock
 from engine.feedback import FeedbackLog
 from engine.loading import load_pipeline, make_runtime
+from engine.metrics import Endpoint, Metrics, State
+from engine.observation import Observer
 from engine.pipeline import Pipeline
 from engine.places import Places
 from engine.releases import Releases
 from engine.service import SERVICE_NAME, Feedback, Service, add_service
+from engine.tracing import Tracer
 
 # The largest valid request has 96 KiB; one twice as long is not read to its end.
 _MAX_REQUEST_BYTES = 192 << 10
 _LAST_CALLS_S = 0.05
 _HEALTH_NAMES = ("", SERVICE_NAME)
+
+_log = logging.getLogger(__name__)
 
 
 class Server:
@@ -34,6 +41,8 @@ class Server:
         config: Config,
         clock: Clock | None = None,
         *,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
         keys: KeyRing | None = None,
         shares_port: bool = False,
         report: Callable[[str], None] = lambda _: None,
@@ -43,15 +52,23 @@ class Server:
         Args:
             config: Settings.
             clock: Time of deadlines.
+            metrics: Where calls are counted; None makes some.
+            tracer: Makes traces; None makes one if `config.tracing` asks for it.
             keys: Sign attribution tokens, in place of those of the configuration.
             shares_port: Whether other processes listen on the same port.
             report: Called with a line for the operator when a release takes over.
 
         Raises:
-            ValueError: keys or feedback directory cannot be used.
+            ValueError: keys or feedback directory cannot be used, or traces cannot be made.
         """
         self._config = config
         self._clock = clock or MonotonicClock()
+        self._metrics = metrics or Metrics()
+        self._metrics.watch(self._state)
+        self._endpoint: Endpoint | None = None
+        if tracer is None and config.tracing.endpoint:
+            tracer = tracing.connect(config.tracing.endpoint, config.tracing.sample_rate)
+        self._tracer = tracer
         keys = keys or load_keys(config.feedback.keys_file)
         self._feedback_log = FeedbackLog(Path(config.feedback.directory))
         self._runtime = make_runtime(config)
@@ -63,6 +80,7 @@ class Server:
             self.releases,
             self._clock,
             default_budget_s=config.server.default_budget_ms / 1000,
+            observer=Observer(self._clock, self._metrics, tracer),
         )
         self._health = health.aio.HealthServicer()
         self._shares_port = shares_port
@@ -72,8 +90,12 @@ class Server:
         """Listens, and returns the port. Health is NOT_SERVING unless a release is loaded.
 
         Raises:
-            ValueError: the address cannot be bound.
+            ValueError: an address cannot be bound.
         """
+        if self._config.metrics.port:
+            self._endpoint = Endpoint(
+                self._metrics, self._config.metrics.host, self._config.metrics.port
+            )
         server = aio.server(
             options=[
                 ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
@@ -94,6 +116,7 @@ class Server:
             raise ValueError(f"cannot listen on {address}: {error}") from None
         await server.start()
         self._server = server
+        _log.info("listening", extra={"address": f"{self._config.server.host}:{port}"})
         return port
 
     async def load(self, bundle: Path, canary: Path | None = None) -> None:
@@ -104,11 +127,15 @@ class Server:
             ValueError: see `load_pipeline`.
         """
         await self.releases.load(Places(bundle, canary))
+        for side, release in self.releases.in_use.items():
+            extra = {"side": side, "bundle_id": release.manifest.bundle_id}
+            _log.info("bundle loaded", extra=extra)
         await self._set_health(is_serving=True)
 
     async def drain(self) -> None:
         """Says NOT_SERVING, answers on for a while, then refuses calls and ends those in flight."""
         config = self._config.server
+        _log.info("draining")
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             if self.releases.main is not None:
@@ -124,10 +151,30 @@ class Server:
         await self.releases.close()
         self._runtime.close()
         self._feedback_log.close()
+        if self._endpoint is not None:
+            await asyncio.to_thread(self._endpoint.close)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
+
+    def _state(self) -> State:
+        sides = self.releases.in_use
+        workers = [release.pipeline.worker for release in sides.values()]
+        return State(
+            bundle_ids={side: release.manifest.bundle_id for side, release in sides.items()},
+            num_waiting=sum(worker.num_waiting for worker in workers),
+            num_evictions=sum(worker.num_evictions for worker in workers),
+            num_swaps=self.releases.num_swaps,
+            num_refusals=self.releases.num_refusals,
+        )
 
     async def _load_pipeline(self, directory: Path, others: Sequence[Pipeline]) -> Pipeline:
         return await load_pipeline(
-            directory, self._runtime, self._config, self._clock, others=others
+            directory,
+            self._runtime,
+            self._config,
+            self._clock,
+            others=others,
+            metrics=self._metrics,
         )
 
     async def _set_health(self, *, is_serving: bool) -> None:

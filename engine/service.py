@@ -5,11 +5,10 @@ Only translates: limits are checked in `engine.translation`, answers are made in
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,8 +18,9 @@ from engine import errors
 from engine.attribution import KeyRing
 from engine.deadline import Clock
 from engine.feedback import MAX_EVENTS_PER_CALL, Event, FeedbackLog, checked_event
+from engine.observation import Observer
 from engine.releases import Release, Releases
-from engine.stages import Probe, Stage
+from engine.stages import Stage
 from engine.translation import question_of, response_of, scenarios_of
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackRefusal
@@ -48,7 +48,13 @@ class Service(QueryRecommenderServiceServicer):
     """Answers calls with the releases that are in use at that moment."""
 
     def __init__(
-        self, feedback: Feedback, releases: Releases, clock: Clock, *, default_budget_s: float
+        self,
+        feedback: Feedback,
+        releases: Releases,
+        clock: Clock,
+        *,
+        default_budget_s: float,
+        observer: Observer | None = None,
     ) -> None:
         """Refuses calls as not ready until a release is loaded."""
         self.is_draining = False
@@ -56,6 +62,7 @@ class Service(QueryRecommenderServiceServicer):
         self._feedback = feedback
         self._clock = clock
         self._default_budget_s = default_budget_s
+        self._observer = observer or Observer(clock)
 
     async def Recommend(
         self,
@@ -63,14 +70,16 @@ class Service(QueryRecommenderServiceServicer):
         context: aio.ServicerContext[pb.RecommendRequest, pb.RecommendResponse],
     ) -> pb.RecommendResponse:
         """See the contract."""
-        probe = Probe(self._clock)
-        request_id = uuid.uuid4().hex
+        observed = self._observer.call("Recommend", context)
         try:
             with (
-                _request_errors(request_id),
+                observed as call,
+                _request_errors(call.request_id),
                 self._picked(request.session_id, request.scenario).answering() as pipeline,
             ):
-                with probe.during(Stage.NORMALISE):
+                if request.scenario in pipeline.bundle.scenarios:
+                    call.asked(request.scenario)
+                with call.probe.during(Stage.NORMALISE):
                     question = question_of(
                         request,
                         pipeline.bundle.scenarios,
@@ -78,16 +87,19 @@ class Service(QueryRecommenderServiceServicer):
                         default_budget_s=self._default_budget_s,
                         clock=self._clock,
                     )
-                answer = await pipeline.recommend(question, probe)
-                return response_of(
+                call.due(question.deadline)
+                answer = await pipeline.recommend(question, call.probe)
+                response = response_of(
                     answer,
                     question,
-                    request_id=request_id,
+                    request_id=call.response_id,
                     session_id=request.session_id,
                     bundle_id=pipeline.bundle.manifest.bundle_id,
                     keys=self._feedback.keys,
-                    probe=probe,
+                    probe=call.probe,
                 )
+                call.answered(answer.omissions)
+                return response
         except errors.RequestError as error:
             await errors.abort(context, error)
 
@@ -98,7 +110,8 @@ class Service(QueryRecommenderServiceServicer):
     ) -> pb.RecordFeedbackResponse:
         """See the contract. Needs no bundle: any server with the keys takes feedback."""
         try:
-            with _request_errors(uuid.uuid4().hex):
+            observed = self._observer.call("RecordFeedback", context)
+            with observed as call, _request_errors(call.request_id):
                 num_events = len(request.events)
                 if num_events > MAX_EVENTS_PER_CALL:
                     raise errors.too_many_items(
@@ -110,6 +123,7 @@ class Service(QueryRecommenderServiceServicer):
                 else:
                     accepted, refusals = self._checked(events)
                 await self._feedback.log.append(accepted)
+                call.stored(len(accepted), [r.reason for r in refusals])
                 return pb.RecordFeedbackResponse(num_accepted=len(accepted), refusals=refusals)
         except errors.RequestError as error:
             await errors.abort(context, error)
@@ -121,10 +135,19 @@ class Service(QueryRecommenderServiceServicer):
     ) -> pb.ListScenariosResponse:
         """See the contract."""
         try:
-            with _request_errors(uuid.uuid4().hex):
+            observed = self._observer.call("ListScenarios", context)
+            with observed as call, _request_errors(call.request_id):
                 return scenarios_of(self._main().manifest)
         except errors.RequestError as error:
             await errors.abort(context, error)
+
+    async def refuse(
+        self, method: str, context: aio.ServicerContext[Any, Any], error: errors.RequestError
+    ) -> NoReturn:
+        """Ends a call of that method with an error."""
+        with suppress(errors.RequestError), self._observer.call(method, context):
+            raise error
+        await errors.abort(context, error)
 
     def _main(self) -> Release:
         if self.is_draining:
@@ -156,16 +179,19 @@ def add_service(service: Service, server: aio.Server) -> None:
     Unlike the generated function, a message that cannot be parsed (a string that is not UTF-8, cut
     bytes) becomes INVALID_ARGUMENT with a reason, instead of UNKNOWN with a Python exception.
     """
+    handlers = {
+        "Recommend": (service.Recommend, pb.RecommendRequest.FromString),
+        "RecordFeedback": (service.RecordFeedback, pb.RecordFeedbackRequest.FromString),
+        "ListScenarios": (service.ListScenarios, pb.ListScenariosRequest.FromString),
+    }
     methods = {
-        "Recommend": _handler(service.Recommend, pb.RecommendRequest.FromString),
-        "RecordFeedback": _handler(service.RecordFeedback, pb.RecordFeedbackRequest.FromString),
-        "ListScenarios": _handler(service.ListScenarios, pb.ListScenariosRequest.FromString),
+        name: _handler(service, name, method, parse) for name, (method, parse) in handlers.items()
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods),))
 
 
 def _handler(
-    method: _Method[Any, Any], parse: Callable[[bytes], object]
+    service: Service, name: str, method: _Method[Any, Any], parse: Callable[[bytes], object]
 ) -> "grpc.RpcMethodHandler[Any, Any]":  # not subscriptable at run time
     def parsed(content: bytes) -> object:
         try:
@@ -176,7 +202,7 @@ def _handler(
     async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
         if request is None:
             rule = "a message of the contract, its strings in UTF-8"
-            await errors.abort(context, errors.text_invalid("request", rule))
+            await service.refuse(name, context, errors.text_invalid("request", rule))
         return await method(request, context)
 
     def serialised(response: Any) -> bytes:
@@ -198,5 +224,5 @@ def _request_errors(request_id: str) -> Generator[None]:
     except errors.RequestError:
         raise
     except Exception as error:
-        _log.exception("request %s failed", request_id)
+        _log.exception("call failed", extra={"request_id": request_id})
         raise errors.InternalFault(request_id) from error

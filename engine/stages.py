@@ -1,6 +1,6 @@
 """The stages of a request, how long each took, and what was left out. Knows no stage's work."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from enum import Enum, StrEnum
 from typing import NamedTuple
@@ -48,6 +48,26 @@ class Omission(NamedTuple):
     reason: Why
 
 
+class Effort(StrEnum):
+    """How much went into an answer."""
+
+    FULL = "full"  # nothing was left out; a cached result is no worse
+    REDUCED = "reduced"  # something was, but texts were generated
+    RANKED = "ranked"  # nothing was generated; the click model ranked past searches
+    LOOKUP = "lookup"  # neither was done
+
+    @classmethod
+    def of(cls, omissions: Iterable[Omission]) -> "Effort":
+        """Returns the effort of an answer that left these out."""
+        left_out = [o for o in omissions if o.reason is not Why.CACHED]
+        if not left_out:
+            return cls.FULL
+        skipped = [o.stage for o in left_out if o.kind is Left.SKIPPED]
+        if Stage.GENERATE not in skipped:
+            return cls.REDUCED
+        return cls.LOOKUP if Stage.SCORE in skipped else cls.RANKED
+
+
 class Probe:
     """Collects the stage times of one request. Not thread-safe."""
 
@@ -66,8 +86,8 @@ class Probe:
         finally:
             self.add(stage, self._clock.now_s() - started_s)
 
-    def add(self, stage: Stage, elapsed_s: float) -> None:
-        """Adds time to a stage."""
+    def add(self, stage: Stage, elapsed_s: float, *, ago_s: float = 0.0) -> None:
+        """Adds time to a stage, which ended `ago_s` before now (only traces tell when)."""
         self._elapsed_s[stage] = self._elapsed_s.get(stage, 0.0) + elapsed_s
 
     def elapsed_s(self, stage: Stage) -> float:

@@ -6,6 +6,7 @@ others answer meanwhile, and a bundle that the first one refuses reaches none of
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Config, load_keys
-from engine.console import Signals, complain, say, warn_of_ephemeral_keys
+from engine.console import Signals, say, warn_of_ephemeral_keys
 from engine.control import (
     MAX_LINE_BYTES,
     Failed,
@@ -31,6 +32,8 @@ from engine.control import (
 from engine.cpu import num_usable_cpus
 from engine.places import Places
 from engine.ports import shared_port
+
+_log = logging.getLogger(__name__)
 
 _BACKOFF_S = 0.5  # before the first restart in a row; doubles with each
 _MAX_RESTARTS = 5  # in a row
@@ -157,8 +160,14 @@ class Supervisor:
             started_s: When the process started, on `time.monotonic`.
 
         Raises:
-            ValueError: keys cannot be used.
+            ValueError: keys cannot be used, or there are too few ports for metrics.
         """
+        last_port = config.metrics.port + config.server.workers - 1
+        if config.metrics.port and last_port > 65_535:
+            raise ValueError(
+                f"metrics.port is {config.metrics.port}: {config.server.workers} workers need "
+                f"ports up to {last_port}, and 65535 is the last"
+            )
         self.num_restarts = 0
         self._keys = load_keys(config.feedback.keys_file)
         self._links = places
@@ -225,7 +234,7 @@ class Supervisor:
                     f"{why}; it died {_MAX_RESTARTS + 1} times in a row, each time within "
                     f"{_STABLE_S:.0f} s of serving: giving up"
                 )
-            complain(f"{why}; starts again in {delay_s} s")
+            _log.error("%s; starts again in %s s", why, delay_s)
             await asyncio.sleep(delay_s)
             if self._is_stopping:
                 return
@@ -234,7 +243,7 @@ class Supervisor:
     def _start(self, number: int) -> Start:
         return Start(
             number=number,
-            config=self._config,
+            config=_config_of(number, self._config),
             active_key_id=self._keys.active_key_id,
             secrets=dict(self._keys.secrets),
             bundle=str(self._places.bundle),
@@ -271,7 +280,7 @@ class Supervisor:
             if not await worker.refresh(places, is_asked=is_asked):
                 if not worker.is_serving:
                     self._deadly = places
-                    complain(f"a worker died over {places.bundle}; the others do not load it")
+                    _log.error("a worker died over %s; the others do not load it", places.bundle)
                 return
             self._places = places  # workers that start from now on serve these
             seen.append(worker)
@@ -305,11 +314,21 @@ async def supervise(places: Places, config: Config, *, started_s: float) -> None
     supervisor = Supervisor(places, config, started_s=started_s)
     warn_of_ephemeral_keys(config)
     if config.server.workers > num_usable_cpus():
-        complain(
-            f"warning: {config.server.workers} workers, but {num_usable_cpus()} CPUs; they take "
-            "them from one another"
+        _log.warning(
+            "%d workers, but %d CPUs; they take them from one another",
+            config.server.workers,
+            num_usable_cpus(),
         )
     await supervisor.run()
+
+
+def _config_of(number: int, config: Config) -> Config:
+    """Returns a worker's settings: each has a port of its own for metrics, the next one up."""
+    if not config.metrics.port:
+        return config
+    port = config.metrics.port + number - 1
+    metrics = msgspec.structs.replace(config.metrics, port=port)
+    return msgspec.structs.replace(config, metrics=metrics)
 
 
 def _described(status: int) -> str:

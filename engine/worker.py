@@ -15,6 +15,7 @@ from engine.config import Config
 from engine.costs import CostModel, Work
 from engine.deadline import Clock
 from engine.errors import EngineError
+from engine.metrics import Metrics
 from engine.models import GenerateRow, Sequences
 from engine.runner import Runner
 from engine.stages import Stage
@@ -33,7 +34,9 @@ class Worker:
         num_misses: Generations that were neither cached nor under way.
     """
 
-    def __init__(self, runner: Runner, config: Config, clock: Clock) -> None:
+    def __init__(
+        self, runner: Runner, config: Config, clock: Clock, metrics: Metrics | None = None
+    ) -> None:
         """Puts the parts together; runs nothing yet."""
         self.costs = CostModel(clock, config.models.cost_quantile)
         self.max_rows = runner.max_batch_size * runner.concurrency
@@ -42,12 +45,13 @@ class Worker:
         self.num_misses = 0
         self._runner = runner
         self._clock = clock
+        self._metrics = metrics or Metrics()
         self._num_running = 0  # rows
         self._cache = Cache[Sequences](
             max_bytes=config.cache.max_bytes, ttl_s=config.cache.ttl_s, clock=clock
         )
         self._batcher = Batcher[Work](
-            self.run,
+            self._serve,
             self.costs.predict_s,
             max_batch_size=runner.max_batch_size,
             max_waiting=config.models.max_waiting,
@@ -60,6 +64,11 @@ class Worker:
     def num_evictions(self) -> int:
         """Returns how many cached generations had to make room for others."""
         return self._cache.num_evictions
+
+    @property
+    def num_waiting(self) -> int:
+        """Returns how many rows wait. May be asked from any thread."""
+        return self._batcher.num_waiting
 
     def waiting(self) -> Iterable[Waiting[Work]]:
         """Yields the rows that wait."""
@@ -82,14 +91,18 @@ class Worker:
         """Returns a row's result, which equal generations share; see `Batcher.submit`."""
         key = _cache_key(row) if isinstance(row, GenerateRow) else None
         if key is not None:
-            self.num_shared += self._batcher.is_under_way(key)
-            self.num_misses += not self._batcher.is_under_way(key)
+            is_shared = self._batcher.is_under_way(key)
+            self.num_shared += is_shared
+            self.num_misses += not is_shared
+            self._metrics.cache_lookup("generation", "shared" if is_shared else "miss")
         return await self._batcher.submit(work, row, finish_by_s, flow=scenario, key=key)
 
     def cached(self, row: GenerateRow) -> Sequences | None:
         """Returns what was generated for an equal row lately."""
         sequences = self._cache.get(_cache_key(row))
         self.num_hits += sequences is not None
+        if sequences is not None:
+            self._metrics.cache_lookup("generation", "hit")
         return sequences
 
     def is_under_way(self, row: GenerateRow) -> bool:
@@ -138,6 +151,14 @@ class Worker:
     async def close(self) -> None:
         """Ends connections to where the models run."""
         await self._runner.close()
+
+    async def _serve(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Sequence[object]:
+        """Runs a batch of requests, which count where those of warming up do not."""
+        started_s = self._clock.now_s()
+        try:
+            return await self.run(work, rows, finish_by_s)
+        finally:
+            self._metrics.batch_ran(work.stage, len(rows), self._clock.now_s() - started_s)
 
     def _remember(self, row: GenerateRow, sequences: Any) -> None:
         num_ids = len(row.prompt_ids) + sum(map(len, sequences.ids))

@@ -77,3 +77,15 @@ def test_the_engine_runs_without_tritonclient_and_says_what_triton_needs() -> No
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "ValueError: triton.url is" in done.stderr
     assert "extra" in done.stderr
+
+
+def test_the_engine_runs_without_opentelemetry_and_says_what_traces_need() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['opentelemetry'] = None\n"
+        "import engine.server, engine.tracing\n"
+        "engine.tracing.connect('http://127.0.0.1:4317', 0.1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "ValueError: tracing.endpoint is" in done.stderr
+    assert "extra" in done.stderr

@@ -1,5 +1,6 @@
 """Our generator graph as the engine runs it. Knows nothing of how the graph was built."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ class Graph:
 
     def __init__(self, task: Task) -> None:
         runtime = Runtime(num_threads=task.num_threads)
-        self._session = runtime.open(task.model / f"ours_{task.options['precision']}.onnx")
+        path = task.model / f"ours_{task.options['precision']}.onnx"
+        self._session = runtime.open(path, hashlib.sha256(path.read_bytes()).hexdigest())
         self._vocabulary = int((task.model / "vocabulary").read_text())
         self.settings = {"onnxruntime": ort.__version__}
 

@@ -1,0 +1,299 @@
+"""How many requests a second an engine answers in time and undegraded, and what it does beyond.
+
+Starts engines of its own with caches off; all prompts are distinct, arrivals Poisson. Settings of
+the engine come from QUERYREC_ variables. It shares the machine's cores with the engine, unless
+both are given their own (`taskset`). In turn:
+
+1. overhead: one request at a time; server time outside the models.
+2. capacity C: the highest rate at which p99 is at most the budget and at least 99 % of requests got
+   an answer that left nothing out. Short runs double the rate and halve the interval; long ones
+   (--confirm) then step by 5 % to the highest rate that holds.
+3. soak at 0.8 C, with the growth of resident memory; overload at 3 C.
+4. lookup: the same search on the bundle without its models, where only being in time counts.
+
+The last line of stdout is one JSON object; shares have exact 95 % (Clopper-Pearson) bounds:
+  capacity_rps, p99_capacity_ms, full_capacity      C, and what was measured there
+  in_budget_0_8c (_low, _high), n_0_8c, p99_0_8c_ms, errors_0_8c
+  in_budget_3c (_low, _high), n_3c, p99_3c_ms, errors_3c, efforts_3c
+  overhead_p50_ms, overhead_p99_ms, rss_growth_mib, lookup_rps, send_lag_p99_ms (the worst)
+
+    python -m benchmarks.capacity --bundle DIR --queries examples/data/heldout.txt.gz
+    python -m benchmarks.capacity ... --probe 5 --confirm 10 --soak 10 --overload 5 --idle 5
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import math
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from scipy.stats import binomtest
+
+from benchmarks.load.arguments import mix_of, read_lines
+from benchmarks.load.caller import Outcome
+from benchmarks.load.figures import overheads_ms, percentile
+from benchmarks.load.run import run
+from benchmarks.load.settings import Load
+from benchmarks.served import Served, served, write_lookup_bundle
+from engine.stages import Effort
+
+_ENGINE = {"QUERYREC_CACHE_MAX_BYTES": "0"}
+_MIN_FULL = 0.99
+_FINE = 1.05  # step between confirmations
+_COARSE = 1.1  # ratio of the interval at which short runs end
+_RANGE_RPS = (0.25, 20_000.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure, and for how long each."""
+
+    bundle: Path
+    queries: tuple[str, ...]
+    mix: dict[str, float]
+    budget_ms: float
+    start_rps: float
+    probe_s: float
+    confirm_s: float
+    soak_s: float
+    overload_s: float
+    idle_s: float
+
+
+class Trial(NamedTuple):
+    """One run at one rate."""
+
+    rate_rps: float
+    outcomes: list[Outcome]
+
+    @property
+    def num_errors(self) -> int:
+        """Requests without an answer."""
+        return sum(bool(o.error) for o in self.outcomes)
+
+    @property
+    def num_full(self) -> int:
+        """Requests whose answer left nothing out."""
+        return sum(o.effort == Effort.FULL for o in self.outcomes)
+
+    @property
+    def p99_ms(self) -> float:
+        """Latency that 99 % of requests kept; infinite if more failed."""
+        values = [math.inf if o.error else o.latency_s * 1000 for o in self.outcomes]
+        return sorted(values)[max(0, math.ceil(0.99 * len(values)) - 1)] if values else math.inf
+
+    def num_in_budget(self, budget_ms: float) -> int:
+        """Requests that were answered in time."""
+        return sum(not o.error and o.latency_s * 1000 <= budget_ms for o in self.outcomes)
+
+
+class Bench:
+    """Puts loads of a plan on one engine."""
+
+    def __init__(self, plan: Plan, engine: Served) -> None:
+        self.send_lag_p99_ms = 0.0
+        self._plan = plan
+        self._engine = engine
+        self._seeds = itertools.count()
+
+    def trial(self, rate_rps: float, duration_s: float, *, is_idle: bool = False) -> Trial:
+        """Returns what becomes of requests at a rate."""
+        load = Load(
+            target=self._engine.target,
+            queries=self._plan.queries,
+            rate_rps=rate_rps,
+            duration_s=duration_s,
+            budget_ms=self._plan.budget_ms,
+            deadline_ms=max(1000.0, 4 * self._plan.budget_ms),
+            mix=self._plan.mix,
+            prompts="distinct",
+            seed=next(self._seeds),
+            is_idle=is_idle,
+        )
+        done = Trial(rate_rps, asyncio.run(run(load)).outcomes)
+        lag_ms = percentile([o.lag_s * 1000 for o in done.outcomes], 99) or 0.0
+        self.send_lag_p99_ms = max(self.send_lag_p99_ms, lag_ms)
+        print(
+            f"{'idle' if is_idle else f'{rate_rps:.2f} rps'} for {duration_s:g} s: "
+            f"{len(done.outcomes)} requests, p99 {done.p99_ms:.1f} ms, {done.num_full} full, "
+            f"{done.num_errors} errors, sent {lag_ms:.1f} ms late",
+            file=sys.stderr,
+        )
+        return done
+
+
+def capacity(
+    trial: Callable[[float, float], Trial],
+    holds: Callable[[Trial], bool],
+    *,
+    start_rps: float,
+    probe_s: float,
+    confirm_s: float,
+) -> Trial:
+    """Returns the run at the highest rate that holds for `confirm_s`.
+
+    Args:
+        trial: Runs a rate for some seconds.
+        holds: Whether the engine held it.
+        start_rps: Where to look first.
+        probe_s: Of the short runs.
+        confirm_s: Of the runs that decide.
+
+    Raises:
+        ValueError: not even the lowest rate holds.
+    """
+    lowest, highest = _RANGE_RPS
+    low = high = start_rps
+    if holds(trial(low, probe_s)):
+        while (high := low * 2) <= highest and holds(trial(high, probe_s)):
+            low = high
+    else:
+        while (low := high / 2) >= lowest and not holds(trial(low, probe_s)):
+            high = low
+    while high / low > _COARSE:
+        middle = math.sqrt(low * high)
+        if holds(trial(middle, probe_s)):
+            low = middle
+        else:
+            high = middle
+    confirmed = trial(low, confirm_s)
+    while not holds(confirmed):
+        if (low := low / _FINE) < lowest:
+            raise ValueError(f"the engine does not hold even {lowest} requests a second")
+        confirmed = trial(low, confirm_s)
+        if holds(confirmed):
+            return confirmed
+    while holds(further := trial(confirmed.rate_rps * _FINE, confirm_s)):
+        confirmed = further
+    return confirmed
+
+
+def measure(plan: Plan) -> dict[str, object]:
+    """Returns the figures of the last line."""
+
+    def in_time(trial: Trial) -> bool:
+        return trial.p99_ms <= plan.budget_ms
+
+    def undegraded(trial: Trial) -> bool:
+        return in_time(trial) and trial.num_full >= _MIN_FULL * len(trial.outcomes)
+
+    with served(plan.bundle, _ENGINE) as engine:
+        bench = Bench(plan, engine)
+        overhead_ms = overheads_ms(bench.trial(1.0, plan.idle_s, is_idle=True).outcomes)
+        best = capacity(
+            bench.trial,
+            undegraded,
+            start_rps=plan.start_rps,
+            probe_s=plan.probe_s,
+            confirm_s=plan.confirm_s,
+        )
+        before_bytes = engine.resident_bytes()
+        soak = bench.trial(0.8 * best.rate_rps, plan.soak_s)
+        growth_bytes = engine.resident_bytes() - before_bytes
+        overload = bench.trial(3 * best.rate_rps, plan.overload_s)
+    with tempfile.TemporaryDirectory() as folder:
+        write_lookup_bundle(plan.bundle, Path(folder))
+        with served(Path(folder), _ENGINE) as engine:
+            lookup_bench = Bench(plan, engine)
+            lookup = capacity(
+                lookup_bench.trial,
+                in_time,
+                start_rps=max(plan.start_rps, best.rate_rps),
+                probe_s=plan.probe_s,
+                confirm_s=plan.confirm_s,
+            )
+    return {
+        "capacity_rps": round(best.rate_rps, 2),
+        "p99_capacity_ms": round(best.p99_ms, 2),
+        "full_capacity": round(best.num_full / len(best.outcomes), 4),
+        **_figures(plan, soak, "0_8c"),
+        **_figures(plan, overload, "3c"),
+        "efforts_3c": dict(Counter(o.effort for o in overload.outcomes if not o.error)),
+        "overhead_p50_ms": percentile(overhead_ms, 50),
+        "overhead_p99_ms": percentile(overhead_ms, 99),
+        "rss_growth_mib": round(growth_bytes / 2**20, 1),
+        "lookup_rps": round(lookup.rate_rps, 2),
+        "send_lag_p99_ms": round(max(bench.send_lag_p99_ms, lookup_bench.send_lag_p99_ms), 2),
+        "budget_ms": plan.budget_ms,
+    }
+
+
+def _figures(plan: Plan, trial: Trial, suffix: str) -> dict[str, object]:
+    num = len(trial.outcomes)
+    num_in_budget = trial.num_in_budget(plan.budget_ms)
+    interval = binomtest(num_in_budget, num).proportion_ci(method="exact")
+    return {
+        f"in_budget_{suffix}": round(num_in_budget / num, 4),
+        f"in_budget_{suffix}_low": round(float(interval.low), 4),
+        f"in_budget_{suffix}_high": round(float(interval.high), 4),
+        f"n_{suffix}": num,
+        f"p99_{suffix}_ms": round(trial.p99_ms, 2) if math.isfinite(trial.p99_ms) else None,
+        f"errors_{suffix}": trial.num_errors,
+    }
+
+
+def parse(arguments: Sequence[str] | None = None) -> Plan:
+    """Returns what to measure; exits with status 2 if it is nonsense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.capacity", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="directory of a bundle")
+    parser.add_argument("--queries", type=Path, required=True, help="text file, one query a line")
+    parser.add_argument("--scenarios", default="suggestion", help="the mix (default suggestion)")
+    parser.add_argument("--budget-ms", type=float, default=50.0, help="budget of an answer (50)")
+    parser.add_argument("--start", type=float, default=8.0, help="rate to begin with (8)")
+    for name, default, what in (
+        ("probe", 15.0, "short runs of the search"),
+        ("confirm", 120.0, "runs that decide"),
+        ("soak", 300.0, "the run at 0.8 C"),
+        ("overload", 60.0, "the run at 3 C"),
+        ("idle", 20.0, "one request at a time"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=float, default=default, help=f"seconds of {what} ({default:g})"
+        )
+    args = parser.parse_args(arguments)
+    for name in ("budget_ms", "start", "probe", "confirm", "soak", "overload", "idle"):
+        value = getattr(args, name)
+        if not (math.isfinite(value) and value > 0):
+            parser.error(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+    try:
+        mix, queries = mix_of(args.scenarios), tuple(dict.fromkeys(read_lines(args.queries)))
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"--queries cannot be read: {error}")
+    except ValueError as error:
+        parser.error(str(error))
+    return Plan(
+        bundle=args.bundle,
+        queries=queries,
+        mix=mix,
+        budget_ms=args.budget_ms,
+        start_rps=args.start,
+        probe_s=args.probe,
+        confirm_s=args.confirm,
+        soak_s=args.soak,
+        overload_s=args.overload,
+        idle_s=args.idle,
+    )
+
+
+def main() -> int:
+    plan = parse()
+    try:
+        figures = measure(plan)
+    except ValueError as error:  # BundleError is one
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
