@@ -123,7 +123,7 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     host: str = "127.0.0.1"
     """Address to listen on; "::" for all."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 0
-    """HTTP port; 0: metrics are not served. Every engine of a host needs one of its own."""
+    """HTTP port; 0: metrics are not served. Each further worker has the next one up."""
 
 
 class TracingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -173,7 +173,7 @@ def test_names_follow_the_conventions_of_prometheus(told):
 def test_the_log_is_json_and_has_a_line_per_call_with_its_request_id(told):
     lines = [json.loads(line) for line in told.log.splitlines()]
     assert all({"time", "level", "event", "logger"} <= line.keys() for line in lines)
-    assert {"listening", "serving", "draining"} <= {line["event"] for line in lines}
+    assert {"listening", "bundle loaded", "draining"} <= {line["event"] for line in lines}
     calls = [line for line in lines if line["event"] == "call ended"]
     assert [c["request_id"] for c in calls if c["request_id"].startswith("call-")] == (
         told.request_ids
@@ -220,6 +220,26 @@ def test_dashboard_and_alerts_name_only_what_is_exported(told, name):
         selected = re.findall(r"(\w+)\s*=~?\s*\"", expression)
         used = {label.strip() for group in grouped for label in group.split(",")} | set(selected)
         assert used <= labels, expression
+
+
+def test_workers_have_metrics_and_log_lines_of_their_own(
+    tiny_bundle, tmp_path, start_engine, stop_engine
+):
+    port = free_port()
+    engine = start_engine(
+        tiny_bundle,
+        tmp_path,
+        environment={"QUERYREC_METRICS_PORT": str(port), "QUERYREC_SERVER_WORKERS": "2"},
+    )
+    try:
+        for number in (1, 2):
+            url = f"http://127.0.0.1:{port + number - 1}/metrics"
+            with urllib.request.urlopen(url, timeout=20) as page:
+                assert "queryrec_ready 1.0" in page.read().decode()
+    finally:
+        stop_engine(engine)
+    lines = map(json.loads, (tmp_path / "stderr.txt").read_text().splitlines())
+    assert {line["worker"] for line in lines if line["event"] == "bundle loaded"} == {1, 2}
 
 
 def test_metrics_on_a_port_in_use_end_the_start_with_a_message(tiny_bundle, tmp_path, start_engine):
