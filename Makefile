@@ -68,7 +68,7 @@ spark: .venv-spark/.installed ## Create .venv-spark: PySpark and a Java runtime,
 demo: $(VENV)/.engine ## Serve the bundle that comes with the project and ask 12 held-out queries
 	@bash examples/demo.sh
 
-demo-train: setup ## The whole chain: simulate logs, train, align, export, serve, and ask
+demo-train: setup ## The whole chain: simulate logs, train, export, serve, and ask
 	@bash examples/demo_train.sh
 
 test: setup ## Run the tests

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ from engine.config import Config
 from engine.deadline import MonotonicClock
 from engine.feedback import FeedbackLog
 from engine.pipeline import Pipeline
+from engine.places import Places
+from engine.releases import Releases
 from engine.service import Feedback, Service, add_service
 from engine.stages import Stage
 from queryrec.v1.query_recommender_service_pb2 import RecommendRequest
@@ -49,8 +52,13 @@ async def until(condition: Callable[[], bool]) -> None:
 async def served(pipeline: Pipeline, directory: Any) -> AsyncIterator[QueryRecommenderServiceStub]:
     log = FeedbackLog(directory)
     keys = KeyRing(active_key_id="k", secrets={"k": b"s" * 32})
-    service = Service(Feedback(keys=keys, log=log), CLOCK, default_budget_s=30.0)
-    service.pipeline = pipeline
+
+    async def load(bundle: Path, others: Sequence[Pipeline]) -> Pipeline:
+        return pipeline
+
+    releases = Releases(load)
+    await releases.load(Places(directory, None))
+    service = Service(Feedback(keys=keys, log=log), releases, CLOCK, default_budget_s=30.0)
     server = aio.server()
     add_service(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

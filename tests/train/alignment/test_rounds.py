@@ -15,6 +15,7 @@ from tests.train.conftest import ATTRACTION, word
 from train.alignment.prompts import PromptSource
 from train.alignment.rollouts import read_lists
 from train.alignment.rounds import AlignmentMetrics, align
+from train.clicks.judge import Judge, Judgement
 from train.clicks.uncertainty import load_uncertainty, save_uncertainty
 from train.config import AlignmentConfig
 from train.generation.generator import read_prompts
@@ -32,7 +33,17 @@ CONFIG = AlignmentConfig(
 )
 
 
-def aligned(run: Path, output: Path, **changes: Any) -> AlignmentMetrics:
+class Indifferent:
+    """A judge for whom nothing is worth anything."""
+
+    def __call__(self, questions: Any, *, level: float) -> list[Judgement]:
+        none = [np.zeros(len(asked.texts)) for asked in questions]
+        return [Judgement(zeros, zeros, zeros > 0) for zeros in none]
+
+
+def aligned(
+    run: Path, output: Path, judge: Judge | None = None, **changes: Any
+) -> AlignmentMetrics:
     fields = {f: getattr(CONFIG, f) for f in CONFIG.__struct_fields__}
     output.mkdir(exist_ok=True)
     return align(
@@ -42,6 +53,7 @@ def aligned(run: Path, output: Path, **changes: Any) -> AlignmentMetrics:
         max_edges=32,
         seed=0,
         output=output,
+        judge=judge,
         report=lambda _: None,
     )
 
@@ -163,15 +175,15 @@ def test_a_click_model_that_prefers_nothing_is_refused(
 def test_prompts_whose_lists_are_all_equal_are_counted_or_refused(
     trained_run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"none of \d+ prompts has 4 lists that differ"):
-        aligned(trained_run, tmp_path / "out", min_gap=1.0)
+    with pytest.raises(ValueError, match=r"none of \d+ prompts has lists that differ"):
+        aligned(trained_run, tmp_path / "out", Indifferent())
 
 
 def test_a_later_round_without_anything_to_prefer_changes_nothing(
     trained_run: Path, once: tuple[Path, AlignmentMetrics], tmp_path: Path
 ) -> None:
     shutil.copytree(once[0], tmp_path / "more")
-    metrics = aligned(trained_run, tmp_path / "more", num_rounds=2, min_gap=1.0)
+    metrics = aligned(trained_run, tmp_path / "more", Indifferent(), num_rounds=2)
     last = metrics.rounds[-1]
     assert last.num_equal == last.num_prompts
     assert (last.num_steps, last.step) == (0, 0.0)
