@@ -67,7 +67,9 @@ def test_a_dry_run_prints_costs_and_answers_for_every_scenario(tiny_bundle, tmp_
 def test_a_signal_ends_it_in_order(tiny_bundle, tmp_path, number, start_engine, stop_engine):
     engine = start_engine(tiny_bundle, tmp_path)
     assert stop_engine(engine, number) == 0
-    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
+    log = (tmp_path / "stderr.txt").read_text()
+    assert "Traceback" not in log
+    assert '"level":"error"' not in log
 
 
 def test_no_query_text_is_logged(tiny_bundle, tmp_path, start_engine, stop_engine):
