@@ -2,16 +2,17 @@
 
 A list in list form is one sequence, and is taken as it was drawn. Texts in slots do not see one
 another, so lists can be composed of all texts that were drawn for a prompt: ranked by what each
-adds to those before, the best fill the best list, the next the second, and so on; lists as they
-were drawn stand between them. Within a composed list texts lie in bytewise order, as fine-tuning
-taught (`train.generation.responses`): were each slot given its own best text, slots would learn to
-write the same one.
+adds to those before, times how often it was drawn, the best fill the best list, the next the
+second, and so on; lists as they were drawn stand between them. Within a composed list texts lie in
+bytewise order, as fine-tuning taught (`train.generation.responses`): were each slot given its own
+best text, slots would learn to write the same one.
 
 Knows nothing of models.
 """
 
 # K lists of a prompt that were drawn, J that are kept, S sequences of a list, N new tokens,
 # C texts
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -105,8 +106,10 @@ def composed(
     """Returns the distinct texts of a prompt as lists in slots, the best list first."""
     place_of = _places(drawn)
     texts = list(place_of)
-    p_C = np.array([worth.reward[t] for t in texts])
-    in_order = [texts[i] for i in ranking(p_C, texts, drawn.prompt.query)]
+    count_of = Counter(t for texts_S in drawn.texts_KS for own in texts_S for t in own)
+    # What the policy writes often it is sure of, and stays so: reward alone would prefer the rare.
+    value_C = np.array([worth.reward[t] * count_of[t] for t in texts])
+    in_order = [texts[i] for i in ranking(value_C, texts, drawn.prompt.query)]
     size = drawn.ids_KSN.shape[1] - drawn.prompt.scenario.has_auxiliary_text
     return [
         sorted(

@@ -97,6 +97,19 @@ def test_similar_texts_do_not_share_a_list_if_others_are_left() -> None:
     assert rest == ["red shoes cheap"]
 
 
+def test_what_the_policy_writes_often_stays_before_a_rare_text_that_is_slightly_better() -> None:
+    pool = drawn([["often", "b", "c"], ["often", "rare", "e"], ["often", "h", ""]])
+    values = {"often": 0.2, "rare": 0.25, "b": 0.1, "c": 0.1, "e": 0.1, "h": 0.1}
+    order = [t for texts in composed(pool, worth(values), lambda ids: b"") for t in texts]
+    assert order[:2] == ["often", "rare"]
+    order = [
+        t
+        for texts in composed(pool, worth({**values, "rare": 0.7}), lambda ids: b"")
+        for t in texts
+    ]
+    assert order[:2] == ["rare", "often"]
+
+
 def test_the_likeliest_complete_auxiliary_text_goes_with_composed_lists() -> None:
     pool = drawn([["", "b", "c"], ["", "d", "e"], ["", "f", "a"]], ASKING, ["", "which?", "what?"])
     pool = pool._replace(texts_KS=[[[], *texts_S[1:]] for texts_S in pool.texts_KS])
