@@ -24,8 +24,8 @@ from train.generation.generator import read_prompts
 torch.set_num_threads(1)
 run, output, num_rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 config = AlignmentConfig(
-    num_rounds=num_rounds, num_prompts=96, num_valid_prompts=30, num_lists=4, learning_rate=1e-3,
-    batch_size=int(sys.argv[4]), cold_share=1.0, min_gap=0.002,
+    num_rounds=num_rounds, num_prompts=192, num_valid_prompts=60, num_lists=6, learning_rate=2e-3,
+    batch_size=int(sys.argv[4]), cold_share=1.0,
 )
 align(run, config, read_prompts(run), max_edges=32, seed=0, output=output, report=lambda _: None)
 """
@@ -57,15 +57,14 @@ def aligned(run: Path, output: Path, num_processes: int, batch_size: int, num_ro
 def test_two_processes_do_what_one_does_with_batches_twice_as_large(
     trained_run: Path, tmp_path: Path
 ) -> None:
-    one = aligned(trained_run, tmp_path / "one", 1, 16, 1)["rounds"][0]
-    two = aligned(trained_run, tmp_path / "two", 2, 8, 1)["rounds"][0]
+    one = aligned(trained_run, tmp_path / "one", 1, 8, 1)["rounds"][0]
+    two = aligned(trained_run, tmp_path / "two", 2, 4, 1)["rounds"][0]
     # Lists depend on their prompt's seed alone, so both saw the same ones.
     for name in ("num_prompts", "num_equal", "num_lists", "mean_reward", "gap"):
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
     assert abs(two["num_steps"] - one["num_steps"]) <= 3  # the last batch of a scenario is short
-    before, after = two["before"]["suggestion"], two["after"]["suggestion"]
+    assert one["step"] > 0
     assert two["step"] > 0
-    assert after["reward"] > before["reward"]
     start = load_file(trained_run / "generator/model.safetensors")
     moved = [
         torch.cat(
