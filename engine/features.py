@@ -42,7 +42,7 @@ def candidate_features(
     if not candidates:
         return features
     query_words = set(query.split())
-    query_trigrams = _trigrams(query)
+    query_trigrams = trigrams(query)
     counts = np.asarray(popularity, np.float32)
     features[:, 0] = np.log1p(counts) / 10
     features[:, 1] = np.asarray(npmi, np.float32)
@@ -52,14 +52,14 @@ def candidate_features(
         word_list = text.split()
         words = set(word_list)
         shared = len(words & query_words)
-        trigrams = _trigrams(text)
-        num_shared_trigrams = len(trigrams & query_trigrams)
+        text_trigrams = trigrams(text)
+        num_shared_trigrams = len(text_trigrams & query_trigrams)
         rows.append(
             (
                 shared / max(1, len(words) + len(query_words) - shared),
                 shared / max(1, len(query_words)),
                 num_shared_trigrams
-                / max(1, len(trigrams) + len(query_trigrams) - num_shared_trigrams),
+                / max(1, len(text_trigrams) + len(query_trigrams) - num_shared_trigrams),
                 len(word_list) / 8,
                 (len(words) - shared) / 8,
                 float(text.startswith(query)),
@@ -70,6 +70,7 @@ def candidate_features(
     return features
 
 
-def _trigrams(text: str) -> set[str]:
+def trigrams(text: str) -> set[str]:
+    """Returns the character trigrams of a text with a space on either side."""
     padded = f" {text} "
     return {padded[i : i + 3] for i in range(len(padded) - 2)}

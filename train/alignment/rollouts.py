@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.candidates import WrittenTexts, key_of, written_texts
+from engine.features import trigrams
 from engine.models import cut_sequences
 from engine.vocabulary import Vocabulary
 from train.alignment.prompts import AlignmentPrompt
 from train.clicks.judge import Judge, Judged
-from train.generation.sampler import Lists
+from train.generation.sampler import Lists, Sampler
 
 Floats = NDArray[np.float64]
 
@@ -60,6 +61,44 @@ def read_lists(
         auxiliary_K = [first.text if first else "" for first in first_K]
         drawn.append(Drawn(prompt, lists.ids[b], logprobs_BKS[b], texts_KS, auxiliary_K))
     return drawn
+
+
+def draw_lists(
+    sampler: Sampler,
+    vocabulary: Vocabulary,
+    prompts: Sequence[AlignmentPrompt],
+    seeds: Sequence[int],
+    *,
+    mode: str,
+    num_lists: int,
+    temperature: float,
+) -> list[Drawn]:
+    """Returns the lists of each prompt, in their order; scenarios are drawn one after another.
+
+    Args:
+        sampler: of the policy.
+        vocabulary: of its tokens.
+        prompts: of any scenarios.
+        seeds: of each prompt.
+        mode: "slots", "list" or "beam".
+        num_lists: K.
+        temperature: see `Sampler.sample`.
+    """
+    drawn: dict[int, Drawn] = {}
+    for name in dict.fromkeys(p.scenario.name for p in prompts):
+        places = [i for i, p in enumerate(prompts) if p.scenario.name == name]
+        own = [prompts[i] for i in places]
+        lists = sampler.sample(
+            [p.drawn for p in own],
+            [seeds[i] for i in places],
+            mode=mode,
+            num_lists=num_lists,
+            temperature=temperature,
+        )
+        drawn |= zip(
+            places, read_lists(vocabulary, own, lists, is_list=mode == "list"), strict=True
+        )
+    return [drawn[i] for i in range(len(prompts))]
 
 
 def judge_lists(
@@ -116,8 +155,8 @@ def judge_lists(
 
 def shared_trigrams(text: str, context: Sequence[str]) -> float:
     """Returns the share of a text's letter trigrams that occur in its context."""
-    own = _trigrams(text)
-    known = set().union(*map(_trigrams, context))
+    own = trigrams(text)
+    known = set().union(*map(trigrams, context))
     return len(own & known) / max(1, len(own))
 
 
@@ -132,8 +171,3 @@ def _read(
         has_auxiliary_text=prompt.scenario.has_auxiliary_text and number == 0,
         healed=prompt.rendered.healed,
     )
-
-
-def _trigrams(text: str) -> set[str]:
-    padded = f" {text} "
-    return {padded[i : i + 3] for i in range(len(padded) - 2)}

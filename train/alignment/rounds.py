@@ -27,7 +27,7 @@ from engine.candidates import key_of
 from train.alignment.policy import update
 from train.alignment.preferences import Preference, drawn_texts, prefer, reward_of
 from train.alignment.prompts import AlignmentPrompt, PromptSource
-from train.alignment.rollouts import Drawn, Worth, judge_lists, read_lists
+from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
 from train.clicks.judge import ClickJudge, Judge
 from train.config import AlignmentConfig
 from train.generation.generator import METRICS, RunPrompts
@@ -37,7 +37,7 @@ from train.generation.sampler import Sampler
 POSITIONS = "position.json"
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
 _LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
-_CHUNK = 16  # prompts that are drawn for, or read, at once
+_CHUNK = 16  # prompts that are read at once
 Report = Callable[[str], None]
 
 
@@ -199,24 +199,18 @@ class Aligner:
         sampler = Sampler(model.eval(), bf16=self._config.bf16)
         if temperature is None:
             temperature = self._config.temperature
-        drawn: dict[int, Drawn] = {}
         first, step = self._processes.process_index, self._processes.num_processes
         shared = range(first, len(prompts), step)
-        for name in dict.fromkeys(prompts[i].scenario.name for i in shared):
-            places = [i for i in shared if prompts[i].scenario.name == name]
-            own = [prompts[i] for i in places]
-            lists = sampler.sample(
-                [p.drawn for p in own],
-                [hash((self._seed, seed, i)) % 2**62 for i in places],
-                mode=self._mode,
-                num_lists=num_lists,
-                temperature=temperature,
-                chunk_size=_CHUNK,
-            )
-            is_list = self._mode == "list"
-            drawn |= zip(
-                places, read_lists(self._vocabulary, own, lists, is_list=is_list), strict=True
-            )
+        own = draw_lists(
+            sampler,
+            self._vocabulary,
+            [prompts[i] for i in shared],
+            [hash((self._seed, seed, i)) % 2**62 for i in shared],
+            mode=self._mode,
+            num_lists=num_lists,
+            temperature=temperature,
+        )
+        drawn = dict(zip(shared, own, strict=True))
         if step > 1:
             drawn = dict(gather_object(list(drawn.items())))
         return [drawn[i] for i in range(len(prompts))]

@@ -17,15 +17,13 @@ from engine.candidates import key_of
 from engine.prompt import COOCCURRING, SideInformation
 from train.alignment.preferences import composed, drawn_texts, reward_of
 from train.alignment.prompts import AlignmentPrompt, render
-from train.alignment.rollouts import Drawn, Worth, judge_lists, read_lists
+from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
 from train.alignment.rounds import POSITIONS
 from train.clicks.judge import ClickJudge
 from train.evaluation.lists import ProducedList
 from train.evaluation.served import Asked, ServedBundle
 from train.generation.generator import read_prompts
 from train.generation.sampler import Sampler
-
-_CHUNK = 16  # prompts
 
 
 class Question(NamedTuple):
@@ -159,23 +157,16 @@ class PolicyLists:
         self, directory: Path, *, num_lists: int, temperature: float, is_cold: bool, seed: int
     ) -> list[Drawn]:
         model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        sampler = Sampler(model)
         prompts = self._prompts[is_cold]
-        drawn: dict[int, Drawn] = {}
-        for scenario in dict.fromkeys(p.scenario.name for p in prompts):
-            places = [i for i, p in enumerate(prompts) if p.scenario.name == scenario]
-            own = [prompts[i] for i in places]
-            lists = sampler.sample(
-                [p.drawn for p in own],
-                [seed * 1_000_003 + i for i in places],
-                mode=self._mode,
-                num_lists=num_lists,
-                temperature=temperature,
-                chunk_size=_CHUNK,
-            )
-            read = read_lists(self._vocabulary, own, lists, is_list=self._mode == "list")
-            drawn |= zip(places, read, strict=True)
-        return [drawn[i] for i in range(len(prompts))]
+        return draw_lists(
+            Sampler(model),
+            self._vocabulary,
+            prompts,
+            [seed * 1_000_003 + i for i in range(len(prompts))],
+            mode=self._mode,
+            num_lists=num_lists,
+            temperature=temperature,
+        )
 
     def _produced(self, drawn: Drawn, texts: Sequence[str], name: str) -> ProducedList:
         query = drawn.prompt.query
