@@ -139,11 +139,7 @@ def evaluate(
         evaluation = evaluate_bundle(
             bundle, run, data, num_queries=queries, seed=seed, report=_report
         )
-        out.mkdir(parents=True, exist_ok=True)
-        encoded = msgspec.json.format(msgspec.json.encode(evaluation))
-        (out / JSON_NAME).write_bytes(encoded + b"\n")
-        (out / PAGE_NAME).write_text(evaluation_page(evaluation), encoding="utf-8")
-        _console.print(f"{out / JSON_NAME}, {out / PAGE_NAME}", markup=False)
+        _write_results(out / JSON_NAME, evaluation, out / PAGE_NAME, evaluation_page(evaluation))
 
 
 @app.command()
@@ -180,10 +176,14 @@ def report(
             seed=seed,
             report=_report,
         )
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
-        (out / "report.html").write_text(report_page(made), encoding="utf-8")
-        _console.print(f"{out / 'report.json'}, {out / 'report.html'}", markup=False)
+        _write_results(out / "report.json", made, out / "report.html", report_page(made))
+
+
+def _write_results(json_path: Path, results: msgspec.Struct, page_path: Path, page: str) -> None:
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+    page_path.write_text(page, encoding="utf-8")
+    _console.print(f"{json_path}, {page_path}", markup=False)
 
 
 def _run_stages(
