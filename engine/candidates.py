@@ -43,6 +43,9 @@ class WrittenTexts(NamedTuple):
         return self._replace(finished=self.finished + other.finished, cut=self.cut + other.cut)
 
 
+NO_TEXTS = WrittenTexts([], [], None)
+
+
 @lru_cache(65_536)
 def key_of(text: str) -> str:
     """Returns `match_key(text)`, faster for ASCII and for texts seen lately."""
@@ -69,7 +72,7 @@ def written_texts(
         healed: What every text completes, if anything.
     """
     if sequences is None:
-        return WrittenTexts([], [], None)
+        return NO_TEXTS
     pieces = list(zip(sequences.ids, sequences.is_finished, strict=True))
     if is_list:
         pieces = _split_list(*pieces[0])

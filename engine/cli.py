@@ -11,7 +11,7 @@ import typer
 from engine import logs
 from engine.config import Config, describe, load_config
 from engine.console import complain, say
-from engine.cpu import threads_per_process
+from engine.cpu import model_threads
 from engine.places import Places
 
 app = typer.Typer(
@@ -151,6 +151,6 @@ def _print_settings(settings: Config) -> None:
     say("effective configuration")
     print(describe(settings))
     num_workers = settings.server.workers
-    threads = settings.models.num_threads or threads_per_process(num_workers)
+    threads = settings.models.num_threads or model_threads(num_workers)
     each = f" in each of {num_workers} workers" if num_workers > 1 else ""
     say(f"{threads} model threads{each}")

@@ -35,7 +35,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """0 picks a free port and prints it."""
     default_budget_ms: Milliseconds = 100.0
     """Time for an answer where the call has no deadline."""
-    reserve_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
+    reserve_ms: Annotated[float, Meta(ge=0, le=1000)] = 4.0
     """Kept back of every deadline for ranking, writing and sending the answer."""
     lame_duck_s: Annotated[float, Meta(ge=0, le=600)] = 0.25
     """On SIGTERM, calls are answered for this long although health says NOT_SERVING."""

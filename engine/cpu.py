@@ -24,9 +24,13 @@ def num_usable_cpus(root: Path = _ROOT) -> int:
     return max(1, min([len(os.sched_getaffinity(0)), *(int(q) for q in quotas)]))
 
 
-def threads_per_process(num_processes: int) -> int:
-    """Returns how many threads each of so many processes may run, at least 1."""
-    return max(1, num_usable_cpus() // num_processes)
+def model_threads(num_processes: int) -> int:
+    """Returns how many threads each of so many engines should give its models, at least 1.
+
+    A core of each is left to everything else: answering takes up to a third of one, and a model
+    thread that waits for the next product spins.
+    """
+    return max(1, num_usable_cpus() // num_processes - 1)
 
 
 def cpu_features(root: Path = _ROOT) -> frozenset[str]:

@@ -74,6 +74,7 @@ class Dispatcher:
                     work, row, finish_by_s, request.question.scenario.name
                 )
         except (TooLate, TimeoutError):
+            request.ready_s = min(finish_by_s, self._clock.now_s())
             request.probe.add(Stage.QUEUE, self._clock.now_s() - queued_s)
             request.omit(work.stage, Left.SKIPPED, why)
             return None
@@ -84,6 +85,7 @@ class Dispatcher:
             request.is_turned_away = True
             request.omit(work.stage, Left.SKIPPED, Why.OVERLOAD)
             return None
+        request.ready_s = queued_s + done.queue_s + done.run_s
         request.probe.add(Stage.QUEUE, done.queue_s, ago_s=done.run_s)
         return done
 

@@ -46,9 +46,6 @@ class Generation:
     async def sequences(self, request: RequestState, prompt: Prompt) -> Sequences | None:
         """Returns what was generated, or None with an omission."""
         rungs = self.rungs(request.question)
-        if not rungs:
-            request.omit(Stage.GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
-            return None
         plan = self._dispatcher.plan(request, encode=False, rungs=rungs)
         best = GenerateRow(prompt.ids, prompt.first_token_range, rungs[0])
         for rung in rungs:  # best first: what costs nothing may be more than is planned

@@ -14,6 +14,7 @@ Sorted texts make an exact look-up, and a look-up by prefix, a binary search on 
 Knows nothing of how texts were mined or embedded. Immutable while serving.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 from engine.manifest import BundleError, IndexSpec
 
 _NUM_POPULAR = 1000
+_NUM_FENCES = 4096  # texts held as bytes objects: searching among them takes a microsecond
+_BEYOND = b"\xff"  # in no UTF-8: after all texts that start alike
 Rows = NDArray[np.int32]
 
 
@@ -113,6 +116,8 @@ class CooccurrenceIndex:
                 f"{directory}: holds {sizes} rows and {self._graph.get_current_count()} vectors, "
                 f"the manifest says {spec.num_queries} queries"
             )
+        self._stride = -(-spec.num_queries // _NUM_FENCES)
+        self._fences = [bytes(self._bytes(r)) for r in range(0, len(self), self._stride)]
 
     def __len__(self) -> int:
         """Returns the number of queries."""
@@ -120,7 +125,16 @@ class CooccurrenceIndex:
 
     def text(self, row: int) -> str:
         """Returns the text of a row."""
-        return bytes(self._bytes(row)).decode("utf-8")
+        return str(self._bytes(row), "utf-8")
+
+    def texts(self, rows: Rows) -> list[str]:
+        """Returns the texts of rows."""
+        starts, ends = self._text_offsets[rows].tolist(), self._text_offsets[rows + 1].tolist()
+        return [str(self._texts[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)]
+
+    def popularities(self, rows: Rows) -> list[float]:
+        """Returns how often the queries of rows were searched."""
+        return self._popularity[rows].tolist()
 
     def popularity(self, row: int) -> float:
         """Returns how often the row's query was searched."""
@@ -160,7 +174,7 @@ class CooccurrenceIndex:
         """
         encoded = prefix.encode("utf-8")
         start = self._first_at_least(encoded)
-        end = self._first_beyond(encoded, start)
+        end = self._first_at_least(encoded + _BEYOND)
         counts = np.asarray(self._popularity[start:end])
         if len(counts) > 4 * k:
             threshold = np.partition(counts, len(counts) - k)[len(counts) - k]
@@ -177,21 +191,13 @@ class CooccurrenceIndex:
     def _bytes(self, row: int) -> memoryview:
         return self._texts[int(self._text_offsets[row]) : int(self._text_offsets[row + 1])]
 
-    def _first_at_least(self, encoded: bytes, low: int = 0) -> int:
-        high = len(self)
+    def _first_at_least(self, encoded: bytes) -> int:
+        """Returns the first row whose text is not less than some bytes."""
+        fence = bisect_left(self._fences, encoded)
+        low, high = max(0, (fence - 1) * self._stride), min(len(self), fence * self._stride)
         while low < high:
             middle = (low + high) // 2
             if bytes(self._bytes(middle)) < encoded:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _first_beyond(self, prefix: bytes, low: int) -> int:
-        high, length = len(self), len(prefix)
-        while low < high:
-            middle = (low + high) // 2
-            if bytes(self._bytes(middle)[:length]) <= prefix:
                 low = middle + 1
             else:
                 high = middle

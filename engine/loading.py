@@ -1,13 +1,14 @@
 """From a bundle's directory to a pipeline that is verified and warm. Knows nothing of gRPC."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.bundle import load_bundle
 from engine.config import Config
 from engine.costs import Work
-from engine.cpu import threads_per_process
+from engine.cpu import model_threads
 from engine.deadline import Clock
 from engine.device import Device
 from engine.metrics import Metrics
@@ -27,7 +28,7 @@ def make_runtime(config: Config) -> Runtime:
         ValueError: this ONNX Runtime does not know the device.
     """
     return Runtime(
-        num_threads=config.models.num_threads or threads_per_process(config.server.workers),
+        num_threads=config.models.num_threads or model_threads(config.server.workers),
         shared_thread_pool=config.models.shared_thread_pool,
         device=Device(config.models.device, config.models.device_id, config.models.tensorrt_cache),
     )
@@ -77,4 +78,7 @@ async def load_pipeline(
         if isinstance(error, TritonFailure):
             raise ValueError(f"warming up: {error}") from None
         raise
+    # What is there now stays. Left to the collector, all of it is looked through again and again,
+    # 20 ms at a time.
+    gc.freeze()
     return pipeline

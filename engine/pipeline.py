@@ -12,7 +12,7 @@ import numpy as np
 from engine.answer import Answer, Question
 from engine.attribution import Source
 from engine.bundle import Bundle
-from engine.candidates import Candidate, WrittenTexts, key_of, merged
+from engine.candidates import NO_TEXTS, Candidate, WrittenTexts, key_of, merged
 from engine.config import Config
 from engine.deadline import Clock
 from engine.dispatch import Dispatcher
@@ -24,6 +24,7 @@ from engine.planner import ENCODE, SCORED_SIZES, score_work
 from engine.prompt import COOCCURRING, SideInformation
 from engine.ranking import PRIOR_P_SEEN, ranked, seen_probabilities
 from engine.request import RequestState, log_candidates, side_information
+from engine.reserve import Reserve
 from engine.retrieval import NOTHING, Retrieval, Retrieved
 from engine.runner import Found, LocalRunner, LookupRow, RemoteModels, RemoteRunner
 from engine.runtime import Runtime
@@ -91,6 +92,7 @@ class Pipeline:
             self.worker, clock, has_click_model=bundle.manifest.click_model is not None
         )
         self._generation = Generation(bundle, self._dispatcher)
+        self._reserve = Reserve(config.server.reserve_ms / 1000, clock)
 
     async def recommend(self, question: Question, probe: Probe) -> Answer:
         """Returns an answer before the question's deadline.
@@ -101,38 +103,28 @@ class Pipeline:
         """
         if question.deadline.has_passed:
             raise DeadlineUnreachable(question.deadline.left_s())
-        request = RequestState(question, probe, self._config.server.reserve_ms / 1000)
+        request = RequestState(question, probe, self._reserve.of(question.deadline.left_s()))
         with self._dispatcher.attending(request):
-            return await self._answered(request)
+            answer = await self._answered(request)
+        if request.ready_s is not None:
+            self._reserve.ended(request.ready_s)
+        return answer
 
     async def _answered(self, request: RequestState) -> Answer:
         question, probe = request.question, request.probe
         retrieved = await self._retrieve(request)
         side = side_information(question)
-        cooccurring = [SideInformation(COOCCURRING, t) for t in retrieved.cooccurring[::-1]]
-        prompt = self._generation.prompt(request, question.query, [*cooccurring, *side])
         log = log_candidates(retrieved)
-        generation = asyncio.ensure_future(self._generation.sequences(request, prompt))
-        try:
-            # What scoring will need is made while the generator runs, not after it.
-            for _ in range(_TURNS_TO_START):
-                await asyncio.sleep(0)
-            context_ids = self._prepared(question, side, log, probe)
-            sequences = await generation
-        finally:
-            generation.cancel()
-        texts = self._generation.texts(request, prompt, sequences)
-        candidates = self._candidates(request, texts, log)
-        if prompt.healed and sequences and len(candidates) < question.num_suggestions:
-            more = await self._generation.more_sequences(request, prompt, sequences)
-            texts = self._generation.texts(request, prompt, more)
+        if self._generation.rungs(question):
+            cooccurring = [SideInformation(COOCCURRING, t) for t in retrieved.cooccurring[::-1]]
+            texts, candidates, context_ids = await self._written(request, cooccurring, side, log)
+        else:
+            request.omit(Stage.GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+            texts = NO_TEXTS
             candidates = self._candidates(request, texts, log)
-            if len(candidates) < question.num_suggestions and not question.query.endswith(" "):
-                further = await self._generation.next_words(request, [*cooccurring, *side])
-                texts = texts.joined(further)
-                candidates = self._candidates(request, texts, log)
+            context_ids = self._prepared(question, side, log, probe)
         with probe.during(Stage.MERGE):
-            if prompt.healed:
+            if question.scenario.completes_prefix:
                 candidates += self._longer(question, candidates)
             lead = texts.auxiliary
             auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
@@ -153,6 +145,37 @@ class Pipeline:
             auxiliary_text=auxiliary,
             omissions=request.in_stage_order(),
         )
+
+    async def _written(
+        self,
+        request: RequestState,
+        cooccurring: list[SideInformation],
+        side: list[SideInformation],
+        log: list[Candidate],
+    ) -> tuple[WrittenTexts, list[Candidate], list[int]]:
+        """Returns what the generator writes, all candidates, and the click model's context."""
+        question = request.question
+        prompt = self._generation.prompt(request, question.query, [*cooccurring, *side])
+        generation = asyncio.ensure_future(self._generation.sequences(request, prompt))
+        try:
+            # What scoring will need is made while the generator runs, not after it.
+            for _ in range(_TURNS_TO_START):
+                await asyncio.sleep(0)
+            context_ids = self._prepared(question, side, log, request.probe)
+            sequences = await generation
+        finally:
+            generation.cancel()
+        texts = self._generation.texts(request, prompt, sequences)
+        candidates = self._candidates(request, texts, log)
+        if prompt.healed and sequences and len(candidates) < question.num_suggestions:
+            more = await self._generation.more_sequences(request, prompt, sequences)
+            texts = self._generation.texts(request, prompt, more)
+            candidates = self._candidates(request, texts, log)
+            if len(candidates) < question.num_suggestions and not question.query.endswith(" "):
+                further = await self._generation.next_words(request, [*cooccurring, *side])
+                texts = texts.joined(further)
+                candidates = self._candidates(request, texts, log)
+        return texts, candidates, context_ids
 
     async def _retrieve(self, request: RequestState) -> Retrieved:
         """Returns known queries that fit, through the encoder where the exact table lacks them."""

@@ -16,16 +16,18 @@ class RequestState:
         question: What is asked.
         probe: Where its time goes.
         deadline: When its answer has to be ready for the way back.
+        ready_s: When, on the clock, it had or gave up the last result of a model; None before.
         is_turned_away: Whether a row of it met a full queue.
     """
 
-    __slots__ = ("_omissions", "deadline", "is_turned_away", "probe", "question")
+    __slots__ = ("_omissions", "deadline", "is_turned_away", "probe", "question", "ready_s")
 
     def __init__(self, question: Question, probe: Probe, reserve_s: float) -> None:
-        """Starts without omissions; `reserve_s` of the deadline is kept for the way back."""
+        """Starts without omissions; `reserve_s` of the deadline is kept for what follows models."""
         self.question = question
         self.probe = probe
         self.deadline = question.deadline.sooner(reserve_s)
+        self.ready_s: float | None = None
         self.is_turned_away = False
         self._omissions: dict[Stage, Omission] = {}
 

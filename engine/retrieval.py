@@ -139,8 +139,7 @@ class Retrieval:
             head, tail = " ".join(typed[:first]), " ".join(typed[first:])
             if not tail:
                 break
-            for row in self._starting_with(tail).tolist():
-                known = self.index.text(row)
+            for known in self.index.texts(self._starting_with(tail)):
                 text = f"{head} {known}"
                 if known != tail and len(text.encode("utf-8")) <= MAX_QUERY_BYTES:
                     texts.setdefault(text)
@@ -158,12 +157,11 @@ class Retrieval:
         return self.index.starting_with(prefix, 2 * self._max_candidates)
 
     def _retrieved(self, rows: Rows, own: int | None, num_cooccurring: int) -> Retrieved:
-        chosen = rows.tolist()
-        texts = [self.index.text(r) for r in chosen]
+        texts = self.index.texts(rows)
         return Retrieved(
             texts,
-            [self.index.popularity(r) for r in chosen],
-            self._npmi(own, chosen),
+            self.index.popularities(rows),
+            self._npmi(own, rows.tolist()),
             texts[: min(num_cooccurring, self._max_cooccurring)],
         )
 

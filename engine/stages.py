@@ -1,7 +1,6 @@
 """The stages of a request, how long each took, and what was left out. Knows no stage's work."""
 
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
@@ -68,6 +67,26 @@ class Effort(StrEnum):
         return cls.LOOKUP if Stage.SCORE in skipped else cls.RANKED
 
 
+class Span:
+    """A `with` block whose time a stage takes. A generator would cost three times as much."""
+
+    __slots__ = ("_clock", "_probe", "_stage", "_started_s")
+
+    def __init__(self, probe: "Probe", stage: Stage, clock: Clock) -> None:
+        """Starts no time yet."""
+        self._probe = probe
+        self._stage = stage
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        """Starts the time."""
+        self._started_s = self._clock.now_s()
+
+    def __exit__(self, *_: object) -> None:
+        """Adds it to the stage."""
+        self._probe.add(self._stage, self._clock.now_s() - self._started_s)
+
+
 class Probe:
     """Collects the stage times of one request. Not thread-safe."""
 
@@ -77,14 +96,9 @@ class Probe:
         self._started_s = clock.now_s() if started_s is None else started_s
         self._elapsed_s: dict[Stage, float] = {}
 
-    @contextmanager
-    def during(self, stage: Stage) -> Generator[None]:
+    def during(self, stage: Stage) -> "Span":
         """Adds the time spent inside the `with` block to a stage."""
-        started_s = self._clock.now_s()
-        try:
-            yield
-        finally:
-            self.add(stage, self._clock.now_s() - started_s)
+        return Span(self, stage, self._clock)
 
     def add(self, stage: Stage, elapsed_s: float, *, ago_s: float = 0.0) -> None:
         """Adds time to a stage, which ended `ago_s` before now (only traces tell when)."""

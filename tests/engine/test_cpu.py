@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cpu import cpu_features, missing_features, num_usable_cpus
+from engine.cpu import cpu_features, missing_features, model_threads, num_usable_cpus
 
 
 def write(root: Path, name: str, content: str) -> None:
@@ -51,3 +51,14 @@ def test_an_alternative_is_enough():
     present = frozenset({"avx_vnni", "avx2"})
     assert missing_features(["avx512_vnni|avx_vnni", "avx2"], present) == []
     assert missing_features(["avx512_vnni", "avx2"], present) == ["avx512_vnni"]
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "num_processes", "expected"),
+    [(1, 1, 1), (2, 1, 1), (8, 1, 7), (8, 2, 3), (4, 4, 1)],
+)
+def test_models_leave_a_core_of_each_engine_free(monkeypatch, num_cpus, num_processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(num_cpus))
+    monkeypatch.setattr("engine.cpu._v2_quotas", lambda _: [])
+    monkeypatch.setattr("engine.cpu._v1_quotas", lambda _: [])
+    assert model_threads(num_processes) == expected

@@ -1,6 +1,7 @@
 """Retrieval against brute force over the same small index."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def parts(texts):
 
 
 @pytest.fixture(scope="module")
-def index(texts, parts, tmp_path_factory) -> CooccurrenceIndex:
+def place(texts, parts, tmp_path_factory) -> tuple[Path, IndexSpec]:
     embeddings, popularity, neighbours = parts
     directory = tmp_path_factory.mktemp("index")
     write_index(
@@ -60,7 +61,12 @@ def index(texts, parts, tmp_path_factory) -> CooccurrenceIndex:
         min_users=1,
         counted="users",
     )
-    return CooccurrenceIndex(directory, spec)
+    return directory, spec
+
+
+@pytest.fixture(scope="module")
+def index(place) -> CooccurrenceIndex:
+    return CooccurrenceIndex(*place)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +135,20 @@ def test_without_an_embedding_popular_queries_fill_up(retrieval, texts, parts):
     found = retrieval.nearby("never searched", None)
     assert found.texts == [texts[r] for r in np.argsort(-popularity)[:24]]
     assert found.cooccurring == []
+
+
+@pytest.mark.parametrize("num_fences", [1, 2, 7, 299, 300, 4096])
+def test_texts_are_found_however_many_of_them_are_at_hand(
+    texts, place, monkeypatch, num_fences: int
+):
+    monkeypatch.setattr("engine.index._NUM_FENCES", num_fences)
+    index = CooccurrenceIndex(*place)
+    assert [index.find(t) for t in texts] == list(range(len(texts)))
+    for absent in ("", "a", "red", texts[0] + "x", texts[-1] + "x", "zzz"):
+        assert index.find(absent) is None
+    for prefix in ("", "r", "red", "red s", "größe", "靴", "zzz", texts[0], texts[-1]):
+        expected = [r for r, t in enumerate(texts) if t.startswith(prefix)]
+        assert sorted(index.starting_with(prefix, len(texts)).tolist()) == expected
 
 
 @pytest.mark.parametrize("prefix", ["r", "red", "red s", "größe", "gr", "靴", "x", "red shoe 1"])
