@@ -64,7 +64,11 @@ class State:
 
 
 class Metrics:
-    """The metrics of one engine, in a registry of their own. To be used from one event loop."""
+    """The metrics of one engine, in a registry of their own. To be used from one event loop.
+
+    Attributes:
+        num_in_flight: Calls that are being worked on.
+    """
 
     def __init__(self) -> None:
         """Starts from zero."""
@@ -112,11 +116,13 @@ class Metrics:
             "feedback_events_total", "Feedback events: accepted, or why not.", ("result",)
         )
         lookups = self._counter("cache_lookups_total", "Look-ups in caches.", ("cache", "result"))
-        self._in_flight = Gauge(
+        self.num_in_flight = 0
+        in_flight = Gauge(
             _PREFIX + "requests_in_flight",
             "Calls that are being worked on.",
             registry=self.registry,
         )
+        in_flight.set_function(lambda: self.num_in_flight)
         self._requests = _Children[tuple[str, str, str], Histogram](
             lambda key: requests.labels(*key)
         )
@@ -151,7 +157,7 @@ class Metrics:
 
     def call_began(self) -> None:
         """Counts a call as in flight."""
-        self._in_flight.inc()
+        self.num_in_flight += 1
 
     def call_ended(self, method: str, scenario: str, status: str, elapsed_s: float) -> None:
         """Counts a call, which is in flight no more.
@@ -162,7 +168,7 @@ class Metrics:
             status: Name of a gRPC status.
             elapsed_s: Since it arrived.
         """
-        self._in_flight.dec()
+        self.num_in_flight -= 1
         self._requests[method, scenario, status].observe(elapsed_s)
 
     def answered(

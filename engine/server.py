@@ -27,6 +27,11 @@ from engine.tracing import Tracer
 
 # The largest valid request has 96 KiB; one twice as long is not read to its end.
 _MAX_REQUEST_BYTES = 192 << 10
+_MAX_CALLS_PER_CONNECTION = 1000  # unread responses count; clients queue what is beyond
+_KEEPALIVE_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+_MAX_CONNECTION_AGE_MS = 30 * 60_000  # clients open another first, and notice nothing
+_MAX_CONNECTION_AGE_GRACE_MS = 60_000
 _LAST_CALLS_S = 0.05
 _HEALTH_NAMES = ("", SERVICE_NAME)
 
@@ -80,6 +85,7 @@ class Server:
             self.releases,
             self._clock,
             default_budget_s=config.server.default_budget_ms / 1000,
+            max_calls=config.server.max_concurrent_calls,
             observer=Observer(self._clock, self._metrics, tracer),
         )
         self._health = health.aio.HealthServicer()
@@ -101,8 +107,13 @@ class Server:
                 ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
                 # Unless asked for, a second engine on the port is an error, not a sharer.
                 ("grpc.so_reuseport", int(self._shares_port)),
+                # A client that is gone, or does not read its responses, is hung up on some day.
+                ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+                ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
+                ("grpc.max_connection_age_grace_ms", _MAX_CONNECTION_AGE_GRACE_MS),
             ],
-            maximum_concurrent_rpcs=self._config.server.max_concurrent_calls,
         )
         add_service(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -54,14 +54,21 @@ class Service(QueryRecommenderServiceServicer):
         clock: Clock,
         *,
         default_budget_s: float,
+        max_calls: int = 1000,
         observer: Observer | None = None,
     ) -> None:
-        """Refuses calls as not ready until a release is loaded."""
+        """Refuses calls as not ready until a release is loaded, and those beyond `max_calls`.
+
+        gRPC's own limit counts calls until the client has read the response, so a client that does
+        not read would keep others out; and it counts refused calls as ended ones
+        (https://github.com/grpc/grpc/issues/41531).
+        """
         self.is_draining = False
         self._releases = releases
         self._feedback = feedback
         self._clock = clock
         self._default_budget_s = default_budget_s
+        self._max_calls = max_calls
         self._observer = observer or Observer(clock)
 
     async def Recommend(
@@ -112,6 +119,7 @@ class Service(QueryRecommenderServiceServicer):
         try:
             observed = self._observer.call("RecordFeedback", context)
             with observed as call, _request_errors(call.request_id):
+                self._check_load()
                 num_events = len(request.events)
                 if num_events > MAX_EVENTS_PER_CALL:
                     raise errors.too_many_items(
@@ -149,7 +157,12 @@ class Service(QueryRecommenderServiceServicer):
             raise error
         await errors.abort(context, error)
 
+    def _check_load(self) -> None:
+        if self._observer.metrics.num_in_flight > self._max_calls:
+            raise errors.QueueFull("call")
+
     def _main(self) -> Release:
+        self._check_load()
         if self.is_draining:
             raise errors.NotReady("the server is shutting down")
         if self._releases.main is None:

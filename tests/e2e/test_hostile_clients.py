@@ -1,0 +1,137 @@
+"""Clients that hold connections and never read: others must not notice."""
+
+import resource
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import grpc
+import psutil
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from queryrec.v1.query_recommender_service_pb2 import RecommendRequest
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+
+pytestmark = pytest.mark.slow
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _SETTINGS = 0, 1, 4
+_END_STREAM, _END_HEADERS = 1, 4
+_INITIAL_WINDOW_SIZE = 4
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Returns an HTTP/2 frame."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def opening(window_size: int) -> bytes:
+    """Returns how a client opens a connection; streams may get that many bytes unasked."""
+    setting = struct.pack(">HI", _INITIAL_WINDOW_SIZE, window_size)
+    return _PREFACE + frame(_SETTINGS, 0, 0, setting)
+
+
+def call(stream: int, request: RecommendRequest) -> bytes:
+    """Returns a call without a deadline, its headers as literals."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/queryrec.v1.QueryRecommenderService/Recommend",
+        ":authority": "test",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    block = b"".join(
+        b"\0" + b"".join(bytes([len(s)]) + s.encode() for s in header) for header in headers.items()
+    )
+    message = request.SerializeToString()
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    return frame(_HEADERS, _END_HEADERS, stream, block) + frame(_DATA, _END_STREAM, stream, body)
+
+
+def connect(target: str) -> socket.socket:
+    host, port = target.split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+@contextmanager
+def asking(target: str) -> Iterator[QueryRecommenderServiceStub]:
+    with grpc.insecure_channel(target) as channel:
+        yield QueryRecommenderServiceStub(channel)
+
+
+def ask(stub: QueryRecommenderServiceStub, number: int) -> int:
+    request = RecommendRequest(scenario="suggestion", query=f"shoes {number}")
+    return len(stub.Recommend(request, timeout=5).suggestions)
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    status = rpc_status.from_call(error)
+    found = error_details_pb2.ErrorInfo()
+    assert status is not None
+    assert status.details[0].Unpack(found)
+    return found.reason
+
+
+@pytest.fixture
+def engine(tiny_bundle, tmp_path, start_engine, stop_engine):
+    engine = start_engine(tiny_bundle, tmp_path)
+    yield engine
+    stop_engine(engine)
+
+
+def test_clients_that_never_read_their_responses_hold_up_nobody_else(engine):
+    request = RecommendRequest(scenario="suggestion", query="running shoes")
+    with ExitStack() as stack, asking(engine.target) as stub:
+        for _ in range(2):  # as many calls together as are worked on at the same time
+            hostile = stack.enter_context(connect(engine.target))
+            hostile.sendall(opening(window_size=0))
+            hostile.sendall(b"".join(call(2 * i + 1, request) for i in range(500)))
+        time.sleep(2)  # until their answers wait to be read
+        assert all(ask(stub, i) for i in range(50))
+
+
+def test_ten_thousand_idle_connections_hold_up_nobody(engine):
+    num = 10_000
+    most, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < num + 500:
+        pytest.skip(f"a process may open {limit} files here")
+    before_bytes = psutil.Process(engine.process.pid).memory_info().rss
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    try:
+        with ExitStack() as stack, asking(engine.target) as stub:
+            for _ in range(num):
+                stack.enter_context(connect(engine.target)).sendall(opening(window_size=65_535))
+            time.sleep(2)
+            assert all(ask(stub, i) for i in range(50))
+            held_bytes = psutil.Process(engine.process.pid).memory_info().rss - before_bytes
+            assert held_bytes < num * 100_000
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, limit))
+
+
+def test_calls_beyond_the_limit_are_refused_with_a_reason_wave_after_wave(
+    tiny_bundle, tmp_path, start_engine, stop_engine
+):
+    limit = {"QUERYREC_SERVER_MAX_CONCURRENT_CALLS": "4"}
+    engine = start_engine(tiny_bundle, tmp_path, environment=limit)
+    try:
+        with asking(engine.target) as stub:
+            for wave in range(3):  # a refused call must not make room for others
+                queries = [f"shoes {wave} {i}" for i in range(100)]
+                calls = [
+                    stub.Recommend.future(
+                        RecommendRequest(scenario="suggestion", query=query), timeout=10
+                    )
+                    for query in queries
+                ]
+                refused = [c.exception() for c in calls if c.code() != grpc.StatusCode.OK]
+                assert 0 < len(refused) < len(calls)
+                assert {reason_of(error) for error in refused} == {"ERROR_REASON_QUEUE_FULL"}
+            assert ask(stub, 0)
+    finally:
+        stop_engine(engine)
