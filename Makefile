@@ -15,7 +15,7 @@ MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report \
   bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-sampler \
-  bench-triton bench-sft bench-mining bench-policies clean
+  bench-triton bench-sft bench-mining bench-policies bench-swap clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -123,6 +123,10 @@ bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one reques
 bench-capacity: setup $(BUNDLE)/manifest.json ## The highest rate that a bundle answers in time and undegraded (long)
 	@$(BIN)/python -m benchmarks.capacity --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz \
 	  --scenarios $(MIX) $(CAPACITY)
+
+bench-swap: setup $(BUNDLE)/manifest.json ## What changing releases costs the requests of that moment
+	@$(BIN)/python -m benchmarks.swap --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz \
+	  --scenarios $(MIX) --rate $(RATE)
 
 report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training adds, by the simulated truth
 	@$(BIN)/python -m train report --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/report \

@@ -72,7 +72,13 @@ async def load_pipeline(
     if same is not None:
         pipeline.worker.costs.adopt(same.worker.costs)
     try:
-        await warm_up(bundle, pipeline.worker, is_index_only=same is not None, report=report)
+        await warm_up(
+            bundle,
+            pipeline.worker,
+            is_index_only=same is not None,
+            is_beside_others=bool(others),
+            report=report,
+        )
     except BaseException as error:
         await pipeline.worker.close()
         if isinstance(error, TritonFailure):

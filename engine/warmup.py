@@ -28,6 +28,7 @@ async def warm_up(
     worker: Worker,
     *,
     is_index_only: bool = False,
+    is_beside_others: bool = False,
     report: Callable[[Work, int, float], None] | None = None,
 ) -> None:
     """Runs all models of a bundle on random ids, at 1, 2, 4 and so on rows at the same time.
@@ -36,10 +37,13 @@ async def warm_up(
         bundle: What to warm.
         worker: Runs it, and learns the costs.
         is_index_only: Whether its models are warm and their costs known: only look-ups are run.
+        is_beside_others: Whether another bundle answers meanwhile, which long runs would hold up:
+            only single rows are run. What more rows cost is then learnt from requests.
         report: Called with each kind of work, batch size and seconds that it should take.
     """
     most = worker.max_rows
-    sizes = sorted({min(1 << i, most) for i in range(most.bit_length() + 1)})
+    num_sizes = 1 if is_beside_others else most.bit_length() + 1
+    sizes = sorted({min(1 << i, most) for i in range(num_sizes)})
     for work, make_row in kinds_of_work(bundle):
         if is_index_only and work != ENCODE:
             continue
