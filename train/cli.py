@@ -179,9 +179,40 @@ def report(
         _write_results(out / "report.json", made, out / "report.html", report_page(made))
 
 
+@app.command()
+def replay(
+    run: Run,
+    bundle: Annotated[Path, typer.Option(help="Bundle that answers the log's requests.")],
+    out: Annotated[Path, typer.Option(help="Directory that gets replay.json.")],
+    judge: Annotated[
+        Path | None,
+        typer.Option(help="Run directory of a click model that was trained on other data."),
+    ] = None,
+    requests: Annotated[
+        int, typer.Option(min=10, help="Held-out requests of each scenario at most.")
+    ] = 2000,
+    seed: Annotated[int, typer.Option(help="Of their draw.")] = 0,
+) -> None:
+    """Compare a bundle with what a log showed, where no truth is known."""
+    from train.report.own_log import replay as replay_log
+
+    with user_errors():
+        made = replay_log(
+            run, bundle, judge=judge, num_requests=requests, seed=seed, report=_report
+        )
+        for line in made.describe():
+            _console.print(line, markup=False, highlight=False)
+        _write_json(out / "replay.json", made)
+        _console.print(str(out / "replay.json"), markup=False)
+
+
+def _write_json(path: Path, results: msgspec.Struct) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+
+
 def _write_results(json_path: Path, results: msgspec.Struct, page_path: Path, page: str) -> None:
-    json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+    _write_json(json_path, results)
     page_path.write_text(page, encoding="utf-8")
     _console.print(f"{json_path}, {page_path}", markup=False)
 

@@ -45,6 +45,7 @@ class Asked(NamedTuple):
     query: str
     session_queries: tuple[str, ...] = ()  # oldest first
     answer: str = ""  # the assistant's
+    side_information: tuple[SideInformation, ...] = ()  # other, most important first
 
 
 class ServedBundle:
@@ -225,6 +226,7 @@ class ServedBundle:
             query=asked.query,
             session_queries=asked.session_queries,
             answer=asked.answer,
+            side_information=asked.side_information,
             num_suggestions=num,
             deadline=Deadline.after(_PATIENCE_S, self._clock),
         )

@@ -1,0 +1,150 @@
+"""Replay against a world whose clicks are known: position-based, logged with random swaps."""
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.prompt import SideInformation
+from engine.ranking import explored
+from train.evaluation.replay import Shown, compare, read_panels
+from train.report.own_log import replay
+
+SEEN = [1.0, 0.6, 0.4, 0.3]
+TEXTS = ["a", "b", "c", "d"]
+
+
+def attraction(query: int, text: str) -> float:
+    """Each query likes another text most."""
+    return 0.1 + 0.5 * ((TEXTS.index(text) + query) % 4 == 0)
+
+
+def logged(num: int, rate: float = 1.0, seed: int = 0) -> list[Shown]:
+    """Returns panels whose order knows nothing of the query, with clicks drawn by the truth."""
+    rng, randomness = np.random.default_rng(seed), random.Random(seed)
+    panels = []
+    for u in range(num):
+        places, propensity = explored(4, rate, randomness)
+        texts = [TEXTS[p] for p in places]
+        p_click = [SEEN[j] * attraction(u % 4, t) for j, t in enumerate(texts)]
+        clicked = (rng.random(4) < p_click).tolist()
+        panels.append(Shown("suggestion", str(u % 4), (), texts, clicked, propensity))
+    return panels
+
+
+def best_first(panels: list[Shown]) -> list[list[str]]:
+    return [sorted(TEXTS, key=lambda t: -attraction(int(p.query), t)) for p in panels]
+
+
+def true_clicks(query: int, texts: list[str]) -> float:
+    return sum(SEEN[k] * attraction(query, t) for k, t in enumerate(texts))
+
+
+def test_the_ratio_of_a_better_order_is_that_of_the_truth():
+    panels = logged(20_000)
+    lists = best_first(panels)
+    replayed = compare(panels, lists, SEEN)
+    then = sum(true_clicks(int(p.query), p.texts) for p in panels)
+    now = sum(true_clicks(int(p.query), texts) for p, texts in zip(panels, lists, strict=True))
+    assert replayed.coverage == 1
+    assert replayed.order.low <= now / then <= replayed.order.high
+    assert replayed.order.mean == pytest.approx(now / then, rel=0.05)
+    assert replayed.at_least == replayed.order, "all texts are known"
+
+
+def test_places_with_the_same_text_tell_what_they_are_worth():
+    panels = logged(40_000)
+    lists = best_first(panels)
+    replayed = compare(panels, lists, SEEN)
+    # Weighted by 1 / propensity, every place that logging could have filled alike counts once.
+    reachable = [
+        (k, attraction(query, text))
+        for query in range(4)
+        for k, text in enumerate(best_first([panels[query]])[0])
+        if abs(TEXTS.index(text) - k) <= 1
+    ]
+    usual = [np.mean([p.clicked[k] for p in panels]) for k in range(4)]
+    ratio = sum(SEEN[k] * a for k, a in reachable) / sum(usual[k] for k, _ in reachable)
+    assert replayed.exact.low <= ratio <= replayed.exact.high
+    assert replayed.exact.mean == pytest.approx(ratio, rel=0.05)
+    assert 0 < replayed.effective_exact <= replayed.num_exact
+
+
+def test_the_lists_of_the_log_itself_are_worth_what_they_were():
+    panels = logged(500)
+    replayed = compare(panels, [p.texts for p in panels], SEEN)
+    assert (replayed.order.low, replayed.order.high) == (1, 1)
+    assert replayed.at_least.mean == 1
+    assert replayed.num_exact == 2000
+    assert replayed.exact.low <= 1 <= replayed.exact.high
+
+
+def test_texts_that_were_never_shown_count_as_never_clicked_in_the_lower_bound_alone():
+    panels = logged(2_000)
+    new = [[p.texts[0], "new"] for p in panels]
+    replayed = compare(panels, new, SEEN)
+    assert replayed.coverage == 0.5
+    assert replayed.order.mean == 1
+    first = sum(p.clicked[0] for p in panels)
+    assert replayed.at_least.mean == pytest.approx(first / replayed.num_clicks)
+
+
+def test_a_text_in_other_letters_is_the_same_text():
+    panel = Shown("suggestion", "q", (), ["Red Shoes!"], [True], [1.0])
+    assert compare([panel], [["red shoes"]], SEEN).num_exact == 1
+
+
+def test_without_clicks_nothing_is_claimed():
+    panels = [p._replace(clicked=[False] * 4) for p in logged(50)]
+    replayed = compare(panels, best_first(panels), SEEN)
+    assert (replayed.exact, replayed.order, replayed.at_least) == (None, None, None)
+
+
+def test_a_judge_is_weighed_by_how_positions_are_seen_and_told_apart_from_what_it_is_worth():
+    panels = logged(2_000)
+    lists = best_first(panels)
+
+    def judged(panel: Shown, texts: list[str]) -> np.ndarray:
+        return np.array([attraction(int(panel.query), t) for t in texts])
+
+    pairs = [(judged(p, p.texts), judged(p, t)) for p, t in zip(panels, lists, strict=True)]
+    replayed = compare(panels, lists, SEEN, pairs)
+    then = sum(true_clicks(int(p.query), p.texts) for p in panels)
+    now = sum(true_clicks(int(p.query), t) for p, t in zip(panels, lists, strict=True))
+    assert replayed.judge.mean == pytest.approx(now / then)
+    assert replayed.judged_over_clicked == pytest.approx(1, rel=0.05)
+
+
+def test_panels_that_were_held_out_are_read_by_scenario_with_gaps_where_texts_are_missing(tmp_path):
+    row = {"query": "q", "source": "log", "auxiliary_text": "", "side_information": []}
+    rows = [
+        row | {"request_id": "r1", "scenario": "suggestion", "position": 3, "text": "c"},
+        row | {"request_id": "r1", "scenario": "suggestion", "position": 1, "text": "a"},
+        row | {"request_id": "r2", "scenario": "completion", "position": 1, "text": "b"},
+        row | {"request_id": "r3", "scenario": "suggestion", "position": 1, "text": "x"},
+    ]
+    for place, r in enumerate(rows):
+        r |= {"clicked": place == 0, "propensity": 0.25, "split": "valid"}
+    rows[3]["split"] = "train"
+    rows[1]["side_information"] = [{"kind": "session", "text": "before"}]
+    (tmp_path / "mined").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mined/impressions.parquet")
+    panels = read_panels(tmp_path, num=10, seed=0)
+    assert list(panels) == ["completion", "suggestion"]
+    (panel,) = panels["suggestion"]
+    assert panel.texts == ["a", "", "c"]
+    assert panel.clicked == [False, False, True]
+    assert panel.propensity == [0.25, 1.0, 0.25]
+    assert panel.side_information == (SideInformation("session", "before"),)
+
+
+def test_a_run_without_impressions_says_so(tmp_path):
+    with pytest.raises(ValueError, match="has no impressions"):
+        read_panels(tmp_path, num=10, seed=0)
+
+
+def test_a_judge_that_taught_the_bundle_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is the run itself"):
+        replay(tmp_path, tmp_path, judge=tmp_path, num_requests=10, seed=0)

@@ -1,0 +1,191 @@
+"""What a log says of a bundle's lists, where no truth is known.
+
+The bundle answers requests of the log that it was not trained on, and its lists are compared with
+what was shown then, in three ways that err differently:
+
+* **exact**: places where both have the same text. Clicks there, weighted by 1 / propensity and
+  divided by the sum of the weights (SNIPS: Swaminathan and Joachims, NeurIPS 2015; by item and
+  position: Li et al., KDD 2018), over the log's click rate at those positions, weighted alike.
+* **order**: texts that both have, wherever. A click at one place is worth p(seen there) / p(seen
+  here) at another, as in a position-based click model: is the bundle's order of them better?
+  **at_least** holds that against all clicks of the log, so texts that the log never showed count as
+  never clicked: a lower bound.
+* **judge**: all texts of both, by a click model that was trained on other data than the bundle.
+
+Knows nothing of how lists are made.
+"""
+
+# U requests, P places of one
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from engine.candidates import key_of
+from engine.prompt import SideInformation
+from train.evaluation.intervals import Interval, ratio_interval, statistic_interval
+
+Floats = NDArray[np.floating]
+
+
+class Shown(NamedTuple):
+    """A panel of the log, its texts by position from the first; those that fell below k are ""."""
+
+    scenario: str
+    query: str
+    side_information: tuple[SideInformation, ...]
+    texts: list[str]
+    clicked: list[bool]
+    propensity: list[float]
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """How a bundle compares with the log in one scenario; ratios are bundle over log.
+
+    Attributes:
+        num_requests: replayed.
+        num_clicks: on what was shown then.
+        coverage: share of the bundle's texts that the same request's panel had.
+        num_exact: places with the same text.
+        effective_exact: how many equally weighted places would know as much, (sum w)^2 / sum w^2.
+        exact: see above; None without a place that says something.
+        order: see above; None without a click on a text that both have.
+        at_least: see above; None without clicks.
+        judge: see above; None without a judge.
+        judged_over_clicked: clicks that the judge expected of the log's panels over those that
+            came: what its word is worth.
+    """
+
+    num_requests: int
+    num_clicks: int
+    coverage: float
+    num_exact: int
+    effective_exact: float
+    exact: Interval | None
+    order: Interval | None
+    at_least: Interval | None
+    judge: Interval | None = None
+    judged_over_clicked: float | None = None
+
+
+def read_panels(run: Path, *, num: int, seed: int) -> dict[str, list[Shown]]:
+    """Returns panels of the log by scenario that were held out of training, drawn at random.
+
+    Args:
+        run: run directory, mined.
+        num: of each scenario at most.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the run has no impressions that were held out.
+    """
+    path = run / "mined/impressions.parquet"
+    if not path.is_file():
+        raise ValueError(f"{run}: has no impressions, so there is nothing to replay")
+    table = pq.read_table(path, filters=[("split", "=", "valid")])
+    table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
+    panels: dict[str, dict[str, list[dict]]] = {}
+    for row in table.to_pylist():
+        panels.setdefault(row["scenario"], {}).setdefault(row["request_id"], []).append(row)
+    if not panels:
+        raise ValueError(f"{run}: no impressions were held out; see mine.valid_share")
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[Shown]] = {}
+    for scenario, by_id in sorted(panels.items()):
+        ids = sorted(by_id)
+        chosen = sorted(rng.choice(len(ids), min(num, len(ids)), replace=False).tolist())
+        drawn[scenario] = [_panel(by_id[ids[i]]) for i in chosen]
+    return drawn
+
+
+def compare(
+    panels: Sequence[Shown],
+    lists: Sequence[Sequence[str]],
+    seen_P: Sequence[float],
+    judged: Sequence[tuple[Floats, Floats]] | None = None,
+) -> Replayed:
+    """Returns how lists compare with the panels that were shown to the same requests.
+
+    Args:
+        panels: of one scenario.
+        lists: for the same requests, best text first.
+        seen_P: p(seen) by position; beyond its end the last value. Empty: 1 everywhere.
+        judged: p(click | seen) of the texts of each panel and of each list.
+    """
+    num = len(panels)
+    clicks_U, moved_U, kept_U = np.zeros(num), np.zeros(num), np.zeros(num)
+    size = max((len(p.texts) for p in panels), default=0)
+    clicked_UP, weight_UP = np.zeros((num, size)), np.zeros((num, size))
+    then_U = np.array([_expected(then, seen_P) for then, _ in judged or ()])
+    now_U = np.array([_expected(now, seen_P) for _, now in judged or ()])
+    num_texts = num_covered = 0
+    for u, (panel, texts) in enumerate(zip(panels, lists, strict=True)):
+        clicks_U[u] = sum(panel.clicked)
+        clicked_UP[u, : len(panel.clicked)] = panel.clicked
+        place_of = {key_of(text): place for place, text in enumerate(panel.texts) if text}
+        num_texts += len(texts)
+        for place, text in enumerate(texts):
+            then = place_of.get(key_of(text))
+            if then is None:
+                continue
+            num_covered += 1
+            clicked = panel.clicked[then]
+            kept_U[u] += clicked
+            moved_U[u] += clicked * _seen(seen_P, place) / _seen(seen_P, then)
+            if then == place:
+                weight_UP[u, place] = 1 / panel.propensity[then]
+    return Replayed(
+        num_requests=num,
+        num_clicks=int(clicks_U.sum()),
+        coverage=num_covered / max(1, num_texts),
+        num_exact=int((weight_UP > 0).sum()),
+        effective_exact=float(weight_UP.sum() ** 2 / max((weight_UP**2).sum(), 1e-12)),
+        exact=_exact(panels, clicked_UP, weight_UP),
+        order=ratio_interval(moved_U, kept_U) if kept_U.any() else None,
+        at_least=ratio_interval(moved_U, clicks_U) if clicks_U.any() else None,
+        judge=ratio_interval(now_U, then_U) if judged is not None else None,
+        judged_over_clicked=(
+            float(then_U.sum() / clicks_U.sum()) if judged is not None and clicks_U.any() else None
+        ),
+    )
+
+
+def _exact(panels: Sequence[Shown], clicked_UP: Floats, weight_UP: Floats) -> Interval | None:
+    """Returns SNIPS over the log's click rate at the same positions, weighted alike."""
+    shown_UP = np.array([np.arange(weight_UP.shape[1]) < len(p.texts) for p in panels])
+    hit_U = (weight_UP * clicked_UP).sum(1)
+
+    def ratio(times_U: Floats) -> float:
+        shown_P, weight_P = times_U @ shown_UP, times_U @ weight_UP
+        rate_P = np.divide(times_U @ clicked_UP, shown_P, where=shown_P > 0, out=0.0 * shown_P)
+        usual = float(weight_P @ rate_P)
+        return float(times_U @ hit_U) / usual if usual else float("nan")
+
+    interval = statistic_interval(ratio, len(panels))
+    return None if np.isnan(interval).any() else interval
+
+
+def _expected(p_seen_P: Floats, seen_P: Sequence[float]) -> float:
+    return float(sum(p * _seen(seen_P, place) for place, p in enumerate(p_seen_P.tolist())))
+
+
+def _seen(seen_P: Sequence[float], place: int) -> float:
+    return seen_P[min(place, len(seen_P) - 1)] if len(seen_P) else 1.0
+
+
+def _panel(rows: Sequence[Mapping]) -> Shown:
+    """Returns the rows of a request as a panel; positions that the table lacks hold no text."""
+    first, size = rows[0], max(row["position"] for row in rows)
+    texts, clicked, propensity = [""] * size, [False] * size, [1.0] * size
+    for row in rows:
+        place = row["position"] - 1
+        texts[place], clicked[place] = row["text"], row["clicked"]
+        propensity[place] = row.get("propensity") or 1.0
+    side = tuple(
+        SideInformation(item["kind"], item["text"]) for item in first["side_information"] or []
+    )
+    return Shown(first["scenario"], first["query"], side, texts, clicked, propensity)
