@@ -142,7 +142,7 @@ def _judged(
             Judged(panel.scenario, panel.query, panel.side_information, together or [panel.query])
         )
     judged: list[tuple[Floats, Floats]] = []
-    answers = judge(questions, level=0.0)
+    answers = judge(questions, level=0.5)
     for question, judgement, panel, texts in zip(questions, answers, panels, lists, strict=True):
         p_of = dict(zip(question.texts, judgement.p_seen_C.tolist(), strict=True))
         then, now = ([p_of[t] if t else 0.0 for t in part] for part in (panel.texts, texts))
