@@ -42,7 +42,7 @@ from benchmarks.load.figures import overheads_ms, percentile
 from benchmarks.load.run import run
 from benchmarks.load.settings import Load
 from benchmarks.served import Served, served, write_lookup_bundle
-from engine.stages import Effort
+from engine.scheduling.stages import Effort
 
 _ENGINE = {"QUERYREC_CACHE_MAX_BYTES": "0"}
 _MIN_FULL = 0.99

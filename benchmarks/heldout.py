@@ -23,8 +23,8 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from engine.candidates import key_of, merged
-from engine.text import normalise, normalise_prefix
+from engine.answering.candidates import key_of, merged
+from engine.formats.text import normalise, normalise_prefix
 from queryrec.client import QueryRecClient, Recommendation
 from train.evaluation.served import Asked, ServedBundle
 

@@ -17,11 +17,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
-from engine.deadline import Deadline, MonotonicClock
-from engine.metrics import Metrics
-from engine.observation import Observer
-from engine.stages import Probe, Stage
-from engine.tracing import Tracer
+from engine.scheduling.deadline import Deadline, MonotonicClock
+from engine.scheduling.stages import Probe, Stage
+from engine.telemetry.metrics import Metrics
+from engine.telemetry.observation import Observer
+from engine.telemetry.tracing import Tracer
 
 ROUNDS = 5
 REQUESTS = 1000

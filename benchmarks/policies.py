@@ -27,11 +27,11 @@ from benchmarks.simulation import (
     simulate,
     summary,
 )
-from engine.bundle import Bundle, load_bundle
 from engine.config import Config
-from engine.costs import Work
-from engine.runtime import Runtime
-from engine.stages import Stage
+from engine.execution.bundle import Bundle, load_bundle
+from engine.execution.runtime import Runtime
+from engine.scheduling.costs import Work
+from engine.scheduling.stages import Stage
 
 MakeMachine = Callable[[SimulatedLoop], Machine]
 Case = tuple[Iterable[Arrival], MakeMachine]

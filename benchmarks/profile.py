@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.peers import models
 from benchmarks.peers.options import prompt_counts
 from benchmarks.peers.workers.ours import feed_of
-from engine.cpu import num_usable_cpus
+from engine.execution.cpu import num_usable_cpus
 
 ROOT = Path(__file__).parents[1]
 BETWEEN = "between nodes"

@@ -27,8 +27,8 @@ import transformers
 from benchmarks.peers import models
 from benchmarks.peers.machine import Neighbours, cpu_model, features
 from benchmarks.peers.workers.ours import feed_of
-from engine.cpu import num_usable_cpus
-from engine.vocabulary import NUM_CONTROL_IDS
+from engine.execution.cpu import num_usable_cpus
+from engine.formats.vocabulary import NUM_CONTROL_IDS
 from train.generation.sampler import ListPrompt, Sampler
 
 ROOT = Path(__file__).parents[1]

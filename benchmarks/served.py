@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from engine.manifest import read_manifest, write_manifest
+from engine.formats.manifest import read_manifest, write_manifest
 
 _LISTENING = "queryrec-engine: listening on "
 _SERVING = "queryrec-engine: serving"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
-from engine.cpu import num_usable_cpus
+from engine.execution.cpu import num_usable_cpus
 from train.generation.associations import Associations
 from train.generation.examples import ExampleConfig, ExampleMaker, read_clicks, read_sources
 from train.generation.generator import ResponseLoss, read_prompts

@@ -16,18 +16,18 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from engine.answer import Answer, Question
-from engine.bundle import Bundle
+from engine.answering.answer import Answer, Question
+from engine.answering.pipeline import Pipeline
 from engine.config import Config
-from engine.costs import Work
-from engine.deadline import Deadline
 from engine.errors import RequestError
-from engine.models import GenerateRow, ScoreRow, Sequences
-from engine.pipeline import Pipeline
-from engine.runtime import Runtime
-from engine.stages import Left, Omission, Probe, Stage, Why
-from engine.vocabulary import FIRST_TEXT_ID
-from engine.warmup import warm_up
+from engine.execution.bundle import Bundle
+from engine.execution.models import GenerateRow, ScoreRow, Sequences
+from engine.execution.runtime import Runtime
+from engine.execution.warmup import warm_up
+from engine.formats.vocabulary import FIRST_TEXT_ID
+from engine.scheduling.costs import Work
+from engine.scheduling.deadline import Deadline
+from engine.scheduling.stages import Left, Omission, Probe, Stage, Why
 
 R = TypeVar("R")
 
@@ -86,7 +86,7 @@ def run_s(work: Work, num_rows: int) -> float:
 
 
 class Machine:
-    """Stands in for `engine.runtime.Runtime`: one run at a time, each for as long as it takes."""
+    """Stands in for `engine.execution.runtime`: one run at a time, each for as long as it takes."""
 
     def __init__(
         self,

@@ -34,8 +34,8 @@ from benchmarks.load.figures import percentile
 from benchmarks.load.run import run
 from benchmarks.load.settings import Load
 from benchmarks.served import served
-from engine.manifest import MANIFEST_FILE, read_manifest, sha256_of, write_manifest
-from engine.stages import Effort
+from engine.formats.manifest import MANIFEST_FILE, read_manifest, sha256_of, write_manifest
+from engine.scheduling.stages import Effort
 
 _ENGINE = {"QUERYREC_CACHE_MAX_BYTES": "0"}
 _DOC_STRING = b"\x32\x04swap"  # a field of an ONNX model; protobuf reads what is appended, too

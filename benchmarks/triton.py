@@ -26,16 +26,16 @@ from pathlib import Path
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc  # pyright: ignore
 
-from engine.answer import Question
-from engine.bundle import load_bundle
+from engine.answering.answer import Question
+from engine.answering.pipeline import Pipeline
 from engine.config import CacheConfig, Config, TritonConfig
-from engine.cpu import num_usable_cpus
-from engine.deadline import Deadline, MonotonicClock
-from engine.pipeline import Pipeline
-from engine.runtime import Runtime
-from engine.stages import Probe, Stage
-from engine.triton import connect
-from engine.warmup import kinds_of_work
+from engine.execution.bundle import load_bundle
+from engine.execution.cpu import num_usable_cpus
+from engine.execution.runtime import Runtime
+from engine.execution.triton import connect
+from engine.execution.warmup import kinds_of_work
+from engine.scheduling.deadline import Deadline, MonotonicClock
+from engine.scheduling.stages import Probe, Stage
 from export.sample import write_sample_bundle
 from export.triton import write_repository
 

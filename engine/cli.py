@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from engine import logs
 from engine.config import Config, describe, load_config
-from engine.console import complain, say
-from engine.cpu import model_threads
-from engine.places import Places
+from engine.execution.cpu import model_threads
+from engine.serving.console import complain, say
+from engine.serving.places import Places
+from engine.telemetry import logs
 
 app = typer.Typer(
     help="Serves query suggestions.",
@@ -62,16 +62,16 @@ def serve(
         # Imported after the variable is set, and only what is needed: --help is fast, and a
         # supervisor holds no model library.
         if dry_run:
-            from engine.dryrun import dry_run as run
+            from engine.serving.dryrun import dry_run as run
 
             for directory in (d for d in places if d is not None):
                 asyncio.run(run(directory, settings))
         elif settings.server.workers > 1:
-            from engine.supervisor import supervise
+            from engine.serving.supervisor import supervise
 
             asyncio.run(supervise(places, settings, started_s=started_s))
         else:
-            from engine.server import serve
+            from engine.serving.server import serve
 
             asyncio.run(serve(places, settings, started_s=started_s))
     except ValueError as error:  # BundleError is one
@@ -124,8 +124,8 @@ def impressions(
     Reads closed segments. A running engine closes its own after ten minutes, so the clicks on its
     latest answers may be missing.
     """
-    from engine.feedback import segments
-    from engine.impressions import to_impressions
+    from engine.feedback.impressions import to_impressions
+    from engine.feedback.log import segments
 
     try:
         if not feedback.is_dir():

@@ -16,8 +16,8 @@ from typing import Annotated, Literal, cast
 import msgspec
 from msgspec import Meta
 
-from engine.attribution import KeyRing
-from engine.logs import LogFormat, LogLevel
+from engine.feedback.attribution import KeyRing
+from engine.telemetry.logs import LogFormat, LogLevel
 
 ENV_PREFIX = "QUERYREC_"
 

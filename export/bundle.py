@@ -16,8 +16,8 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from engine.features import FEATURE_NAMES
-from engine.manifest import (
+from engine.formats.features import FEATURE_NAMES
+from engine.formats.manifest import (
     MAX_CANDIDATE_TOKENS,
     ClickModelSpec,
     GeneratorSpec,
@@ -26,8 +26,8 @@ from engine.manifest import (
     ModelSpec,
     sha256_of,
 )
-from engine.planner import SCORED_SIZES
-from engine.vocabulary import MAX_SLOTS
+from engine.formats.vocabulary import MAX_SLOTS
+from engine.scheduling.planner import SCORED_SIZES
 from export import parity
 from export.calibration import activation_scales
 from export.checkpoint import DecoderCheckpoint, Run

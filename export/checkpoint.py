@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from engine.manifest import IndexSpec, PromptSpec, ScenarioSpec
-from engine.prompt import PromptRenderer
-from engine.vocabulary import Vocabulary
+from engine.formats.manifest import IndexSpec, PromptSpec, ScenarioSpec
+from engine.formats.prompt import PromptRenderer
+from engine.formats.vocabulary import Vocabulary
 from export.decoder import Array
 from export.generator import rotary_tables
 from train.generation.decoder import DecoderShape

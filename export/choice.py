@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
+from engine.formats.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from export.attention import mask_where
 from export.builder import Scope
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.config import DeviceKind
-from engine.cpu import num_usable_cpus
+from engine.execution.cpu import num_usable_cpus
 from export.bundle import Mode, Precision, export_bundle
 from export.index import refresh_index
 from export.sample import write_sample_bundle

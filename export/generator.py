@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
+from engine.formats.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from export.attention import Heads, above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.choice import BeamSearch, Chooser

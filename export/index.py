@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import pyarrow.parquet as pq
 
-from engine.bundle import load_bundle
-from engine.index import write_index
-from engine.manifest import MAX_ENCODER_TOKENS, Manifest
-from engine.models import Encoder
+from engine.execution.bundle import load_bundle
+from engine.execution.models import Encoder
+from engine.formats.index import write_index
+from engine.formats.manifest import MAX_ENCODER_TOKENS, Manifest
 from export.packing import packed, sealed
 from export.parity import session_of
 from train.mining.mine import QUERIES, SUMMARY, MineSummary

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.manifest import Manifest, sha256_of, write_manifest
+from engine.formats.manifest import Manifest, sha256_of, write_manifest
 
 
 @contextmanager

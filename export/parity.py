@@ -13,7 +13,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from engine.device import CPU, Device, providers
+from engine.execution.device import CPU, Device, providers
 from export.checkpoint import DecoderCheckpoint, Run
 from export.requests import Decoding, SampleRequest, candidate_ids, decoding
 from train.generation.reference import Decoded, decode

@@ -3,9 +3,9 @@
 Triton's ONNX Runtime backend joins requests of different lengths only if a model takes their ids
 in one run (`input_ids` int64 (X), X all ids of a batch) with the place where each request's end
 (`input_ids_ends` int32 (B), which Triton counts). Around the same body, with its weights stored
-once, the wrapper turns them into padded ids and masks, see `engine.wire`. Everything is clamped:
-one row with bad ids, lengths or limits gets a useless answer, but neither fails nor changes those
-it shares a batch with.
+once, the wrapper turns them into padded ids and masks, see `engine.execution.wire`. Everything is
+clamped: one row with bad ids, lengths or limits gets a useless answer, but neither fails nor
+changes those it shares a batch with.
 
 Knows nothing of Triton's configuration.
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import onnx
 
-from engine.wire import IDS_OF_MASK, LENGTHS, Wire
+from engine.execution.wire import IDS_OF_MASK, LENGTHS, Wire
 from export.builder import Scope, Weights, value
 
 _PAD_MULTIPLE = 8  # as the engine pads, so that there are few shapes

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.manifest import MAX_CANDIDATE_TOKENS
-from engine.prompt import COOCCURRING, SESSION, Prompt, SideInformation
-from engine.vocabulary import LIST
+from engine.formats.manifest import MAX_CANDIDATE_TOKENS
+from engine.formats.prompt import COOCCURRING, SESSION, Prompt, SideInformation
+from engine.formats.vocabulary import LIST
 from export.checkpoint import Run
 
 _LIST_MARGIN = 1  # <|eos|> at the end of a list

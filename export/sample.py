@@ -14,10 +14,10 @@ import torch
 from safetensors.numpy import save_file
 from transformers import BertModel, LlamaForCausalLM, LlamaModel
 
-from engine.features import FEATURE_NAMES
-from engine.index import Edges, write_index
-from engine.manifest import IndexSpec, Manifest, PromptSpec, ScenarioSpec
-from engine.prompt import ANSWER, COOCCURRING, SESSION
+from engine.formats.features import FEATURE_NAMES
+from engine.formats.index import Edges, write_index
+from engine.formats.manifest import IndexSpec, Manifest, PromptSpec, ScenarioSpec
+from engine.formats.prompt import ANSWER, COOCCURRING, SESSION
 from export.bundle import Mode, Precision, export_bundle
 from train.config import Size
 from train.models.backbone import bert_config, llama_config, shapes_of

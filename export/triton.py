@@ -25,7 +25,8 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from engine.config import DeviceKind
-from engine.manifest import (
+from engine.execution.wire import Wire, model_name, specs, wire_of
+from engine.formats.manifest import (
     MAX_ENCODER_TOKENS,
     ClickModelSpec,
     GeneratorSpec,
@@ -34,8 +35,7 @@ from engine.manifest import (
     read_manifest,
     verify_files,
 )
-from engine.vocabulary import Vocabulary
-from engine.wire import Wire, model_name, specs, wire_of
+from engine.formats.vocabulary import Vocabulary
 from export.ragged import Limits, build_ragged, ends_name
 
 Backend = Literal["onnxruntime", "python"]

@@ -2,9 +2,9 @@
 
 `queryrec-export triton --backend python` copies this file beside `model.onnx` as `model.py`. It
 runs in Triton's stub process, where only numpy and onnxruntime are at hand, so it imports nothing
-of queryrec. Each request is one row without padding, as `engine.wire` describes; rows whose other
-inputs agree in shape are padded and run together. A bad or a cancelled request is answered with an
-error and disturbs none of those that came with it.
+of queryrec. Each request is one row without padding, as `engine.execution.wire` describes; rows
+whose other inputs agree in shape are padded and run together. A bad or a cancelled request is
+answered with an error and disturbs none of those that came with it.
 
 Knows nothing of what the ids mean.
 """

@@ -59,7 +59,7 @@ def test_every_link_between_files_leads_somewhere(document: str) -> None:
 
 def test_the_engine_runs_without_training_libraries() -> None:
     code = (
-        "import sys, engine.server, engine.ask, engine.dryrun\n"
+        "import sys, engine.serving.server, engine.ask, engine.serving.dryrun\n"
         "heavy = {'torch', 'transformers', 'onnx', 'optimum', 'ibis'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
@@ -71,8 +71,8 @@ def test_the_engine_runs_without_tritonclient_and_says_what_triton_needs() -> No
     code = (
         "import asyncio, sys\n"
         "sys.modules['tritonclient'] = None\n"
-        "import engine.server, engine.triton\n"
-        "asyncio.run(engine.triton.connect('127.0.0.1:8001', None, None, None))\n"
+        "import engine.serving.server, engine.execution.triton\n"
+        "asyncio.run(engine.execution.triton.connect('127.0.0.1:8001', None, None, None))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "ValueError: triton.url is" in done.stderr
@@ -83,8 +83,8 @@ def test_the_engine_runs_without_opentelemetry_and_says_what_traces_need() -> No
     code = (
         "import sys\n"
         "sys.modules['opentelemetry'] = None\n"
-        "import engine.server, engine.tracing\n"
-        "engine.tracing.connect('http://127.0.0.1:4317', 0.1)\n"
+        "import engine.serving.server, engine.telemetry.tracing\n"
+        "engine.telemetry.tracing.connect('http://127.0.0.1:4317', 0.1)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "ValueError: tracing.endpoint is" in done.stderr

@@ -11,9 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from engine.manifest import PromptSpec, ScenarioSpec
-from engine.prompt import ANSWER, COOCCURRING, SESSION
-from engine.vocabulary import MAX_SLOTS
+from engine.formats.manifest import PromptSpec, ScenarioSpec
+from engine.formats.prompt import ANSWER, COOCCURRING, SESSION
+from engine.formats.vocabulary import MAX_SLOTS
 
 Size = Literal["tiny", "demo", "small", "base"]
 Mode = Literal["slots", "list", "both", "beam"]
@@ -100,7 +100,7 @@ class MineConfig(_Section, frozen=True, kw_only=True):
 
 
 class PromptConfig(_Section, frozen=True, kw_only=True):
-    """Lengths of the prompt in tokens; see engine.manifest.PromptSpec."""
+    """Lengths of the prompt in tokens; see engine.formats.manifest.PromptSpec."""
 
     max_tokens: int = 64
     max_query_tokens: int = 24
@@ -127,7 +127,7 @@ class PromptConfig(_Section, frozen=True, kw_only=True):
 
 
 class ScenarioConfig(_Section, frozen=True, kw_only=True):
-    """One suggestion panel; see engine.manifest.ScenarioSpec."""
+    """One suggestion panel; see engine.formats.manifest.ScenarioSpec."""
 
     name: str
     description: str

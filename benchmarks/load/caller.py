@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from grpc import aio
 
 from benchmarks.load.settings import Load
-from engine.stages import Effort, Left, Omission, Stage, Why
+from engine.scheduling.stages import Effort, Left, Omission, Stage, Why
 from queryrec.client import QueryRecError
 from queryrec.v1 import query_recommender_service_pb2 as service_pb2
 from queryrec.v1 import stage_pb2

@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks.peers import catalogue, contest, machine, models, report
 from benchmarks.peers.environments import python_of
 from benchmarks.peers.options import prompt_counts
-from engine.cpu import cpu_features, num_usable_cpus
+from engine.execution.cpu import cpu_features, num_usable_cpus
 
 _QUIET = 0.05  # of the machine; with more taken by others, times say little
 _PEERS = [peer.name for peer in catalogue.peers([])]

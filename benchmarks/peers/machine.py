@@ -4,7 +4,7 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-from engine.cpu import cpu_features
+from engine.execution.cpu import cpu_features
 
 _FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from engine.vocabulary import NUM_CONTROL_IDS
+from engine.formats.vocabulary import NUM_CONTROL_IDS
 from export.calibration import activation_scales
 from export.checkpoint import DecoderCheckpoint, decoder_checkpoint
 from export.generator import build_generator

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.capacity import Plan, Trial, _figures, capacity, parse
 from benchmarks.load.caller import Outcome
 from benchmarks.served import write_lookup_bundle
-from engine.manifest import read_manifest, verify_files
+from engine.formats.manifest import read_manifest, verify_files
 
 
 def outcome(latency_s: float, *, error: str = "") -> Outcome:

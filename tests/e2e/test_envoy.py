@@ -15,7 +15,7 @@ import grpc
 import pytest
 import yaml
 
-from engine.manifest import read_manifest
+from engine.formats.manifest import read_manifest
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 

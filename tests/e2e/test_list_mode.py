@@ -22,7 +22,7 @@ def list_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     from safetensors.torch import load_file, save_file
 
-    from engine.vocabulary import FIRST_TEXT_ID, SEP_ID
+    from engine.formats.vocabulary import FIRST_TEXT_ID, SEP_ID
     from export.bundle import export_bundle
     from export.sample import write_sample_run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from engine.manifest import read_manifest
+from engine.formats.manifest import read_manifest
 from queryrec.client import QueryRecClient, QueryRecError
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub

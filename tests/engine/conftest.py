@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.bundle import Bundle, load_bundle
-from engine.manifest import MANIFEST_FILE, read_manifest
-from engine.runtime import Runtime
+from engine.execution.bundle import Bundle, load_bundle
+from engine.execution.runtime import Runtime
+from engine.formats.manifest import MANIFEST_FILE, read_manifest
 from export.packing import sealed
 
 

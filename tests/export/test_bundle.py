@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from engine.manifest import read_manifest, verify_files
+from engine.formats.manifest import read_manifest, verify_files
 from export import parity
 from export.bundle import export_bundle
 from export.checkpoint import Run

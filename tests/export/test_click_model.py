@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.features import FEATURE_NAMES
+from engine.formats.features import FEATURE_NAMES
 from export import parity
 from export.checkpoint import Run
 from export.click_model import build_click_model

@@ -16,9 +16,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from engine.completion import completed
-from engine.device import CPU, Device, check_available
-from engine.vocabulary import EOS_ID, FIRST_TEXT_ID, SEP_ID
+from engine.execution.device import CPU, Device, check_available
+from engine.formats.completion import completed
+from engine.formats.vocabulary import EOS_ID, FIRST_TEXT_ID, SEP_ID
 from export import parity
 from export.calibration import activation_scales
 from export.checkpoint import Run, decoder_checkpoint

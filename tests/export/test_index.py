@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.bundle import load_bundle
-from engine.manifest import MAX_ENCODER_TOKENS, read_manifest
-from engine.models import Encoder
+from engine.execution.bundle import load_bundle
+from engine.execution.models import Encoder
+from engine.formats.manifest import MAX_ENCODER_TOKENS, read_manifest
 from export import parity
 from export.bundle import export_bundle
 from export.index import refresh_index

@@ -17,10 +17,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import TYPE_FP32, TYPE_INT64, BatchInput, ModelConfig
 from typer.testing import CliRunner
 
-from engine.manifest import Manifest, read_manifest, write_manifest
-from engine.models import GenerateRow, ScoreRow
-from engine.planner import Rung
-from engine.wire import (
+from engine.execution.models import GenerateRow, ScoreRow
+from engine.execution.wire import (
     Arrays,
     click_model_row,
     encoder_row,
@@ -29,6 +27,8 @@ from engine.wire import (
     specs,
     wire_of,
 )
+from engine.formats.manifest import Manifest, read_manifest, write_manifest
+from engine.scheduling.planner import Rung
 from export.cli import app
 from export.sample import write_sample_bundle
 from export.triton import Backend, write_repository

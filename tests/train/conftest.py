@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.manifest import PromptSpec
+from engine.formats.manifest import PromptSpec
 from train.clicks.training import train_click_model
 from train.config import ClickModelConfig, GeneratorConfig, default_scenarios
 from train.generation.generator import train_generator

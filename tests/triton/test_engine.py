@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.answer import Answer, Question
+from engine.answering.answer import Answer, Question
+from engine.answering.pipeline import Pipeline
 from engine.config import Config, ModelsConfig, TritonConfig
-from engine.deadline import Deadline, MonotonicClock
-from engine.loading import load_pipeline
-from engine.manifest import read_manifest
-from engine.pipeline import Pipeline
-from engine.runtime import Runtime
-from engine.stages import Left, Omission, Probe, Stage, Why
-from engine.wire import model_name
+from engine.execution.runtime import Runtime
+from engine.execution.wire import model_name
+from engine.formats.manifest import read_manifest
+from engine.scheduling.deadline import Deadline, MonotonicClock
+from engine.scheduling.stages import Left, Omission, Probe, Stage, Why
+from engine.serving.loading import load_pipeline
 
 pytestmark = pytest.mark.triton
 

@@ -11,16 +11,16 @@ import pytest
 from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
-from engine.batcher import TooLate
-from engine.bundle import Bundle, load_bundle
-from engine.deadline import MonotonicClock
-from engine.features import FEATURE_NAMES
-from engine.models import GenerateRow, ScoreRow
-from engine.planner import SCORED_SIZES
-from engine.runtime import Runtime
-from engine.triton import TritonModels, connect
-from engine.vocabulary import FIRST_TEXT_ID
-from engine.wire import Arrays, click_model_row, encoder_row, generator_row, model_name
+from engine.execution.bundle import Bundle, load_bundle
+from engine.execution.models import GenerateRow, ScoreRow
+from engine.execution.runtime import Runtime
+from engine.execution.triton import TritonModels, connect
+from engine.execution.wire import Arrays, click_model_row, encoder_row, generator_row, model_name
+from engine.formats.features import FEATURE_NAMES
+from engine.formats.vocabulary import FIRST_TEXT_ID
+from engine.scheduling.batcher import TooLate
+from engine.scheduling.deadline import MonotonicClock
+from engine.scheduling.planner import SCORED_SIZES
 
 pytestmark = pytest.mark.triton
 

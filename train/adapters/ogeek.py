@@ -9,7 +9,7 @@ click on it a search of it; others are answers of another kind and left out.
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.text import normalise, normalise_prefix
+from engine.formats.text import normalise, normalise_prefix
 from train.adapters.adapter import BadRow, Impression, LeftOut, Search
 from train.adapters.lines import header_error, read_lines
 from train.adapters.times import nominal_time

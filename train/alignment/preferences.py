@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.prompt import spread
+from engine.formats.prompt import spread
 from train.alignment.prompts import AlignmentPrompt
 from train.alignment.reward import list_reward, ranking
 from train.alignment.rollouts import Drawn, Worth

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.manifest import ScenarioSpec
-from engine.prompt import COOCCURRING, Prompt, SideInformation
-from engine.vocabulary import LIST
+from engine.formats.manifest import ScenarioSpec
+from engine.formats.prompt import COOCCURRING, Prompt, SideInformation
+from engine.formats.vocabulary import LIST
 from train.generation.associations import Associations
 from train.generation.examples import ExampleConfig, ExampleMaker, Source, read_clicks, read_sources
 from train.generation.generator import RunPrompts

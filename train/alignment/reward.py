@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.ranking import similarities
+from engine.answering.ranking import similarities
 
 _SIMILAR, _SAME = 0.35, 0.9  # similarity from which a text repeats another, and wholly does
 Floats = NDArray[np.float64]

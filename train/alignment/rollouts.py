@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.candidates import WrittenTexts, key_of, written_texts
-from engine.features import trigrams
-from engine.models import cut_sequences
-from engine.vocabulary import Vocabulary
+from engine.answering.candidates import WrittenTexts, key_of, written_texts
+from engine.execution.models import cut_sequences
+from engine.formats.features import trigrams
+from engine.formats.vocabulary import Vocabulary
 from train.alignment.prompts import AlignmentPrompt
 from train.clicks.judge import Judge, Judged
 from train.generation.sampler import Lists, Sampler

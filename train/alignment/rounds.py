@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import AutoModelForCausalLM, set_seed
 
-from engine.candidates import key_of
+from engine.answering.candidates import key_of
 from train.alignment.policy import update
 from train.alignment.preferences import Preference, drawn_texts, prefer, reward_of
 from train.alignment.prompts import AlignmentPrompt, PromptSource

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES, candidate_features
-from engine.manifest import MAX_CANDIDATE_TOKENS, PromptSpec, ScenarioSpec
-from engine.prompt import PromptRenderer, SideInformation
-from engine.vocabulary import Vocabulary
+from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES, candidate_features
+from engine.formats.manifest import MAX_CANDIDATE_TOKENS, PromptSpec, ScenarioSpec
+from engine.formats.prompt import PromptRenderer, SideInformation
+from engine.formats.vocabulary import Vocabulary
 from train.models.shared_prefix import Packed, PackedBatch, collate, pack
 from train.retrieval.index import read_edges
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.features import FEATURE_NAMES
+from engine.formats.features import FEATURE_NAMES
 from train.clicks.calibration import Examination, Platt, fit_examination, fit_platt
 from train.clicks.data import ClickRequests
 from train.clicks.model import ClickModel

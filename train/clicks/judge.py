@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.features import FEATURE_NAMES
-from engine.prompt import SideInformation
+from engine.formats.features import FEATURE_NAMES
+from engine.formats.prompt import SideInformation
 from train.clicks.data import requests_of
 from train.clicks.model import load_click_model
 from train.clicks.scoring import click_activations

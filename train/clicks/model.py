@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from engine.features import FEATURE_NAMES
+from engine.formats.features import FEATURE_NAMES
 from train.models.shared_prefix import PackedBatch
 
 _HEAD_SIZE = 64

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.features import candidate_features
-from engine.manifest import MAX_CANDIDATE_TOKENS
-from engine.prompt import SESSION, SideInformation
-from engine.text import normalise_prefix
+from engine.formats.features import candidate_features
+from engine.formats.manifest import MAX_CANDIDATE_TOKENS
+from engine.formats.prompt import SESSION, SideInformation
+from engine.formats.text import normalise_prefix
 from train.clicks.data import ClickRequests
 from train.generation.generator import read_prompts
 from train.mining.mine import CONTEXTS, QUERIES

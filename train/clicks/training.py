@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import LlamaModel, set_seed
 
-from engine.features import FEATURE_NAMES
-from engine.vocabulary import Vocabulary
+from engine.formats.features import FEATURE_NAMES
+from engine.formats.vocabulary import Vocabulary
 from train.clicks.calibration import Quality, auc, gauc, pal_loss, quality
 from train.clicks.data import ClickBatch, ClickRequests, make_batch, read_requests, training_order
 from train.clicks.fitting import ClickFit, fit_click_model, scenario_rows, seen_probability

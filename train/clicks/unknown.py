@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.manifest import ScenarioSpec
-from engine.text import normalise, normalise_prefix
+from engine.formats.manifest import ScenarioSpec
+from engine.formats.text import normalise, normalise_prefix
 from train.clicks.data import ClickRequests, requests_of
 from train.config import Places
 from train.mining import logs

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.features import FEATURE_NAMES
-from engine.manifest import MAX_CANDIDATE_TOKENS
-from engine.models import ScoreRow, candidate_ids
+from engine.execution.models import ScoreRow, candidate_ids
+from engine.formats.features import FEATURE_NAMES
+from engine.formats.manifest import MAX_CANDIDATE_TOKENS
 from train.clicks.model import ClickModel, load_click_model
 from train.clicks.uncertainty import ClickUncertainty, load_uncertainty
 from train.evaluation.intervals import Floats

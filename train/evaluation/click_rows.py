@@ -20,16 +20,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from engine.attribution import Source
-from engine.bundle import Bundle
-from engine.candidates import Candidate
-from engine.features import FEATURE_NAMES
-from engine.models import ClickModel, ScoreRow
-from engine.prompt import SESSION, SideInformation
-from engine.ranking import click_probability, seen_probabilities
-from engine.retrieval import Retrieval
-from engine.scoring import CandidateInputs
-from engine.text import normalise, normalise_prefix
+from engine.answering.candidates import Candidate
+from engine.answering.ranking import click_probability, seen_probabilities
+from engine.answering.scoring import CandidateInputs
+from engine.execution.bundle import Bundle
+from engine.execution.models import ClickModel, ScoreRow
+from engine.execution.retrieval import Retrieval
+from engine.feedback.attribution import Source
+from engine.formats.features import FEATURE_NAMES
+from engine.formats.prompt import SESSION, SideInformation
+from engine.formats.text import normalise, normalise_prefix
 from train.evaluation.click_measures import Flags, Ids
 from train.evaluation.intervals import Floats
 from train.evaluation.lists import ListTruth

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.attribution import Source
+from engine.feedback.attribution import Source
 from train import simulator
 from train.evaluation.click_coverage import Coverage, UncertainModel, coverage
 from train.evaluation.click_measures import BinnedRates

@@ -26,8 +26,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from engine.candidates import key_of
-from engine.text import normalise, normalise_prefix
+from engine.answering.candidates import key_of
+from engine.formats.text import normalise, normalise_prefix
 from train.evaluation.baselines import MostPopular, SearchLog, SuffixCompletion
 from train.evaluation.char_model import CharModel
 from train.evaluation.intervals import Floats, Interval, mean_interval, ratio_interval

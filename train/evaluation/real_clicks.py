@@ -3,8 +3,8 @@
 For a file of few queries such as MIMICS-Duo (a clarifying question with up to five options, and
 the share of the pane's clicks that each option got), where nothing as large as the click model
 can be trained. So it is the model's ingredients that are tested, all fixed before any result: the
-features of `engine.features` for query and option, popularity counted within the training folds,
-and positions, in one linear model of the choice among a pane's options,
+features of `engine.formats.features` for query and option, popularity counted within the training
+folds, and positions, in one linear model of the choice among a pane's options,
 
     p(option i gets the click) = softmax_i(position effect + w . features_i),
 
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.features import FEATURE_NAMES, candidate_features
-from engine.text import normalise
+from engine.formats.features import FEATURE_NAMES, candidate_features
+from engine.formats.text import normalise
 from train.evaluation.intervals import (
     NUM_RESAMPLES,
     Floats,
@@ -201,7 +201,7 @@ class _Reader:
         self._logits = logits
 
     def __call__(self, pane: Pane, *, is_counted: bool = False) -> Floats:
-        """Returns float64 (C, F): those of `engine.features`; association is not known.
+        """Returns float64 (C, F): those of `engine.formats.features`; association is not known.
 
         A pane that is counted itself is read as if it were not.
         """

@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from engine.candidates import key_of
-from engine.prompt import SideInformation
+from engine.answering.candidates import key_of
+from engine.formats.prompt import SideInformation
 from train.evaluation.intervals import Interval, ratio_interval, statistic_interval
 
 Floats = NDArray[np.floating]

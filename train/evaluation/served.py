@@ -13,24 +13,24 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.answer import Answer, Question
-from engine.attribution import Source
-from engine.bundle import load_bundle
-from engine.candidates import Candidate, WrittenTexts, key_of, written_texts
+from engine.answering.answer import Answer, Question
+from engine.answering.candidates import Candidate, WrittenTexts, key_of, written_texts
+from engine.answering.pipeline import Pipeline
+from engine.answering.ranking import seen_probabilities
+from engine.answering.request import side_information
+from engine.answering.scoring import CandidateInputs
 from engine.config import Config
-from engine.cpu import num_usable_cpus
-from engine.deadline import Deadline, MonotonicClock
-from engine.manifest import ScenarioSpec
-from engine.models import GenerateRow
-from engine.pipeline import Pipeline
-from engine.planner import SCORED_SIZES
-from engine.prompt import COOCCURRING, SideInformation
-from engine.ranking import seen_probabilities
-from engine.request import side_information
-from engine.retrieval import NOTHING, Retrieval, Retrieved
-from engine.runtime import Runtime
-from engine.scoring import CandidateInputs
-from engine.stages import Probe, Why
+from engine.execution.bundle import load_bundle
+from engine.execution.cpu import num_usable_cpus
+from engine.execution.models import GenerateRow
+from engine.execution.retrieval import NOTHING, Retrieval, Retrieved
+from engine.execution.runtime import Runtime
+from engine.feedback.attribution import Source
+from engine.formats.manifest import ScenarioSpec
+from engine.formats.prompt import COOCCURRING, SideInformation
+from engine.scheduling.deadline import Deadline, MonotonicClock
+from engine.scheduling.planner import SCORED_SIZES
+from engine.scheduling.stages import Probe, Why
 
 _PATIENCE_S = 600.0
 _AT_ONCE = 16  # questions on their way

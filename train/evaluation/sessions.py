@@ -28,9 +28,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from engine.candidates import key_of
-from engine.prompt import ANSWER
-from engine.text import normalise
+from engine.answering.candidates import key_of
+from engine.formats.prompt import ANSWER
+from engine.formats.text import normalise
 from train.evaluation.baselines import MostPopular, NearestNeighbour, SearchLog
 from train.evaluation.bm25 import Bm25
 from train.evaluation.intervals import Floats, Interval, difference_interval, mean_interval

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.attribution import Source
-from engine.candidates import key_of, merged
-from engine.text import normalise, normalise_prefix
+from engine.answering.candidates import key_of, merged
+from engine.feedback.attribution import Source
+from engine.formats.text import normalise, normalise_prefix
 from train import simulator
 from train.evaluation.baselines import MostPopular, NearestNeighbour, SearchLog
 from train.evaluation.clicks import ClickEvaluation, evaluate_clicks

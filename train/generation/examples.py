@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from engine.manifest import PromptSpec, ScenarioSpec
-from engine.prompt import COOCCURRING, SESSION, SideInformation
-from engine.text import match_key, normalise_prefix
+from engine.formats.manifest import PromptSpec, ScenarioSpec
+from engine.formats.prompt import COOCCURRING, SESSION, SideInformation
+from engine.formats.text import match_key, normalise_prefix
 from train.generation.associations import Associations, Clicks
 from train.mining.mine import CONTEXTS
 from train.mining.shown import IMPRESSIONS

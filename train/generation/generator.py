@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, set_seed
 
-from engine.manifest import PromptSpec, ScenarioSpec
-from engine.prompt import PromptRenderer
-from engine.vocabulary import Vocabulary
+from engine.formats.manifest import PromptSpec, ScenarioSpec
+from engine.formats.prompt import PromptRenderer
+from engine.formats.vocabulary import Vocabulary
 from train.config import GeneratorConfig
 from train.generation.associations import Associations
 from train.generation.examples import ExampleConfig, ExampleMaker, Source, read_clicks, read_sources

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.vocabulary import NUM_CONTROL_IDS, SEP_ID
+from engine.formats.vocabulary import NUM_CONTROL_IDS, SEP_ID
 from train.generation.sampler import ListPrompt, check_prompts
 from train.models.shared_prefix import IGNORED_LABEL, collate, next_token_labels, pack
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
+from engine.formats.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 
 
 class Decoded(NamedTuple):

@@ -20,10 +20,10 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engine.completion import continuation
-from engine.manifest import ScenarioSpec
-from engine.prompt import PromptRenderer, spread
-from engine.vocabulary import EOS_ID, LIST, SEP_ID
+from engine.formats.completion import continuation
+from engine.formats.manifest import ScenarioSpec
+from engine.formats.prompt import PromptRenderer, spread
+from engine.formats.vocabulary import EOS_ID, LIST, SEP_ID
 from train.config import Mode
 from train.generation.examples import Example, Source
 from train.models.shared_prefix import Packed, collate, next_token_labels, pack

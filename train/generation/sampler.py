@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from engine.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
+from engine.formats.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from train.generation.choice import choose
 from train.generation.decoder import Decoder
 from train.models.backbone import has_fast_bf16
@@ -62,7 +62,7 @@ class Sampler:
 
         Args:
             model: a transformers causal language model of the Llama or Qwen family whose ids
-                follow `engine.vocabulary`, on any device.
+                follow `engine.formats.vocabulary`, on any device.
             bf16: compute in bfloat16 where the hardware does that fast; log-probabilities are
                 then those of the rounded weights.
 

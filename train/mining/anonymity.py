@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from engine.text import MAX_QUERY_BYTES, has_control_characters, normalise
+from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, normalise
 
 _EMAIL = re.compile(r"\S+@\S+\.\w")
 # 9 digits and more with the separators people type, e.g. +1 (212) 555-0143, 030 12 34 56 78. Some

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import ibis
 import pyarrow.parquet as pq
 
-from engine.prompt import COOCCURRING, SESSION
+from engine.formats.prompt import COOCCURRING, SESSION
 from train.config import TrainConfig
 from train.mining.logs import Table
 from train.mining.sessions import is_valid

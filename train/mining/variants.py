@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import ibis
 import pyarrow as pa
 
-from engine.text import match_key
+from engine.formats.text import match_key
 from train.mining.logs import Table
 from train.mining.workspace import Workspace
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import BertConfig, LlamaConfig
 
-from engine.vocabulary import EOS_ID
+from engine.formats.vocabulary import EOS_ID
 from train.config import Size
 
 MAX_POSITIONS = 512  # rotary positions: prompt and the longest response

@@ -1,4 +1,4 @@
-"""Starts the generator from a public checkpoint, with its vocabulary in engine.vocabulary's order.
+"""Starts the generator from a public checkpoint, its vocabulary in the order of the engine's.
 
 A checkpoint is a hub id, a directory, or a GGUF file. Its text tokens keep their embeddings and
 move to where their bytes sort; its own special tokens go, control tokens come, initialised from
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from engine.vocabulary import EOS_ID, FIRST_TEXT_ID, Vocabulary
+from engine.formats.vocabulary import EOS_ID, FIRST_TEXT_ID, Vocabulary
 from train.models.tokenizer import SIZE_MULTIPLE, Layout, arrange
 
 _NOISE = 0.02  # of new rows, as a share of the embeddings' standard deviation

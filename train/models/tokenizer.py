@@ -1,4 +1,4 @@
-"""Trains the byte-level BPE tokenizer; brings any such tokenizer into engine.vocabulary's layout.
+"""Trains the byte-level BPE tokenizer; brings any such tokenizer into the engine's layout.
 
 Knows nothing of models: `Layout.old_ids` says how a checkpoint's embedding rows must move.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from engine.vocabulary import FIRST_TEXT_ID, Vocabulary, control_tokens, token_bytes
+from engine.formats.vocabulary import FIRST_TEXT_ID, Vocabulary, control_tokens, token_bytes
 
 SIZE_MULTIPLE = 128  # the decode graph chooses tokens by two-level maxima over blocks of 128
 MIN_SIZE = 512  # 130 control ids, 256 bytes, and at least some merges
@@ -20,7 +20,7 @@ _MAX_REPEATS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A tokenizer in engine.vocabulary's layout and where its ids were before."""
+    """A tokenizer in engine.formats.vocabulary's layout and where its ids were before."""
 
     vocabulary: Vocabulary
     old_ids: list[int | None]  # per new id; None: new, or a control token
@@ -66,7 +66,7 @@ def train_tokenizer(
 def arrange(
     tokenizer: Tokenizer, *, size: int, scenarios: Sequence[str], kinds: Sequence[str]
 ) -> Layout:
-    """Returns a byte-level BPE tokenizer with its ids in engine.vocabulary's layout.
+    """Returns a byte-level BPE tokenizer with its ids in engine.formats.vocabulary's layout.
 
     Its own special tokens go. If it has more text tokens than fit `size`, the last merges go;
     texts that used them become more tokens, others stay the same. Bytes without a token get one.

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.candidates import key_of
+from engine.answering.candidates import key_of
 from train.evaluation.intervals import Interval, mean_interval, ratio_interval
 from train.evaluation.lists import ListTruth, ProducedList
 from train.evaluation.served import ServedBundle

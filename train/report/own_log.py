@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from engine.prompt import ANSWER, SESSION
+from engine.formats.prompt import ANSWER, SESSION
 from train.alignment.rounds import POSITIONS
 from train.clicks.judge import ClickJudge, Judged
 from train.config import read_config

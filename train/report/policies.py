@@ -13,8 +13,8 @@ import msgspec
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.candidates import key_of
-from engine.prompt import COOCCURRING, SideInformation
+from engine.answering.candidates import key_of
+from engine.formats.prompt import COOCCURRING, SideInformation
 from train.alignment.preferences import composed, drawn_texts, reward_of
 from train.alignment.prompts import AlignmentPrompt, render
 from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoModel, BertModel, PreTrainedModel, set_seed
 
-from engine.vocabulary import Vocabulary
+from engine.formats.vocabulary import Vocabulary
 from train.config import EncoderConfig
 from train.models.backbone import Shape, bert_config
 from train.models.pace import PacedTrainer, trainer_arguments
@@ -50,7 +50,7 @@ class Recall(NamedTuple):
 
 
 class BatchTokenizer(Protocol):
-    """Turns texts into token ids; `engine.vocabulary.Vocabulary` is one."""
+    """Turns texts into token ids; `engine.formats.vocabulary.Vocabulary` is one."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text."""

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from engine.index import Edges, write_index
-from engine.manifest import IndexSpec, sha256_of
+from engine.formats.index import Edges, write_index
+from engine.formats.manifest import IndexSpec, sha256_of
 from train.config import IndexConfig
 from train.mining.mine import SUMMARY, MineSummary
 from train.retrieval.encoder import Encoder

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.peers.protocol import Lists, Task, serve
-from engine.runtime import Runtime
+from engine.execution.runtime import Runtime
 
 
 class Graph:

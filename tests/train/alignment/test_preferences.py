@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.prompt import Prompt
+from engine.formats.prompt import Prompt
 from train.alignment.preferences import Preference, composed, drawn_texts, prefer, reward_of
 from train.alignment.prompts import AlignmentPrompt
 from train.alignment.rollouts import Drawn, Worth

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.prompt import SESSION, SideInformation
-from engine.vocabulary import EOS_ID, SEP_ID
+from engine.formats.prompt import SESSION, SideInformation
+from engine.formats.vocabulary import EOS_ID, SEP_ID
 from train.alignment.prompts import PromptSource, render
 from train.alignment.rollouts import judge_lists, read_lists, shared_trigrams
 from train.clicks.judge import Judged, Judgement

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaModel
 
-from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES
+from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from train.clicks.data import intended_ranks, make_batch, read_requests, training_order
 from train.clicks.fitting import check_logits
 from train.clicks.model import ClickModel, load_click_model, save_click_model

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from engine.features import candidate_features
-from engine.prompt import SESSION, SideInformation
+from engine.formats.features import candidate_features
+from engine.formats.prompt import SESSION, SideInformation
 from tests.train.conftest import topic_queries
 from train.clicks.judge import ClickJudge, Judged
 from train.clicks.model import load_click_model

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.features import FEATURE_NAMES, NUM_LOG_FEATURES
+from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from train.clicks.data import make_batch
 from train.clicks.pretraining import WrongTexts, session_requests
 from train.generation.generator import read_prompts

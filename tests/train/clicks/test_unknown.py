@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.features import FEATURE_NAMES
+from engine.formats.features import FEATURE_NAMES
 from train.clicks.data import read_requests
 from train.clicks.unknown import unknown_requests
 from train.mining.logs import _IMPRESSIONS  # pyright: ignore[reportPrivateUsage]

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.answer import Question
-from engine.bundle import Bundle, load_bundle
+from engine.answering.answer import Question
+from engine.answering.pipeline import Pipeline
 from engine.config import Config
-from engine.deadline import Deadline, MonotonicClock
-from engine.pipeline import Pipeline
-from engine.runtime import Runtime
-from engine.stages import Probe
+from engine.execution.bundle import Bundle, load_bundle
+from engine.execution.runtime import Runtime
+from engine.scheduling.deadline import Deadline, MonotonicClock
+from engine.scheduling.stages import Probe
 from train.evaluation.click_rows import LoggedRequest, Scorer, read_requests, validation_start
 
 CLOCK = MonotonicClock()

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.prompt import SideInformation
-from engine.ranking import explored
+from engine.answering.ranking import explored
+from engine.formats.prompt import SideInformation
 from train.evaluation.replay import Shown, compare, read_panels
 from train.report.own_log import replay
 

@@ -5,12 +5,12 @@ import asyncio
 import numpy as np
 import pytest
 
-from engine.answer import Question
+from engine.answering.answer import Question
+from engine.answering.pipeline import Pipeline
 from engine.config import Config
-from engine.deadline import Deadline, MonotonicClock
-from engine.pipeline import Pipeline
-from engine.runtime import Runtime
-from engine.stages import Probe, Stage, Why
+from engine.execution.runtime import Runtime
+from engine.scheduling.deadline import Deadline, MonotonicClock
+from engine.scheduling.stages import Probe, Stage, Why
 from train.evaluation.served import Asked, ServedBundle
 
 CLOCK = MonotonicClock()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.candidates import key_of
-from engine.text import normalise
+from engine.answering.candidates import key_of
+from engine.formats.text import normalise
 from train.evaluation import sessions as module
 from train.evaluation.baselines import NearestNeighbour, SearchLog
 from train.evaluation.sessions import Session

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.text import normalise_prefix
+from engine.formats.text import normalise_prefix
 from train.evaluation.served import ServedBundle
 from train.evaluation.suite import questions_of, read_queries
 

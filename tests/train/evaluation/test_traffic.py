@@ -6,7 +6,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from engine.text import normalise
+from engine.formats.text import normalise
 from train.evaluation.traffic import Step, read_mined, read_traffic
 
 

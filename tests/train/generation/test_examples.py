@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.manifest import PromptSpec, ScenarioSpec
-from engine.prompt import ANSWER, COOCCURRING, SESSION, SideInformation
-from engine.text import match_key
+from engine.formats.manifest import PromptSpec, ScenarioSpec
+from engine.formats.prompt import ANSWER, COOCCURRING, SESSION, SideInformation
+from engine.formats.text import match_key
 from train.config import default_scenarios, read_config
 from train.generation.associations import Associations, Clicks
 from train.generation.examples import (

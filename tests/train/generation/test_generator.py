@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from engine.completion import completed
-from engine.prompt import COOCCURRING, SideInformation, spread
-from engine.vocabulary import EOS_ID, LIST, SEP_ID, slot_token
+from engine.formats.completion import completed
+from engine.formats.prompt import COOCCURRING, SideInformation, spread
+from engine.formats.vocabulary import EOS_ID, LIST, SEP_ID, slot_token
 from train.config import GeneratorConfig, Mode
 from train.generation.examples import Example, Source
 from train.generation.generator import (

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from engine.vocabulary import EOS_ID, FIRST_TEXT_ID, NUM_CONTROL_IDS, SEP_ID
+from engine.formats.vocabulary import EOS_ID, FIRST_TEXT_ID, NUM_CONTROL_IDS, SEP_ID
 from train.generation.likelihood import list_logprobs
 from train.generation.reference import decode
 from train.generation.sampler import ListPrompt, Sampler

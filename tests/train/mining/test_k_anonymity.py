@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from transformers import BertModel
 
-from engine.index import CooccurrenceIndex
-from engine.text import normalise, normalise_prefix
-from engine.vocabulary import FIRST_TEXT_ID, Vocabulary
+from engine.formats.index import CooccurrenceIndex
+from engine.formats.text import normalise, normalise_prefix
+from engine.formats.vocabulary import FIRST_TEXT_ID, Vocabulary
 from train.config import IndexConfig, TrainConfig, read_config
 from train.mining.anonymity import TextFilter
 from train.mining.mine import mine

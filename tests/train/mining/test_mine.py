@@ -9,7 +9,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
-from engine.manifest import PromptSpec, ScenarioSpec
+from engine.formats.manifest import PromptSpec, ScenarioSpec
 from train.config import TrainConfig, read_config
 from train.mining.anonymity import TextFilter
 from train.mining.mine import MineSummary, mine

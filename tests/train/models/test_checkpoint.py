@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from engine.vocabulary import FIRST_TEXT_ID, Vocabulary, scenario_token
+from engine.formats.vocabulary import FIRST_TEXT_ID, Vocabulary, scenario_token
 from train.models.backbone import llama_config, shapes_of
 from train.models.checkpoint import load_rearranged, read_tokenizer
 from train.models.tokenizer import arrange

@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from engine.text import normalise
-from engine.vocabulary import FIRST_TEXT_ID, Vocabulary, scenario_token
+from engine.formats.text import normalise
+from engine.formats.vocabulary import FIRST_TEXT_ID, Vocabulary, scenario_token
 from train.models.tokenizer import arrange, train_tokenizer
 
 SYLLABLES = ["lap", "top", "gam", "ing", "char", "ger", "cof", "fee", "grin", "der", "shoe", "run"]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import BertModel
 
-from engine.index import CooccurrenceIndex
-from engine.manifest import IndexSpec
-from engine.vocabulary import Vocabulary
+from engine.formats.index import CooccurrenceIndex
+from engine.formats.manifest import IndexSpec
+from engine.formats.vocabulary import Vocabulary
 from train.config import IndexConfig
 from train.models.backbone import bert_config, shapes_of
 from train.retrieval.encoder import Encoder

@@ -1,0 +1,152 @@
+"""Candidates: texts from the log and from the generator, merged into one list without repeats.
+
+Knows nothing of how they are scored.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
+from typing import NamedTuple
+
+from engine.execution.models import Floats, Sequences
+from engine.feedback.attribution import Source
+from engine.formats.completion import HealedPrefix, completed
+from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, match_key, normalise
+from engine.formats.vocabulary import SEP_ID, Vocabulary
+
+_ASCII_WORDS = {c: " " for c in range(128) if not chr(c).isalnum()}
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A text that might be suggested."""
+
+    text: str  # normalised
+    key: str  # two candidates with the same key are the same suggestion
+    source: Source
+    popularity: float = 0.0  # searches in the log
+    npmi: float = 0.0  # association with the query
+    ids: list[int] | None = None  # set by `engine.answering.scoring`
+    features_F: Floats | None = None  # set by `engine.answering.scoring`
+
+
+class WrittenTexts(NamedTuple):
+    """What the generator wrote for one request, best first."""
+
+    finished: list[Candidate]
+    cut: list[Candidate]  # reached their limit: the last word may be a stump
+    auxiliary: Candidate | None
+
+    def joined(self, other: "WrittenTexts") -> "WrittenTexts":
+        """Returns these texts, then the other's; the auxiliary text stays."""
+        return self._replace(finished=self.finished + other.finished, cut=self.cut + other.cut)
+
+
+NO_TEXTS = WrittenTexts([], [], None)
+
+
+@lru_cache(65_536)
+def key_of(text: str) -> str:
+    """Returns `match_key(text)`, faster for ASCII and for texts seen lately."""
+    if text.isascii():
+        return " ".join(text.lower().translate(_ASCII_WORDS).split()) or normalise(text)
+    return match_key(text)
+
+
+def written_texts(
+    vocabulary: Vocabulary,
+    sequences: Sequences | None,
+    *,
+    is_list: bool,
+    has_auxiliary_text: bool,
+    healed: HealedPrefix | None,
+) -> WrittenTexts:
+    """Returns what generated sequences say; texts that no response may hold are left out.
+
+    Args:
+        vocabulary: Turns ids into text.
+        sequences: Of one request; None if nothing was generated.
+        is_list: Whether one sequence holds all texts, <|sep|> between them.
+        has_auxiliary_text: Whether the first text is the auxiliary one.
+        healed: What every text completes, if anything.
+    """
+    if sequences is None:
+        return NO_TEXTS
+    pieces = list(zip(sequences.ids, sequences.is_finished, strict=True))
+    if is_list:
+        pieces = _split_list(*pieces[0])
+    auxiliary = None
+    if has_auxiliary_text and pieces:
+        ids, is_finished = pieces.pop(0)
+        auxiliary = _candidate(vocabulary.decode(ids)) if is_finished else None
+    finished: list[Candidate] = []
+    cut: list[Candidate] = []
+    prefix = vocabulary.bytes_of(healed.kept_ids) + healed.remainder if healed else b""
+    for ids, is_finished in pieces:
+        if SEP_ID in ids:  # in a slot: the first text stands for the slot
+            ids, is_finished = ids[: ids.index(SEP_ID)], True
+        text = completed(vocabulary, healed, ids) if healed else vocabulary.decode(ids)
+        candidate = _candidate(text)
+        if candidate is not None and (" " + candidate.text).encode("utf-8").startswith(prefix):
+            (finished if is_finished else cut).append(candidate)
+    return WrittenTexts(finished, cut, auxiliary)
+
+
+def merged(
+    generated: Sequence[Candidate],
+    log: Sequence[Candidate],
+    *,
+    excluded_keys: frozenset[str],
+    is_blocked: Callable[[str], bool],
+    limit: int,
+) -> list[Candidate]:
+    """Returns at most `limit` distinct candidates, generated and log ones taking turns.
+
+    That order is the prior: it stands where nothing scores the candidates. A text from both
+    sources keeps the better place, and the log's wording and figures.
+
+    Args:
+        generated: Best first.
+        log: Best first.
+        excluded_keys: Keys that must not appear, the query's own included.
+        is_blocked: Whether a key is unsafe.
+        limit: Most candidates wanted.
+    """
+    by_key: dict[str, Candidate] = {}
+    log_by_key = {c.key: c for c in reversed(log)}
+    generated_keys = {c.key for c in generated}
+    for pair in zip_longest(generated, log):
+        for candidate in pair:
+            if candidate is None or candidate.key in by_key or candidate.key in excluded_keys:
+                continue
+            if is_blocked(candidate.key):
+                continue
+            chosen = log_by_key.get(candidate.key, candidate)
+            if chosen.source is Source.LOG and candidate.key in generated_keys:
+                chosen.source = Source.LOG | Source.GENERATED
+            by_key[candidate.key] = chosen
+            if len(by_key) == limit:
+                return list(by_key.values())
+    return list(by_key.values())
+
+
+def _candidate(decoded: str | None) -> Candidate | None:
+    """Returns a candidate for a decoded text; None if no response may hold it."""
+    text = normalise(decoded) if decoded is not None else ""
+    if not text or len(text.encode("utf-8")) > MAX_QUERY_BYTES:
+        return None
+    if not text.isprintable() and has_control_characters(text):
+        return None
+    return Candidate(text, key_of(text), Source.GENERATED)
+
+
+def _split_list(ids: list[int], is_finished: bool) -> list[tuple[list[int], bool]]:
+    """Returns the texts of one list sequence; only the last can be cut at the limit."""
+    texts: list[list[int]] = [[]]
+    for token in ids:
+        if token == SEP_ID:
+            texts.append([])
+        else:
+            texts[-1].append(token)
+    return [(t, is_finished or i < len(texts) - 1) for i, t in enumerate(texts)]

@@ -1,0 +1,132 @@
+"""What the generator writes for a request, and what more of it a completion may need.
+
+Slots may agree on a rare prefix. Then the prefix is generated for again, so that texts begin with
+other tokens, and once more as if a space had been typed. Knows nothing of candidates from the log.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from engine.answering.answer import Question
+from engine.answering.candidates import WrittenTexts, written_texts
+from engine.answering.dispatch import Dispatcher
+from engine.answering.request import RequestState
+from engine.execution.bundle import Bundle
+from engine.execution.models import GenerateRow, Sequences
+from engine.formats.completion import other_ranges
+from engine.formats.prompt import Prompt, SideInformation
+from engine.scheduling.batcher import Done
+from engine.scheduling.planner import SCORED_SIZES, Plan, Rung, score_work
+from engine.scheduling.stages import Left, Stage, Why
+
+_MAX_OTHER_RANGES = 2  # further rows of a completion whose slots agree
+
+
+class Generation:
+    """Writes texts with the generator of one bundle."""
+
+    def __init__(self, bundle: Bundle, dispatcher: Dispatcher) -> None:
+        """Remembers the parts."""
+        self._bundle = bundle
+        self._dispatcher = dispatcher
+        self._worker = dispatcher.worker
+        generator = bundle.manifest.generator
+        self._is_list = generator is not None and generator.mode == "list"
+
+    def rungs(self, question: Question) -> tuple[Rung, ...]:
+        """Returns the amounts of generation that the question's scenario may get, best first."""
+        return self._bundle.rungs[question.scenario.name]
+
+    def prompt(self, request: RequestState, query: str, side: Sequence[SideInformation]) -> Prompt:
+        """Returns the prompt for a query of the request's scenario."""
+        with request.probe.during(Stage.TOKENISE):
+            scenario = request.question.scenario.name
+            return self._bundle.renderer.generation_prompt(scenario, query, side)
+
+    async def sequences(self, request: RequestState, prompt: Prompt) -> Sequences | None:
+        """Returns what was generated, or None with an omission."""
+        rungs = self.rungs(request.question)
+        plan = self._dispatcher.plan(request, encode=False, rungs=rungs)
+        best = GenerateRow(prompt.ids, prompt.first_token_range, rungs[0])
+        for rung in rungs:  # best first: what costs nothing may be more than is planned
+            row = best._replace(rung=rung)
+            cached = self._worker.cached(row)
+            if cached is None and rung != plan.rung and not self._worker.is_under_way(row):
+                continue
+            if rung == rungs[0]:
+                if cached is not None:
+                    request.omit(Stage.GENERATE, Left.SKIPPED, Why.CACHED)
+            else:  # less than was wanted, for the reason that the plan gives
+                why = next(o.reason for o in plan.omissions if o.stage is Stage.GENERATE)
+                request.omit(Stage.GENERATE, Left.DEGRADED, why)
+            return cached or await self._generated(request, row, plan)
+        request.adopt(plan, Stage.GENERATE)
+        return None
+
+    async def more_sequences(
+        self, request: RequestState, prompt: Prompt, sequences: Sequences
+    ) -> Sequences:
+        """Returns more completions if time allows: ones that begin with other tokens.
+
+        The parts of the range of first tokens that no slot chose give texts that differ by
+        construction.
+        """
+        plan = self._dispatcher.plan(request, encode=False, rungs=self.rungs(request.question))
+        used = [ids[0] for ids in sequences.ids if ids]
+        if plan.rung is None or self._is_list:
+            return sequences
+        rows = [
+            GenerateRow(prompt.ids, part, plan.rung)
+            for part in other_ranges(prompt.first_token_range, used, _MAX_OTHER_RANGES)
+        ]
+        work, later_s = plan.rung.work, self._score_s()
+        tasks = [self._dispatcher.submit(request, work, row, later_s=later_s) for row in rows]
+        ids, is_finished, run_s = list(sequences.ids), list(sequences.is_finished), 0.0
+        for done in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(done, Done):
+                ids += done.result.ids
+                is_finished += done.result.is_finished
+                run_s = max(run_s, done.run_s)
+            elif isinstance(done, BaseException):
+                raise done
+        request.keep_partial(Stage.GENERATE)
+        request.probe.add(Stage.GENERATE, run_s)
+        return Sequences(ids, is_finished)
+
+    async def next_words(
+        self, request: RequestState, side: Sequence[SideInformation]
+    ) -> WrittenTexts:
+        """Returns completions as if a space had been typed, too: the prefix may be a whole word."""
+        prompt = self.prompt(request, request.question.query + " ", side)
+        sequences = await self.sequences(request, prompt)
+        if sequences is not None:
+            sequences = await self.more_sequences(request, prompt, sequences)
+        request.keep_partial(Stage.GENERATE)
+        return self.texts(request, prompt, sequences)
+
+    def texts(
+        self, request: RequestState, prompt: Prompt, sequences: Sequences | None
+    ) -> WrittenTexts:
+        """Returns the texts that sequences stand for."""
+        with request.probe.during(Stage.MERGE):
+            return written_texts(
+                self._bundle.vocabulary,
+                sequences,
+                is_list=self._is_list,
+                has_auxiliary_text=request.question.scenario.has_auxiliary_text,
+                healed=prompt.healed,
+            )
+
+    async def _generated(
+        self, request: RequestState, row: GenerateRow, plan: Plan
+    ) -> Sequences | None:
+        later_s = self._score_s() if plan.num_scored else 0.0
+        done = await self._dispatcher.submit(request, row.rung.work, row, later_s=later_s)
+        if done is None:
+            return None
+        request.probe.add(Stage.GENERATE, done.run_s)
+        return done.result
+
+    def _score_s(self) -> float:
+        """Returns the time to keep for scoring."""
+        return self._worker.costs.predict_s(score_work(SCORED_SIZES[0]), 1)

@@ -1,0 +1,298 @@
+"""A request's way through the engine: plan, look up, generate, merge, score, rank.
+
+What does not fit the time that is left is left out, and the answer says so; a stage that fails
+is left out too. Knows nothing of gRPC.
+"""
+
+import asyncio
+import random
+
+import numpy as np
+
+from engine.answering.answer import Answer, Question
+from engine.answering.candidates import NO_TEXTS, Candidate, WrittenTexts, key_of, merged
+from engine.answering.dispatch import Dispatcher
+from engine.answering.generation import Generation
+from engine.answering.ranking import PRIOR_P_SEEN, ranked, seen_probabilities
+from engine.answering.request import RequestState, log_candidates, side_information
+from engine.answering.safety import Blocklist
+from engine.answering.scoring import CandidateInputs
+from engine.config import Config
+from engine.errors import DeadlineUnreachable, QueueFull
+from engine.execution.bundle import Bundle
+from engine.execution.models import Floats
+from engine.execution.retrieval import NOTHING, Retrieval, Retrieved
+from engine.execution.runner import Found, LocalRunner, LookupRow, RemoteModels, RemoteRunner
+from engine.execution.runtime import Runtime
+from engine.execution.worker import Worker
+from engine.feedback.attribution import Source
+from engine.formats.prompt import COOCCURRING, SideInformation
+from engine.scheduling.deadline import Clock
+from engine.scheduling.planner import ENCODE, SCORED_SIZES, score_work
+from engine.scheduling.reserve import Reserve
+from engine.scheduling.stages import Left, Probe, Stage, Why
+from engine.telemetry.metrics import Metrics
+
+# Turns of the event loop until a row just submitted is running, if the worker is free.
+_TURNS_TO_START = 3
+
+
+class Pipeline:
+    """Answers questions with one bundle. To be used from one event loop."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        runtime: Runtime,
+        config: Config,
+        clock: Clock,
+        *,
+        remote: RemoteModels | None = None,
+        blocklist: Blocklist | None = None,
+        randomness: random.Random | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Puts the parts together; runs nothing yet.
+
+        Args:
+            bundle: What answers are made with.
+            runtime: Runs the models, or, with `remote`, searches the index.
+            config: Settings.
+            clock: Time of deadlines.
+            remote: The bundle's models on a server, which run in place of the bundle's own.
+            blocklist: What no answer may hold.
+            randomness: Of exploration.
+            metrics: Told of model runs and cache look-ups.
+        """
+        self.bundle = bundle
+        self._config = config
+        self._blocklist = blocklist or Blocklist()
+        self._random = randomness or random.Random()
+        self._retrieval = (
+            Retrieval(
+                bundle.index,
+                max_candidates=config.ranking.max_log_candidates,
+                max_cooccurring=bundle.manifest.prompt.max_cooccurring,
+                num_nearest=config.ranking.num_nearest,
+            )
+            if bundle.index
+            else None
+        )
+        self._inputs = CandidateInputs(bundle.vocabulary)
+        if remote is None:
+            runner = LocalRunner(
+                bundle, self._retrieval, runtime, clock, max_batch_size=config.models.max_batch_size
+            )
+        else:
+            runner = RemoteRunner(
+                remote, self._retrieval, runtime, clock, concurrency=config.triton.concurrency
+            )
+        self.worker = Worker(runner, config, clock, metrics)
+        self._dispatcher = Dispatcher(
+            self.worker, clock, has_click_model=bundle.manifest.click_model is not None
+        )
+        self._generation = Generation(bundle, self._dispatcher)
+        self._reserve = Reserve(config.server.reserve_ms / 1000, clock)
+
+    async def recommend(self, question: Question, probe: Probe) -> Answer:
+        """Returns an answer before the question's deadline.
+
+        Raises:
+            DeadlineUnreachable: the deadline has passed.
+            QueueFull: too many rows wait for a model, and the log has nothing to answer with.
+        """
+        if question.deadline.has_passed:
+            raise DeadlineUnreachable(question.deadline.left_s())
+        request = RequestState(question, probe, self._reserve.of(question.deadline.left_s()))
+        with self._dispatcher.attending(request):
+            answer = await self._answered(request)
+        if request.ready_s is not None:
+            self._reserve.ended(request.ready_s)
+        return answer
+
+    async def _answered(self, request: RequestState) -> Answer:
+        question, probe = request.question, request.probe
+        retrieved = await self._retrieve(request)
+        side = side_information(question)
+        log = log_candidates(retrieved)
+        if self._generation.rungs(question):
+            cooccurring = [SideInformation(COOCCURRING, t) for t in retrieved.cooccurring[::-1]]
+            texts, candidates, context_ids = await self._written(request, cooccurring, side, log)
+        else:
+            request.omit(Stage.GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+            texts = NO_TEXTS
+            candidates = self._candidates(request, texts, log)
+            context_ids = self._prepared(question, side, log, probe)
+        with probe.during(Stage.MERGE):
+            if question.scenario.completes_prefix:
+                candidates += self._longer(question, candidates)
+            lead = texts.auxiliary
+            auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
+        if not candidates and request.is_turned_away:
+            raise QueueFull("recommend")
+        p_seen_C, is_scored = await self._score(request, candidates, context_ids)
+        with probe.during(Stage.RERANK):
+            suggestions = ranked(
+                question,
+                candidates,
+                p_seen_C,
+                is_scored=is_scored,
+                config=self._config.ranking,
+                randomness=self._random,
+            )
+        return Answer(
+            suggestions=suggestions,
+            auxiliary_text=auxiliary,
+            omissions=request.in_stage_order(),
+        )
+
+    async def _written(
+        self,
+        request: RequestState,
+        cooccurring: list[SideInformation],
+        side: list[SideInformation],
+        log: list[Candidate],
+    ) -> tuple[WrittenTexts, list[Candidate], list[int]]:
+        """Returns what the generator writes, all candidates, and the click model's context."""
+        question = request.question
+        prompt = self._generation.prompt(request, question.query, [*cooccurring, *side])
+        generation = asyncio.ensure_future(self._generation.sequences(request, prompt))
+        try:
+            # What scoring will need is made while the generator runs, not after it.
+            for _ in range(_TURNS_TO_START):
+                await asyncio.sleep(0)
+            context_ids = self._prepared(question, side, log, request.probe)
+            sequences = await generation
+        finally:
+            generation.cancel()
+        texts = self._generation.texts(request, prompt, sequences)
+        candidates = self._candidates(request, texts, log)
+        if prompt.healed and sequences and len(candidates) < question.num_suggestions:
+            more = await self._generation.more_sequences(request, prompt, sequences)
+            texts = self._generation.texts(request, prompt, more)
+            candidates = self._candidates(request, texts, log)
+            if len(candidates) < question.num_suggestions and not question.query.endswith(" "):
+                further = await self._generation.next_words(request, [*cooccurring, *side])
+                texts = texts.joined(further)
+                candidates = self._candidates(request, texts, log)
+        return texts, candidates, context_ids
+
+    async def _retrieve(self, request: RequestState) -> Retrieved:
+        """Returns known queries that fit, through the encoder where the exact table lacks them."""
+        question, retrieval = request.question, self._retrieval
+        if retrieval is None:
+            request.omit(Stage.RETRIEVE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+            return NOTHING
+        query = question.query
+        if question.scenario.completes_prefix:
+            with request.probe.during(Stage.RETRIEVE):
+                if retrieval.is_fast(query):
+                    return retrieval.completions(query, question.session_queries)
+                return await asyncio.to_thread(
+                    retrieval.completions, query, question.session_queries
+                )
+        with request.probe.during(Stage.RETRIEVE):
+            exact = retrieval.exact(query)
+        if exact is not None:
+            return exact
+        if self.bundle.manifest.encoder is None:
+            request.omit(Stage.ENCODE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+        else:
+            rungs = self._generation.rungs(question)
+            plan = self._dispatcher.plan(request, encode=True, rungs=rungs)
+            request.adopt(plan, Stage.ENCODE)
+            if plan.encode:
+                with request.probe.during(Stage.TOKENISE):
+                    row = LookupRow(query, self.bundle.encoder_ids(query))
+                done = await self._dispatcher.submit(request, ENCODE, row, later_s=0.0)
+                if done is not None:
+                    found: Found = done.result
+                    request.probe.add(Stage.ENCODE, found.encode_s, ago_s=found.search_s)
+                    request.probe.add(Stage.RETRIEVE, found.search_s)
+                    return found.retrieved
+        with request.probe.during(Stage.RETRIEVE):
+            return retrieval.nearby(query, None)
+
+    def _prepared(
+        self,
+        question: Question,
+        side: list[SideInformation],
+        log: list[Candidate],
+        probe: Probe,
+    ) -> list[int]:
+        """Returns the click model's context, and readies the log's candidates for it."""
+        if self.bundle.manifest.click_model is None:
+            return []
+        with probe.during(Stage.TOKENISE):
+            self._inputs.attach(question.query, log)
+            return self.bundle.renderer.click_context(question.scenario.name, question.query, side)
+
+    async def _score(
+        self, request: RequestState, candidates: list[Candidate], context_ids: list[int]
+    ) -> tuple[Floats, bool]:
+        """Returns p(click | seen) of the first candidates, and whether a model gave them."""
+        question, bundle = request.question, self.bundle
+        prior_C = np.full(len(candidates), PRIOR_P_SEEN, np.float32)
+        spec = bundle.manifest.click_model
+        if spec is None:
+            request.omit(Stage.SCORE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
+            return prior_C, False
+        if not candidates:
+            return prior_C, False
+        plan = self._dispatcher.plan(request, encode=False, rungs=())
+        request.adopt(plan, Stage.SCORE)
+        if plan.num_scored == 0:
+            return prior_C, False
+        scored = candidates[: plan.num_scored]
+        with request.probe.during(Stage.TOKENISE):
+            row = self._inputs.row(question.query, context_ids, scored)
+        done = await self._dispatcher.submit(request, score_work(len(scored)), row, later_s=0.0)
+        if done is None:
+            return prior_C, False
+        request.probe.add(Stage.SCORE, done.run_s)
+        is_known_C = np.array([c.popularity > 0 for c in scored])
+        return seen_probabilities(spec, question.scenario.name, done.result, is_known_C), True
+
+    def _candidates(
+        self, request: RequestState, texts: WrittenTexts, log: list[Candidate]
+    ) -> list[Candidate]:
+        """Returns what may be suggested, in the order of the prior."""
+        question = request.question
+        with request.probe.during(Stage.MERGE):
+            excluded = question.excluded_keys | {key_of(question.query)}
+            candidates = merged(
+                texts.finished,
+                log,
+                excluded_keys=excluded,
+                is_blocked=self._blocklist.blocks,
+                limit=SCORED_SIZES[0],
+            )
+            if len(candidates) < question.num_suggestions and texts.cut:
+                candidates += merged(
+                    texts.cut,
+                    (),
+                    excluded_keys=excluded | {c.key for c in candidates},
+                    is_blocked=self._blocklist.blocks,
+                    limit=question.num_suggestions - len(candidates),
+                )
+            new = [c for c in candidates if c.source is Source.GENERATED]
+            if self._retrieval is not None and new:
+                popularity, npmi = self._retrieval.known(question.query, [c.text for c in new])
+                for candidate, count, association in zip(new, popularity, npmi, strict=True):
+                    candidate.popularity, candidate.npmi = count, association
+            return candidates
+
+    def _longer(self, question: Question, candidates: list[Candidate]) -> list[Candidate]:
+        """Returns completions of the completions found, where these are fewer than asked for."""
+        missing = question.num_suggestions - len(candidates)
+        if missing <= 0 or self._retrieval is None:
+            return []
+        texts = [t for c in candidates for t in self._retrieval.by_suffix(c.text, missing)]
+        excluded = question.excluded_keys | {key_of(question.query)}
+        return merged(
+            (),
+            [Candidate(t, key_of(t), Source.LOG) for t in texts],
+            excluded_keys=excluded | {c.key for c in candidates},
+            is_blocked=self._blocklist.blocks,
+            limit=missing,
+        )

@@ -1,0 +1,149 @@
+"""Ranking: from click logits to an order, and from an order to suggestions with probabilities.
+
+Knows nothing of where candidates or logits come from.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.answering.answer import Question, Suggestion
+from engine.answering.candidates import Candidate
+from engine.config import RankingConfig
+from engine.formats.manifest import ClickModelSpec, ScenarioSpec
+
+PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
+_SIMILAR = 0.5  # similarity above which two suggestions begin to say the same
+_QUERY_WORD_WEIGHT = 0.25  # words of the query say little about how two suggestions differ
+Floats = NDArray[np.float32]
+
+
+def ranked(
+    question: Question,
+    candidates: Sequence[Candidate],
+    p_seen_C: Floats,
+    *,
+    is_scored: bool,
+    config: RankingConfig,
+    randomness: random.Random,
+) -> tuple[Suggestion, ...]:
+    """Returns the best candidates as suggestions, best first.
+
+    Args:
+        question: How many are wanted, and for what.
+        candidates: In the order of the prior.
+        p_seen_C: p(click | seen) of the first candidates.
+        is_scored: Whether a model gave it; else candidates stay in their order.
+        config: Diversity and exploration.
+        randomness: Of exploration.
+    """
+    if is_scored:
+        order = diverse_order(
+            p_seen_C,
+            [c.text for c in candidates[: len(p_seen_C)]],
+            question.query,
+            diversity=config.diversity,
+            k=question.num_suggestions,
+        )
+        # Candidates beyond those that were scored only fill up.
+        order += range(len(p_seen_C), len(candidates))
+    else:
+        order = list(range(len(candidates)))
+    order = order[: question.num_suggestions]
+    places, propensities = explored(len(order), config.exploration_rate, randomness)
+    p_other = float(p_seen_C.min(initial=PRIOR_P_SEEN))  # of candidates that were not scored
+    suggestions: list[Suggestion] = []
+    for position, (place, propensity) in enumerate(zip(places, propensities, strict=True), 1):
+        chosen = order[place]
+        p_seen = float(p_seen_C[chosen]) if chosen < len(p_seen_C) else p_other
+        candidate = candidates[chosen]
+        p_click = click_probability(p_seen, question.scenario, position)
+        suggestions.append(Suggestion(candidate.text, p_click, candidate.source, propensity))
+    return tuple(suggestions)
+
+
+def seen_probabilities(
+    spec: ClickModelSpec, scenario: str, logits_C: Floats, is_known_C: NDArray[np.bool_]
+) -> Floats:
+    """Returns p(click | seen) of each candidate: sigmoid(slope * logit + intercept).
+
+    Args:
+        spec: Holds slopes and intercepts; 1 and 0 for a scenario it lacks.
+        scenario: Name of the panel.
+        logits_C: Of the click model.
+        is_known_C: Which candidates the log knows; the others are calibrated apart.
+    """
+    known = spec.calibration.get(scenario, (1.0, 0.0))
+    unknown = spec.unknown_calibration.get(scenario, known)
+    slope_C, intercept_C = np.where(is_known_C[:, None], known, unknown).T
+    return (1 / (1 + np.exp(-(slope_C * logits_C + intercept_C)))).astype(np.float32)
+
+
+def diverse_order(
+    scores_C: Floats, texts: Sequence[str], query: str, *, diversity: float, k: int
+) -> list[int]:
+    """Returns up to k places of candidates, picked one by one by score less repetition.
+
+    A candidate loses `diversity` of its score if it says the same as one already picked, less if
+    it is only similar, nothing below a similarity of one half (weighted Jaccard of words). Ties go
+    to the earlier candidate.
+    """
+    num_picks = min(k, len(texts))
+    if diversity == 0:
+        return np.argsort(-scores_C, kind="stable")[:num_picks].tolist()
+    similarity_CC = similarities(texts, query)
+    repetition_CC = np.maximum(similarity_CC - _SIMILAR, 0) / (1 - _SIMILAR)
+    adjusted_C = scores_C.astype(np.float32, copy=True)
+    penalty_C = np.zeros_like(adjusted_C)
+    picks: list[int] = []
+    for _ in range(num_picks):
+        pick = int(adjusted_C.argmax())
+        picks.append(pick)
+        np.maximum(penalty_C, repetition_CC[pick], out=penalty_C)
+        adjusted_C = scores_C * (1 - diversity * penalty_C)
+        adjusted_C[picks] = -1
+    return picks
+
+
+def click_probability(p_seen: float, scenario: ScenarioSpec, position: int) -> float:
+    """Returns p(click | shown at `position`), from 1: the chance to be seen there times p_seen."""
+    ctr = scenario.position_ctr
+    relative = ctr[min(position, len(ctr)) - 1] if ctr else 1.0
+    return min(1.0, max(0.0, p_seen * relative))
+
+
+def explored(num: int, rate: float, randomness: random.Random) -> tuple[list[int], list[float]]:
+    """Returns an order of `num` suggestions and the probability that each is where it is.
+
+    With probability `rate`, neighbours are paired up from the first or the second place on, and
+    each pair is swapped or not by a fair coin (FairPairs: Radlinski and Joachims, AAAI 2006). So
+    an item moves to each neighbouring place with probability rate / 4.
+    """
+    order = list(range(num))
+    if rate > 0 and num > 1 and randomness.random() < rate:
+        for left in range(randomness.randrange(2), num - 1, 2):
+            if randomness.random() < 0.5:
+                order[left], order[left + 1] = order[left + 1], order[left]
+    move = rate / 4
+    propensities = [
+        move if original != place else 1 - move * ((place > 0) + (place < num - 1))
+        for place, original in enumerate(order)
+    ]
+    return order, propensities
+
+
+def similarities(texts: Sequence[str], query: str) -> Floats:
+    """Returns float32 (C, C): weighted Jaccard similarity of the sets of words."""
+    columns: dict[str, int] = {}
+    rows = [[columns.setdefault(w, len(columns)) for w in set(t.split())] for t in texts]
+    incidence_CW = np.zeros((len(rows), len(columns)), np.float32)
+    for row, words in zip(incidence_CW, rows, strict=True):
+        row[words] = 1
+    weights_W = np.ones(len(columns), np.float32)
+    weights_W[[columns[w] for w in set(query.split()) if w in columns]] = _QUERY_WORD_WEIGHT
+    shared_CC = (incidence_CW * weights_W) @ incidence_CW.T
+    size_C = incidence_CW @ weights_W
+    union_CC = size_C[:, None] + size_C[None, :] - shared_CC
+    return (shared_CC / np.maximum(union_CC, 1e-6)).astype(np.float32)

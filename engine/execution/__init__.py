@@ -1,0 +1,1 @@
+"""What runs models and look-ups, in this process or on a server."""

@@ -1,0 +1,192 @@
+"""Retrieval: what past users searched that fits a query. Knows nothing of tokens or models.
+
+Three ways in: the exact table (a query that the log knows has co-occurrence lists of its own),
+the nearest known queries by embedding (whose lists are merged), and, for completion, the known
+queries that start with what was typed; where there are few, with its last words.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.formats.index import CooccurrenceIndex, Rows
+from engine.formats.text import MAX_QUERY_BYTES
+
+_OWN_SHARE = 0.4  # an association of a nearest query with itself, on the scale of NPMI
+_SHARPNESS = 4  # weight of a nearest query: similarity to this power, so that close ones count
+_MEMOISED_PREFIXES = 4096
+_LONG_PREFIX_BYTES = 3  # prefixes of at least so many bytes match few rows and are looked up fast
+
+Floats = NDArray[np.float32]
+
+
+class Retrieved(NamedTuple):
+    """Known queries that fit, best first."""
+
+    texts: list[str]
+    popularity: list[float]  # searches of each
+    npmi: list[float]  # of each with the query itself; 0 where the log does not know the pair
+    cooccurring: list[str]  # the best of them that co-occur with the query: side information
+
+
+NOTHING = Retrieved([], [], [], [])
+
+
+class Retrieval:
+    """Looks queries up in one index. Thread-safe."""
+
+    def __init__(
+        self,
+        index: CooccurrenceIndex,
+        *,
+        max_candidates: int,
+        max_cooccurring: int,
+        num_nearest: int,
+    ) -> None:
+        """Wraps an index; see `Retrieved` for what the limits apply to."""
+        self.index = index
+        self._max_candidates = max_candidates
+        self._max_cooccurring = max_cooccurring
+        self._num_nearest = num_nearest
+        self._starting_with = lru_cache(_MEMOISED_PREFIXES)(self._most_searched)
+
+    def exact(self, query: str) -> Retrieved | None:
+        """Returns what co-occurs with a query that the log knows well, else None.
+
+        "Well" means that its own lists fill half of the candidates, so that nearest queries could
+        add little.
+        """
+        row = self.index.find(query)
+        if row is None:
+            return None
+        rows, _ = self.index.neighbours(row)
+        if 2 * len(rows) < self._max_candidates:
+            return None
+        return self._retrieved(rows[: self._max_candidates], row, len(rows))
+
+    def nearby(self, query: str, embedding_D: Floats | None) -> Retrieved:
+        """Returns what co-occurs with a query and with the known queries nearest to it.
+
+        Args:
+            query: Normalised query.
+            embedding_D: Its embedding; None leaves only its own lists and popular queries.
+        """
+        own = self.index.find(query)
+        lists: list[Rows] = []
+        associations: list[Floats] = []
+        if own is not None:
+            rows, npmi = self.index.neighbours(own)
+            lists.append(rows)
+            associations.append(npmi)
+        if embedding_D is not None:
+            nearest, similarity = self.index.nearest(embedding_D, self._num_nearest)
+            weight = np.maximum(similarity, 0.0) ** _SHARPNESS
+            lists.append(nearest)
+            associations.append(weight * np.float32(_OWN_SHARE))
+            # Weights sum to 1 where several lists agree, as if one query had them all.
+            share = weight / max(float(weight.sum()), 1e-6)
+            for row, part in zip(nearest.tolist(), share.tolist(), strict=True):
+                if row != own:
+                    rows, npmi = self.index.neighbours(row)
+                    lists.append(rows)
+                    associations.append(npmi * np.float32(part))
+        rows, association = _merged(lists, associations)
+        rows = rows[rows != own] if own is not None else rows
+        num_associated = min(len(rows), int((association > 0).sum()))
+        rows = rows[: self._max_candidates]
+        missing = self._max_candidates - len(rows)
+        if missing > 0:
+            popular = self.index.popular(missing + len(rows))
+            rows = np.concatenate([rows, popular[~np.isin(popular, rows)][:missing]])
+        return self._retrieved(rows, own, num_associated)
+
+    def is_fast(self, prefix: str) -> bool:
+        """Returns whether `completions` is fast enough for the event loop."""
+        return len(prefix.encode("utf-8")) >= _LONG_PREFIX_BYTES
+
+    def completions(self, prefix: str, session_queries: Sequence[str]) -> Retrieved:
+        """Returns known queries that start with `prefix`.
+
+        What follows the session's last query comes first, then the most searched. Where these are
+        few, suffix completions follow: the first words as typed, and a known query in place of
+        the last ones (after Mitra and Craswell, CIKM 2015, "Query Auto-Completion for Rare
+        Prefixes").
+        """
+        rows: Rows = self._starting_with(prefix)
+        num_following = 0
+        last = self.index.find(session_queries[-1]) if session_queries else None
+        if last is not None:
+            neighbours, _ = self.index.neighbours(last)
+            following = np.array(
+                [r for r in neighbours.tolist() if self.index.text(r).startswith(prefix)], np.int32
+            )
+            num_following = len(following)
+            rows = np.concatenate([following, rows[~np.isin(rows, following)]])
+        own = self.index.find(prefix)
+        rows = rows[rows != own] if own is not None else rows
+        found = self._retrieved(rows[: self._max_candidates], own, max(num_following, len(rows)))
+        missing = self._max_candidates // 2 - len(found.texts)
+        return found if missing <= 0 else _extended(found, self.by_suffix(prefix, missing))
+
+    def by_suffix(self, prefix: str, num: int) -> list[str]:
+        """Returns up to `num` completions of the last words of a prefix, longest match first."""
+        typed = prefix.split(" ")
+        texts: dict[str, None] = {}
+        for first in range(1, len(typed)):
+            head, tail = " ".join(typed[:first]), " ".join(typed[first:])
+            if not tail:
+                break
+            for known in self.index.texts(self._starting_with(tail)):
+                text = f"{head} {known}"
+                if known != tail and len(text.encode("utf-8")) <= MAX_QUERY_BYTES:
+                    texts.setdefault(text)
+            if len(texts) >= num:
+                break
+        return list(texts)[:num]
+
+    def known(self, query: str, texts: Sequence[str]) -> tuple[list[float], list[float]]:
+        """Returns the popularity of each text and its NPMI with the query; 0 where unknown."""
+        rows = [self.index.find(t) for t in texts]
+        popularity = [0.0 if r is None else self.index.popularity(r) for r in rows]
+        return popularity, self._npmi(self.index.find(query), rows)
+
+    def _most_searched(self, prefix: str) -> Rows:
+        return self.index.starting_with(prefix, 2 * self._max_candidates)
+
+    def _retrieved(self, rows: Rows, own: int | None, num_cooccurring: int) -> Retrieved:
+        texts = self.index.texts(rows)
+        return Retrieved(
+            texts,
+            self.index.popularities(rows),
+            self._npmi(own, rows.tolist()),
+            texts[: min(num_cooccurring, self._max_cooccurring)],
+        )
+
+    def _npmi(self, own: int | None, rows: Sequence[int | None]) -> list[float]:
+        if own is None:
+            return [0.0] * len(rows)
+        neighbours, npmi = self.index.neighbours(own)
+        known = dict(zip(neighbours.tolist(), npmi.tolist(), strict=True))
+        return [known.get(r, 0.0) if r is not None else 0.0 for r in rows]
+
+
+def _extended(found: Retrieved, texts: list[str]) -> Retrieved:
+    """Returns what was found and further texts, which the log as a whole does not know."""
+    new = [t for t in texts if t not in found.texts]
+    zeros = [0.0] * len(new)
+    return Retrieved(
+        found.texts + new, found.popularity + zeros, found.npmi + zeros, found.cooccurring
+    )
+
+
+def _merged(lists: Sequence[Rows], associations: Sequence[Floats]) -> tuple[Rows, Floats]:
+    """Returns distinct rows and the sums of their associations, highest first; ties by row."""
+    if not lists:
+        return np.empty(0, np.int32), np.empty(0, np.float32)
+    rows, places = np.unique(np.concatenate(lists), return_inverse=True)
+    sums = np.bincount(places, np.concatenate(associations), len(rows))
+    order = np.argsort(-sums, kind="stable")
+    return rows[order], sums[order].astype(np.float32)

@@ -1,0 +1,1 @@
+"""What comes back of answers: tokens, events, and the table that training reads."""

@@ -1,0 +1,209 @@
+"""The co-occurrence index: what people searched, how often, and what they searched next.
+
+Files of the index directory, all written by `write_index` (Q queries sorted by their UTF-8
+bytes, E co-occurrence edges):
+
+    texts.bin, text_offsets.npy     int64 (Q + 1): UTF-8 texts, end to end
+    popularity.npy                  float32 (Q): searches per query
+    edge_offsets.npy                int64 (Q + 1), edges.npy int32 (E), npmi.npy float32 (E):
+                                    per query the rows searched next, best association first
+    by_popularity.npy               int32 (min(Q, 1000)): the most searched rows
+    hnsw.bin                        hnswlib graph over query embeddings, labels are rows
+
+Sorted texts make an exact look-up, and a look-up by prefix, a binary search on a memory map.
+Knows nothing of how texts were mined or embedded. Immutable while serving.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.formats.manifest import BundleError, IndexSpec
+
+_NUM_POPULAR = 1000
+_NUM_FENCES = 4096  # texts held as bytes objects: searching among them takes a microsecond
+_BEYOND = b"\xff"  # in no UTF-8: after all texts that start alike
+Rows = NDArray[np.int32]
+
+
+class Edges(NamedTuple):
+    """Co-occurrence lists of Q queries as flat arrays (CSR)."""
+
+    offsets: NDArray[np.int64]  # (Q + 1)
+    rows: Rows  # (E), best association first within a query
+    npmi: NDArray[np.float32]  # (E)
+
+
+def write_index(
+    directory: Path,
+    *,
+    texts: Sequence[str],
+    popularity: NDArray[np.float32],
+    edges: Edges,
+    embeddings: NDArray[np.float32],
+    m: int = 16,
+    ef_construction: int = 100,
+    ef_search: int = 64,
+    seed: int = 0,
+    num_threads: int = 1,
+) -> None:
+    """Writes the index files. `embeddings` is float32 (Q, D) of unit norm.
+
+    Raises:
+        ValueError: texts are not strictly increasing in their UTF-8 bytes, or lengths differ.
+    """
+    encoded = [t.encode("utf-8") for t in texts]
+    if any(a >= b for a, b in pairwise(encoded)):
+        raise ValueError("index texts must be distinct and sorted by their UTF-8 bytes")
+    num_queries = len(encoded)
+    if not (len(popularity) == len(embeddings) == len(edges.offsets) - 1 == num_queries):
+        raise ValueError(
+            f"{num_queries} texts, {len(popularity)} popularities, {len(embeddings)} embeddings "
+            f"and {len(edges.offsets) - 1} co-occurrence lists do not belong together"
+        )
+    if num_queries == 0:
+        raise ValueError("an index needs at least one query")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "texts.bin").write_bytes(b"".join(encoded))
+    lengths = np.fromiter((len(t) for t in encoded), np.int64, num_queries)
+    np.save(directory / "text_offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
+    np.save(directory / "popularity.npy", popularity.astype(np.float32))
+    np.save(directory / "edge_offsets.npy", edges.offsets.astype(np.int64))
+    np.save(directory / "edges.npy", edges.rows.astype(np.int32))
+    np.save(directory / "npmi.npy", edges.npmi.astype(np.float32))
+    order = np.argsort(-popularity, kind="stable")[:_NUM_POPULAR]
+    np.save(directory / "by_popularity.npy", order.astype(np.int32))
+    graph = hnswlib.Index(space="ip", dim=embeddings.shape[1])
+    graph.init_index(num_queries, M=m, ef_construction=ef_construction, random_seed=seed)
+    graph.add_items(embeddings, np.arange(num_queries), num_threads=num_threads)
+    graph.set_ef(ef_search)
+    graph.save_index(str(directory / "hnsw.bin"))
+
+
+class CooccurrenceIndex:
+    """A loaded index. All methods are safe to call from several threads."""
+
+    def __init__(self, directory: Path, spec: IndexSpec) -> None:
+        """Maps the files and loads the HNSW graph.
+
+        Raises:
+            BundleError: a file is missing or does not fit the manifest.
+        """
+        self._spec = spec
+        try:
+            self._texts = memoryview((directory / "texts.bin").read_bytes())
+            self._text_offsets: NDArray[np.int64] = _mapped(directory / "text_offsets.npy")
+            self._popularity: NDArray[np.float32] = _mapped(directory / "popularity.npy")
+            self._edge_offsets: NDArray[np.int64] = _mapped(directory / "edge_offsets.npy")
+            self._edges: Rows = _mapped(directory / "edges.npy")
+            self._npmi: NDArray[np.float32] = _mapped(directory / "npmi.npy")
+            self._by_popularity: Rows = _mapped(directory / "by_popularity.npy")
+            self._graph = hnswlib.Index(space=spec.metric, dim=spec.embedding_dim)
+            self._graph.load_index(str(directory / "hnsw.bin"), max_elements=spec.num_queries)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BundleError(f"{directory}: index cannot be loaded: {error}") from error
+        self._graph.set_ef(spec.ef_search)
+        self._graph.set_num_threads(1)
+        sizes = (len(self._text_offsets) - 1, len(self._popularity), len(self._edge_offsets) - 1)
+        if {*sizes, self._graph.get_current_count()} != {spec.num_queries}:
+            raise BundleError(
+                f"{directory}: holds {sizes} rows and {self._graph.get_current_count()} vectors, "
+                f"the manifest says {spec.num_queries} queries"
+            )
+        self._stride = -(-spec.num_queries // _NUM_FENCES)
+        self._fences = [bytes(self._bytes(r)) for r in range(0, len(self), self._stride)]
+
+    def __len__(self) -> int:
+        """Returns the number of queries."""
+        return self._spec.num_queries
+
+    def text(self, row: int) -> str:
+        """Returns the text of a row."""
+        return str(self._bytes(row), "utf-8")
+
+    def texts(self, rows: Rows) -> list[str]:
+        """Returns the texts of rows."""
+        starts, ends = self._text_offsets[rows].tolist(), self._text_offsets[rows + 1].tolist()
+        return [str(self._texts[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)]
+
+    def popularities(self, rows: Rows) -> list[float]:
+        """Returns how often the queries of rows were searched."""
+        return self._popularity[rows].tolist()
+
+    def popularity(self, row: int) -> float:
+        """Returns how often the row's query was searched."""
+        return float(self._popularity[row])
+
+    def find(self, text: str) -> int | None:
+        """Returns the row of an exact (normalised) text, or None."""
+        encoded = text.encode("utf-8")
+        row = self._first_at_least(encoded)
+        return row if row < len(self) and bytes(self._bytes(row)) == encoded else None
+
+    def neighbours(self, row: int) -> tuple[Rows, NDArray[np.float32]]:
+        """Returns the rows searched after `row`'s query and their NPMI, best first."""
+        start, end = int(self._edge_offsets[row]), int(self._edge_offsets[row + 1])
+        return self._edges[start:end], self._npmi[start:end]
+
+    def nearest(self, embedding_D: NDArray[np.float32], k: int) -> tuple[Rows, NDArray[np.float32]]:
+        """Returns up to k rows by cosine similarity with a unit embedding, best first."""
+        k = min(k, len(self))
+        labels, distances = self._graph.knn_query(embedding_D[None, :], k=k, num_threads=1)
+        return labels[0].astype(np.int32), 1 - distances[0].astype(np.float32)
+
+    def lost_rows(self, num_rows: int) -> list[int]:
+        """Returns those of `num_rows` evenly spaced rows that a search for themselves misses.
+
+        A sound graph finds nearly all; a damaged one, or one of another metric, does not.
+        """
+        rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(np.int64))
+        vectors = self._graph.get_items(rows)
+        found, _ = self._graph.knn_query(vectors, k=min(10, len(self)), num_threads=1)
+        return [int(r) for r, labels in zip(rows, found, strict=True) if r not in labels]
+
+    def starting_with(self, prefix: str, k: int) -> Rows:
+        """Returns up to k rows whose text starts with `prefix`, most searched first.
+
+        The query equal to the prefix counts too. Ties go to the lower row.
+        """
+        encoded = prefix.encode("utf-8")
+        start = self._first_at_least(encoded)
+        end = self._first_at_least(encoded + _BEYOND)
+        counts = np.asarray(self._popularity[start:end])
+        if len(counts) > 4 * k:
+            threshold = np.partition(counts, len(counts) - k)[len(counts) - k]
+            kept = np.flatnonzero(counts >= threshold)
+        else:
+            kept = np.arange(len(counts))
+        order = kept[np.argsort(-counts[kept], kind="stable")][:k]
+        return (start + order).astype(np.int32)
+
+    def popular(self, k: int) -> Rows:
+        """Returns the k most searched rows; at most 1000."""
+        return self._by_popularity[:k]
+
+    def _bytes(self, row: int) -> memoryview:
+        return self._texts[int(self._text_offsets[row]) : int(self._text_offsets[row + 1])]
+
+    def _first_at_least(self, encoded: bytes) -> int:
+        """Returns the first row whose text is not less than some bytes."""
+        fence = bisect_left(self._fences, encoded)
+        low, high = max(0, (fence - 1) * self._stride), min(len(self), fence * self._stride)
+        while low < high:
+            middle = (low + high) // 2
+            if bytes(self._bytes(middle)) < encoded:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    mapped: NDArray[Any] = np.load(path, mmap_mode="r")
+    return mapped.view(np.ndarray)  # slices of np.memmap cost 25 times as much

@@ -1,0 +1,1 @@
+"""Processes, releases and the gRPC face."""

@@ -1,0 +1,103 @@
+"""What the supervisor and its workers tell each other: JSON lines over stdin and stdout.
+
+A pipe and not a command line, because signing keys are among it; and because its end tells a
+worker that its supervisor is gone. Knows nothing of what either does.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from engine.config import Config
+from engine.feedback.attribution import KeyRing
+from engine.serving.places import Places
+
+MAX_LINE_BYTES = 1 << 20
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all messages."""
+
+
+class Start(_Message, frozen=True, kw_only=True):
+    """To a worker, first of all: what to serve, and how."""
+
+    number: int  # of the worker; 1 is the first
+    config: Config
+    active_key_id: str
+    secrets: dict[str, bytes]
+    bundle: str
+    canary: str | None
+
+    def __repr__(self) -> str:
+        return f"Start(number={self.number})"  # without secrets
+
+    @property
+    def keys(self) -> KeyRing:
+        """The signing keys."""
+        return KeyRing(active_key_id=self.active_key_id, secrets=self.secrets)
+
+    @property
+    def places(self) -> Places:
+        """Where the releases are, links followed."""
+        return _places(self.bundle, self.canary)
+
+
+class Refresh(_Message, frozen=True, kw_only=True):
+    """To a worker: look whether other releases are there."""
+
+    bundle: str
+    canary: str | None
+    is_asked: bool
+
+    @property
+    def places(self) -> Places:
+        """Where the releases are, links followed."""
+        return _places(self.bundle, self.canary)
+
+
+class Failed(_Message, frozen=True, kw_only=True):
+    """From a worker: it cannot start, and ends."""
+
+    why: str
+
+
+class Serving(_Message, frozen=True, kw_only=True):
+    """From a worker: it listens and serves."""
+
+    bundle_id: str
+
+
+class Refreshed(_Message, frozen=True, kw_only=True):
+    """From a worker, to each `Refresh`: whether it serves what is there."""
+
+    is_current: bool
+
+
+class Said(_Message, frozen=True, kw_only=True):
+    """From a worker: a line for the operator."""
+
+    text: str
+
+
+_COMMANDS = msgspec.json.Decoder(Start | Refresh)
+_REPLIES = msgspec.json.Decoder(Failed | Serving | Refreshed | Said)
+
+
+def as_line(message: _Message) -> bytes:
+    """Returns a message as it travels."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def command_of(line: bytes) -> Start | Refresh:
+    """Returns what the supervisor said."""
+    return _COMMANDS.decode(line)
+
+
+def reply_of(line: bytes) -> Failed | Serving | Refreshed | Said:
+    """Returns what a worker said."""
+    return _REPLIES.decode(line)
+
+
+def _places(bundle: str, canary: str | None) -> Places:
+    return Places(Path(bundle), Path(canary) if canary is not None else None)

@@ -1,0 +1,62 @@
+"""`serve --dry-run`: a gate before a rollout. Loads, verifies, warms and answers, then exits."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.answering.answer import Question
+from engine.config import Config
+from engine.execution.bundle import Bundle
+from engine.formats.manifest import ScenarioSpec
+from engine.scheduling.costs import Work
+from engine.scheduling.deadline import Deadline, MonotonicClock
+from engine.scheduling.stages import Probe
+from engine.serving.loading import load_pipeline, make_runtime
+
+_FALLBACK_QUERY = "queries"
+_BUDGET_S = 10.0  # no stage should be left out
+
+
+async def dry_run(bundle_directory: Path, config: Config) -> None:
+    """Prints what each model run costs and how the bundle answers its own sample.
+
+    Raises:
+        ValueError: the bundle cannot be used, or a scenario gets no answer at all.
+    """
+    console, clock = Console(), MonotonicClock()
+    runtime = make_runtime(config)
+    costs = Table("stage", "kind", "rows", "ms", title="predicted cost of model runs")
+
+    def report(work: Work, size: int, cost_s: float) -> None:
+        kind = " x ".join(map(str, work.variant))
+        costs.add_row(work.stage.value, kind, str(size), f"{cost_s * 1000:.1f}")
+
+    pipeline = None
+    try:
+        pipeline = await load_pipeline(bundle_directory, runtime, config, clock, report)
+        console.print(costs)
+        bundle = pipeline.bundle
+        for scenario in bundle.scenarios.values():
+            question = Question(
+                scenario=scenario,
+                query=_sample_query(bundle, scenario),
+                num_suggestions=scenario.num_suggestions,
+                deadline=Deadline.after(_BUDGET_S, clock),
+            )
+            probe = Probe(clock)
+            answer = await pipeline.recommend(question, probe)
+            times = ", ".join(f"{stage} {s * 1000:.1f}" for stage, s in probe.finish())
+            console.print(f"{scenario.name}: {len(answer.suggestions)} suggestions; ms: {times}")
+            if not answer.suggestions:
+                raise ValueError(f"{bundle_directory}: {scenario.name} got no suggestion at all")
+    finally:
+        if pipeline is not None:
+            await pipeline.worker.close()
+        runtime.close()
+
+
+def _sample_query(bundle: Bundle, scenario: ScenarioSpec) -> str:
+    """Returns the most searched query of the index, or the first half of it for completion."""
+    query = bundle.index.text(int(bundle.index.popular(1)[0])) if bundle.index else _FALLBACK_QUERY
+    return query[: (len(query) + 1) // 2].rstrip() if scenario.completes_prefix else query

@@ -1,0 +1,90 @@
+"""From a bundle's directory to a pipeline that is verified and warm. Knows nothing of gRPC."""
+
+import asyncio
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engine.answering.pipeline import Pipeline
+from engine.answering.safety import Blocklist
+from engine.config import Config
+from engine.execution.bundle import load_bundle
+from engine.execution.cpu import model_threads
+from engine.execution.device import Device
+from engine.execution.runtime import Runtime
+from engine.execution.triton import TritonFailure, connect
+from engine.execution.warmup import warm_up
+from engine.scheduling.costs import Work
+from engine.scheduling.deadline import Clock
+from engine.telemetry.metrics import Metrics
+
+ReportCost = Callable[[Work, int, float], None]
+
+
+def make_runtime(config: Config) -> Runtime:
+    """Returns the runtime that the configuration asks for.
+
+    Raises:
+        ValueError: this ONNX Runtime does not know the device.
+    """
+    return Runtime(
+        num_threads=config.models.num_threads or model_threads(config.server.workers),
+        shared_thread_pool=config.models.shared_thread_pool,
+        device=Device(config.models.device, config.models.device_id, config.models.tensorrt_cache),
+    )
+
+
+async def load_pipeline(
+    bundle_directory: Path,
+    runtime: Runtime,
+    config: Config,
+    clock: Clock,
+    report: ReportCost | None = None,
+    *,
+    others: Sequence[Pipeline] = (),
+    metrics: Metrics | None = None,
+) -> Pipeline:
+    """Returns a pipeline that is verified and warm.
+
+    Args:
+        bundle_directory: The release.
+        runtime: Runs its models.
+        config: Settings.
+        clock: Time of deadlines.
+        report: See `warm_up`.
+        others: Pipelines of the same runtime. If one has the same models, they are warm.
+        metrics: Where its work is counted.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        ValueError: the blocklist cannot be read, or the Triton server does not serve the bundle.
+    """
+    blocklist = Blocklist.load(config.ranking.blocklist)
+    url = config.triton.url
+    bundle = await asyncio.to_thread(load_bundle, bundle_directory, None if url else runtime)
+    remote = await connect(url, bundle_directory, bundle.manifest, clock) if url else None
+    pipeline = Pipeline(
+        bundle, runtime, config, clock, remote=remote, blocklist=blocklist, metrics=metrics
+    )
+    if metrics is not None:
+        metrics.expect(bundle.scenarios)
+    same = next((o for o in others if bundle.manifest.has_models_of(o.bundle.manifest)), None)
+    if same is not None:
+        pipeline.worker.costs.adopt(same.worker.costs)
+    try:
+        await warm_up(
+            bundle,
+            pipeline.worker,
+            is_index_only=same is not None,
+            is_beside_others=bool(others),
+            report=report,
+        )
+    except BaseException as error:
+        await pipeline.worker.close()
+        if isinstance(error, TritonFailure):
+            raise ValueError(f"warming up: {error}") from None
+        raise
+    # What is there now stays. Left to the collector, all of it is looked through again and again,
+    # 20 ms at a time.
+    gc.freeze()
+    return pipeline

@@ -1,0 +1,226 @@
+"""What is being served: one release, or two between which sessions are split. Swaps them live.
+
+A release is loaded and warmed aside while requests go on; then one reference is swapped, and the
+old release ends with its last request. A release that cannot be used leaves the old one serving.
+
+Knows nothing of gRPC, nor of who asks for a swap.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.answering.pipeline import Pipeline
+from engine.formats.manifest import BundleError, Manifest, read_manifest
+from engine.serving.places import Places
+
+_log = logging.getLogger(__name__)
+
+Load = Callable[[Path, Sequence[Pipeline]], Awaitable[Pipeline]]
+
+
+class _Refusal(NamedTuple):
+    directory: Path
+    manifest: Manifest | None  # None if it could not be read
+    why: str
+
+
+class Release:
+    """A pipeline, and how many requests it is answering."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        """Wraps a pipeline that is warm."""
+        self.pipeline = pipeline
+        self._num_requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of its bundle."""
+        return self.pipeline.bundle.manifest
+
+    @contextmanager
+    def answering(self) -> Generator[Pipeline]:
+        """Keeps the release alive for one request."""
+        self._num_requests += 1
+        self._idle.clear()
+        try:
+            yield self.pipeline
+        finally:
+            self._num_requests -= 1
+            if self._num_requests == 0:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Waits until it answers no request."""
+        await self._idle.wait()
+
+    async def end(self) -> None:
+        """Waits for the last request, then lets go of models and index."""
+        await self.idle()
+        await self.pipeline.worker.close()
+
+
+class Releases:
+    """The releases in use. To be used from one event loop.
+
+    Attributes:
+        num_swaps: Releases that took another's place.
+        num_refusals: Releases that could not; each counts once, however often it is looked at.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        *,
+        canary_share: float = 0.0,
+        report: Callable[[str], None] = lambda _: None,
+        randomness: random.Random | None = None,
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            load: Returns the warm pipeline of a directory, given those that are in use.
+            canary_share: Share of sessions that the canary answers.
+            report: Called with a line for the operator.
+            randomness: Of requests without a session.
+        """
+        self.num_swaps = 0
+        self.num_refusals = 0
+        self._load = load
+        self._canary_share = canary_share
+        self._report = report
+        self._random = randomness or random.Random()
+        self._sides: dict[str, Release] = {}  # "bundle", and "canary" if there is one
+        self._refused: dict[str, _Refusal] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def main(self) -> Release | None:
+        """The release that says which scenarios there are; None while it is loading."""
+        return self._sides.get("bundle")
+
+    @property
+    def in_use(self) -> dict[str, Release]:
+        """The releases by side, "bundle" and "canary". May be asked from any thread."""
+        return dict(self._sides)
+
+    def pick(self, session_id: str, scenario: str) -> Release:
+        """Returns the release that answers a request.
+
+        A session stays on one side, also when the share grows. A request without one is sent
+        at random; one for a scenario that not both sides have goes to the main release.
+        """
+        main, canary = self._sides["bundle"], self._sides.get("canary")
+        if canary is None or not all(
+            scenario in release.pipeline.bundle.scenarios for release in (main, canary)
+        ):
+            return main
+        at = _fraction(session_id) if session_id else self._random.random()
+        return canary if at < self._canary_share else main
+
+    async def load(self, places: Places) -> None:
+        """Loads the first releases.
+
+        Raises:
+            BundleError: a bundle cannot be used.
+            ValueError: see `load_pipeline`.
+        """
+        for side, directory in _sides(places):
+            self._sides[side] = Release(await self._load(directory, self._pipelines()))
+
+    async def refresh(self, places: Places, *, is_asked: bool) -> bool:
+        """Looks whether other releases are there and swaps them in.
+
+        Never raises for what is wrong with a release: that is logged, once for each release.
+
+        Args:
+            places: As `load` had them; where they lead may have changed.
+            is_asked: Whether somebody waits for the outcome: what was refused before is then
+                tried again, and that nothing has changed is reported.
+
+        Returns:
+            Whether what is there is what is served.
+        """
+        is_current = True
+        for side, directory in _sides(places):
+            is_current &= await self._refresh(side, directory, is_asked=is_asked)
+        return is_current
+
+    async def idle(self) -> None:
+        """Waits until no request is being answered."""
+        await asyncio.gather(*self._ending, *(r.idle() for r in self._sides.values()))
+
+    async def close(self) -> None:
+        """Ends all releases, each after its last request."""
+        releases = list(self._sides.values())
+        self._sides.clear()
+        await asyncio.gather(*self._ending, *(release.end() for release in releases))
+
+    async def _refresh(self, side: str, directory: Path, *, is_asked: bool) -> bool:
+        old, before, started_s = self._sides[side], self._refused.get(side), time.monotonic()
+        manifest = None
+        try:
+            manifest = await asyncio.to_thread(read_manifest, directory)
+            if manifest == old.manifest:
+                if is_asked:
+                    self._report(f"{side} {manifest.bundle_id} is served already")
+                return True
+            if before and before[:2] == (directory, manifest) and not is_asked:
+                return False
+            if side == "bundle":
+                _check_scenarios(directory, manifest, old.manifest)
+            pipeline = await self._load(directory, self._pipelines())
+        except Exception as error:  # whatever is wrong with it, the old one must go on serving
+            refusal = self._refused[side] = _Refusal(directory, manifest, str(error))
+            if refusal != before:
+                self.num_refusals += 1
+            if refusal != before or is_asked:
+                trace = None if isinstance(error, ValueError) else error
+                message = "%s refused, %s goes on serving: %s"
+                _log.error(message, side, old.manifest.bundle_id, error, exc_info=trace)
+            return False
+        self._sides[side] = Release(pipeline)
+        self._refused.pop(side, None)
+        self.num_swaps += 1
+        _log.info("bundle swapped", extra={"side": side, "bundle_id": manifest.bundle_id})
+        ending = asyncio.ensure_future(old.end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        self._report(
+            f"{side} {manifest.bundle_id} takes over from {old.manifest.bundle_id} after "
+            f"{time.monotonic() - started_s:.2f} s"
+        )
+        return True
+
+    def _pipelines(self) -> list[Pipeline]:
+        return [release.pipeline for release in self._sides.values()]
+
+
+def _sides(places: Places) -> list[tuple[str, Path]]:
+    sides = [("bundle", places.bundle)]
+    return sides if places.canary is None else [*sides, ("canary", places.canary)]
+
+
+def _check_scenarios(directory: Path, new: Manifest, old: Manifest) -> None:
+    """Raises BundleError if callers would miss a scenario."""
+    lost = {s.name for s in old.scenarios} - {s.name for s in new.scenarios}
+    if lost:
+        raise BundleError(
+            f"{directory}: lacks {', '.join(sorted(lost))}, which callers are using; export it "
+            "with these scenarios, or start the engine again with this bundle"
+        )
+
+
+def _fraction(session_id: str) -> float:
+    """Returns a number in [0, 1) that depends on the session alone."""
+    # Its own hash: a split that callers make by the same id is independent of this one.
+    digest = hashlib.blake2b(session_id.encode(), digest_size=6, person=b"canary").digest()
+    return int.from_bytes(digest) / 2**48

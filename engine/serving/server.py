@@ -1,0 +1,236 @@
+"""The server's life: listen, load, warm up, serve, drain. Knows nothing of single requests."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine.answering.pipeline import Pipeline
+from engine.config import Config, load_keys
+from engine.feedback.attribution import KeyRing
+from engine.feedback.log import FeedbackLog
+from engine.scheduling.deadline import Clock, MonotonicClock
+from engine.serving.console import Signals, say, warn_of_ephemeral_keys
+from engine.serving.loading import load_pipeline, make_runtime
+from engine.serving.places import Places
+from engine.serving.releases import Releases
+from engine.serving.service import SERVICE_NAME, Feedback, Service, add_service
+from engine.telemetry import tracing
+from engine.telemetry.metrics import Endpoint, Metrics, State
+from engine.telemetry.observation import Observer
+from engine.telemetry.tracing import Tracer
+
+# The largest valid request has 96 KiB; one twice as long is not read to its end.
+_MAX_REQUEST_BYTES = 192 << 10
+_MAX_CALLS_PER_CONNECTION = 1000  # unread responses count; clients queue what is beyond
+_KEEPALIVE_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+_MAX_CONNECTION_AGE_MS = 30 * 60_000  # clients open another first, and notice nothing
+_MAX_CONNECTION_AGE_GRACE_MS = 60_000
+_LAST_CALLS_S = 0.05
+_HEALTH_NAMES = ("", SERVICE_NAME)
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """One gRPC server. Serves once it listens and a release is loaded, in whatever order."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock | None = None,
+        *,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
+        keys: KeyRing | None = None,
+        shares_port: bool = False,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Opens the feedback log and the keys.
+
+        Args:
+            config: Settings.
+            clock: Time of deadlines.
+            metrics: Where calls are counted; None makes some.
+            tracer: Makes traces; None makes one if `config.tracing` asks for it.
+            keys: Sign attribution tokens, in place of those of the configuration.
+            shares_port: Whether other processes listen on the same port.
+            report: Called with a line for the operator when a release takes over.
+
+        Raises:
+            ValueError: keys or feedback directory cannot be used, or traces cannot be made.
+        """
+        self._config = config
+        self._clock = clock or MonotonicClock()
+        self._metrics = metrics or Metrics()
+        self._metrics.watch(self._state)
+        self._endpoint: Endpoint | None = None
+        if tracer is None and config.tracing.endpoint:
+            tracer = tracing.connect(config.tracing.endpoint, config.tracing.sample_rate)
+        self._tracer = tracer
+        keys = keys or load_keys(config.feedback.keys_file)
+        self._feedback_log = FeedbackLog(Path(config.feedback.directory))
+        self._runtime = make_runtime(config)
+        self.releases = Releases(
+            self._load_pipeline, canary_share=config.server.canary_share, report=report
+        )
+        self._service = Service(
+            Feedback(keys=keys, log=self._feedback_log),
+            self.releases,
+            self._clock,
+            default_budget_s=config.server.default_budget_ms / 1000,
+            max_calls=config.server.max_concurrent_calls,
+            observer=Observer(self._clock, self._metrics, tracer),
+        )
+        self._health = health.aio.HealthServicer()
+        self._shares_port = shares_port
+        self._server: aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listens, and returns the port. Health is NOT_SERVING unless a release is loaded.
+
+        Raises:
+            ValueError: an address cannot be bound.
+        """
+        if self._config.metrics.port:
+            self._endpoint = Endpoint(
+                self._metrics, self._config.metrics.host, self._config.metrics.port
+            )
+        server = aio.server(
+            options=[
+                ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+                # Unless asked for, a second engine on the port is an error, not a sharer.
+                ("grpc.so_reuseport", int(self._shares_port)),
+                # A client that is gone, or does not read its responses, is hung up on some day.
+                ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+                ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
+                ("grpc.max_connection_age_grace_ms", _MAX_CONNECTION_AGE_GRACE_MS),
+            ],
+        )
+        add_service(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        await self._set_health(is_serving=self.releases.main is not None)
+        address = f"{self._config.server.host}:{self._config.server.port}"
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ValueError(f"cannot listen on {address}: {error}") from None
+        await server.start()
+        self._server = server
+        _log.info("listening", extra={"address": f"{self._config.server.host}:{port}"})
+        return port
+
+    async def load(self, bundle: Path, canary: Path | None = None) -> None:
+        """Loads, verifies and warms a bundle, and its canary if there is one; then says SERVING.
+
+        Raises:
+            BundleError: a bundle cannot be used.
+            ValueError: see `load_pipeline`.
+        """
+        await self.releases.load(Places(bundle, canary))
+        for side, release in self.releases.in_use.items():
+            extra = {"side": side, "bundle_id": release.manifest.bundle_id}
+            _log.info("bundle loaded", extra=extra)
+        await self._set_health(is_serving=True)
+
+    async def drain(self) -> None:
+        """Says NOT_SERVING, answers on for a while, then refuses calls and ends those in flight."""
+        config = self._config.server
+        _log.info("draining")
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            if self.releases.main is not None:
+                await asyncio.sleep(config.lame_duck_s)
+            self._service.is_draining = True
+            stop_by_s = time.monotonic() + config.grace_s
+            in_flight = asyncio.ensure_future(self.releases.idle())
+            await asyncio.wait([in_flight], timeout=config.grace_s)
+            # What has arrived but is not taken yet when gRPC stops is CANCELLED, where UNAVAILABLE
+            # would be right (https://github.com/grpc/grpc/issues/41785): take and refuse it.
+            await asyncio.sleep(_LAST_CALLS_S)
+            await self._server.stop(max(0.0, stop_by_s - time.monotonic()))
+        await self.releases.close()
+        self._runtime.close()
+        self._feedback_log.close()
+        if self._endpoint is not None:
+            await asyncio.to_thread(self._endpoint.close)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
+
+    def _state(self) -> State:
+        sides = self.releases.in_use
+        workers = [release.pipeline.worker for release in sides.values()]
+        return State(
+            bundle_ids={side: release.manifest.bundle_id for side, release in sides.items()},
+            num_waiting=sum(worker.num_waiting for worker in workers),
+            num_evictions=sum(worker.num_evictions for worker in workers),
+            num_swaps=self.releases.num_swaps,
+            num_refusals=self.releases.num_refusals,
+        )
+
+    async def _load_pipeline(self, directory: Path, others: Sequence[Pipeline]) -> Pipeline:
+        return await load_pipeline(
+            directory,
+            self._runtime,
+            self._config,
+            self._clock,
+            others=others,
+            metrics=self._metrics,
+        )
+
+    async def _set_health(self, *, is_serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for name in _HEALTH_NAMES:
+            await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
+
+
+async def serve(places: Places, config: Config, *, started_s: float) -> None:
+    """Serves until SIGTERM or SIGINT. Prints one line when it listens and one when it serves.
+
+    Args:
+        places: The bundle and the canary; links are followed again on SIGHUP.
+        config: Settings.
+        started_s: When the process started, on `time.monotonic`.
+
+    Raises:
+        ValueError: the bundle (BundleError), the address or a file cannot be used.
+    """
+    signals = Signals()
+    server = Server(config, report=say)
+    following = None
+    try:
+        port = await server.start()
+        say(f"listening on {config.server.host}:{port}")
+        warn_of_ephemeral_keys(config)
+        stopped = asyncio.ensure_future(signals.stop.wait())
+        loading = asyncio.ensure_future(server.load(*places.resolved()))
+        await asyncio.wait((stopped, loading), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():  # told to stop while loading: never say SERVING
+            loading.cancel()
+            return
+        loading.result()
+        main = server.releases.main
+        assert main is not None
+        say(f"serving {main.manifest.bundle_id} after {time.monotonic() - started_s:.2f} s")
+        following = asyncio.ensure_future(_follow(places, server, signals, config.server.watch_s))
+        await stopped
+    finally:
+        if following is not None:
+            following.cancel()
+        await server.drain()
+
+
+async def _follow(places: Places, server: Server, signals: Signals, watch_s: float) -> None:
+    """Swaps in what the places lead to, for ever."""
+    async for is_asked in signals.reloads(watch_s):
+        await server.releases.refresh(places.resolved(), is_asked=is_asked)

@@ -1,0 +1,242 @@
+"""The gRPC face: takes calls, hands them to the engine, turns what it raises into statuses.
+
+Only translates: limits are checked in `translation`, answers are made in
+`engine.answering.pipeline`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from engine import errors
+from engine.feedback.attribution import KeyRing
+from engine.feedback.log import MAX_EVENTS_PER_CALL, Event, FeedbackLog, checked_event
+from engine.scheduling.deadline import Clock
+from engine.scheduling.stages import Stage
+from engine.serving.releases import Release, Releases
+from engine.serving.translation import question_of, response_of, scenarios_of
+from engine.telemetry.observation import Observer
+from queryrec.v1 import query_recommender_service_pb2 as pb
+from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackRefusal
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceServicer
+
+SERVICE_NAME = "queryrec.v1.QueryRecommenderService"
+_MAX_EVENTS_ON_LOOP = 8  # tokens of more events are verified on another thread
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Method = Callable[[_Request, aio.ServicerContext[_Request, _Response]], Awaitable[_Response]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """Where feedback goes."""
+
+    keys: KeyRing
+    log: FeedbackLog
+
+
+class Service(QueryRecommenderServiceServicer):
+    """Answers calls with the releases that are in use at that moment."""
+
+    def __init__(
+        self,
+        feedback: Feedback,
+        releases: Releases,
+        clock: Clock,
+        *,
+        default_budget_s: float,
+        max_calls: int = 1000,
+        observer: Observer | None = None,
+    ) -> None:
+        """Refuses calls as not ready until a release is loaded, and those beyond `max_calls`.
+
+        gRPC's own limit counts calls until the client has read the response, so a client that does
+        not read would keep others out; and it counts refused calls as ended ones
+        (https://github.com/grpc/grpc/issues/41531).
+        """
+        self.is_draining = False
+        self._releases = releases
+        self._feedback = feedback
+        self._clock = clock
+        self._default_budget_s = default_budget_s
+        self._max_calls = max_calls
+        self._observer = observer or Observer(clock)
+
+    async def Recommend(
+        self,
+        request: pb.RecommendRequest,
+        context: aio.ServicerContext[pb.RecommendRequest, pb.RecommendResponse],
+    ) -> pb.RecommendResponse:
+        """See the contract."""
+        observed = self._observer.call("Recommend", context)
+        try:
+            with (
+                observed as call,
+                _request_errors(call.request_id),
+                self._picked(request.session_id, request.scenario).answering() as pipeline,
+            ):
+                if request.scenario in pipeline.bundle.scenarios:
+                    call.asked(request.scenario)
+                with call.probe.during(Stage.NORMALISE):
+                    question = question_of(
+                        request,
+                        pipeline.bundle.scenarios,
+                        time_left_s=_time_left_s(context),
+                        default_budget_s=self._default_budget_s,
+                        clock=self._clock,
+                    )
+                call.due(question.deadline)
+                answer = await pipeline.recommend(question, call.probe)
+                response = response_of(
+                    answer,
+                    question,
+                    request_id=call.response_id,
+                    session_id=request.session_id,
+                    bundle_id=pipeline.bundle.manifest.bundle_id,
+                    keys=self._feedback.keys,
+                    probe=call.probe,
+                )
+                call.answered(answer.omissions)
+                return response
+        except errors.RequestError as error:
+            await errors.abort(context, error)
+
+    async def RecordFeedback(
+        self,
+        request: pb.RecordFeedbackRequest,
+        context: aio.ServicerContext[pb.RecordFeedbackRequest, pb.RecordFeedbackResponse],
+    ) -> pb.RecordFeedbackResponse:
+        """See the contract. Needs no bundle: any server with the keys takes feedback."""
+        try:
+            observed = self._observer.call("RecordFeedback", context)
+            with observed as call, _request_errors(call.request_id):
+                self._check_load()
+                num_events = len(request.events)
+                if num_events > MAX_EVENTS_PER_CALL:
+                    raise errors.too_many_items(
+                        "events", num_items=num_events, max_items=MAX_EVENTS_PER_CALL
+                    )
+                events = list(request.events)
+                if num_events > _MAX_EVENTS_ON_LOOP:
+                    accepted, refusals = await asyncio.to_thread(self._checked, events)
+                else:
+                    accepted, refusals = self._checked(events)
+                await self._feedback.log.append(accepted)
+                call.stored(len(accepted), [r.reason for r in refusals])
+                return pb.RecordFeedbackResponse(num_accepted=len(accepted), refusals=refusals)
+        except errors.RequestError as error:
+            await errors.abort(context, error)
+
+    async def ListScenarios(
+        self,
+        request: pb.ListScenariosRequest,
+        context: aio.ServicerContext[pb.ListScenariosRequest, pb.ListScenariosResponse],
+    ) -> pb.ListScenariosResponse:
+        """See the contract."""
+        try:
+            observed = self._observer.call("ListScenarios", context)
+            with observed as call, _request_errors(call.request_id):
+                return scenarios_of(self._main().manifest)
+        except errors.RequestError as error:
+            await errors.abort(context, error)
+
+    async def refuse(
+        self, method: str, context: aio.ServicerContext[Any, Any], error: errors.RequestError
+    ) -> NoReturn:
+        """Ends a call of that method with an error."""
+        with suppress(errors.RequestError), self._observer.call(method, context):
+            raise error
+        await errors.abort(context, error)
+
+    def _check_load(self) -> None:
+        if self._observer.metrics.num_in_flight > self._max_calls:
+            raise errors.QueueFull("call")
+
+    def _main(self) -> Release:
+        self._check_load()
+        if self.is_draining:
+            raise errors.NotReady("the server is shutting down")
+        if self._releases.main is None:
+            raise errors.NotReady("the server is loading its bundle")
+        return self._releases.main
+
+    def _picked(self, session_id: str, scenario: str) -> Release:
+        self._main()
+        return self._releases.pick(session_id, scenario)
+
+    def _checked(self, events: list[FeedbackEvent]) -> tuple[list[Event], list[FeedbackRefusal]]:
+        accepted: list[Event] = []
+        refusals: list[FeedbackRefusal] = []
+        for index, event in enumerate(events):
+            try:
+                accepted.append(checked_event(event, self._feedback.keys))
+            except errors.InvalidRequest as error:
+                refusals.append(
+                    FeedbackRefusal(event_index=index, reason=error.reason, message=error.message)
+                )
+        return accepted, refusals
+
+
+def add_service(service: Service, server: aio.Server) -> None:
+    """Registers the service.
+
+    Unlike the generated function, a message that cannot be parsed (a string that is not UTF-8, cut
+    bytes) becomes INVALID_ARGUMENT with a reason, instead of UNKNOWN with a Python exception.
+    """
+    handlers = {
+        "Recommend": (service.Recommend, pb.RecommendRequest.FromString),
+        "RecordFeedback": (service.RecordFeedback, pb.RecordFeedbackRequest.FromString),
+        "ListScenarios": (service.ListScenarios, pb.ListScenariosRequest.FromString),
+    }
+    methods = {
+        name: _handler(service, name, method, parse) for name, (method, parse) in handlers.items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods),))
+
+
+def _handler(
+    service: Service, name: str, method: _Method[Any, Any], parse: Callable[[bytes], object]
+) -> "grpc.RpcMethodHandler[Any, Any]":  # not subscriptable at run time
+    def parsed(content: bytes) -> object:
+        try:
+            return parse(content)
+        except DecodeError:
+            return None
+
+    async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        if request is None:
+            rule = "a message of the contract, its strings in UTF-8"
+            await service.refuse(name, context, errors.text_invalid("request", rule))
+        return await method(request, context)
+
+    def serialised(response: Any) -> bytes:
+        return response.SerializeToString()
+
+    return grpc.unary_unary_rpc_method_handler(call, parsed, serialised)
+
+
+def _time_left_s(context: aio.ServicerContext[Any, Any]) -> float | None:
+    left: float | None = context.time_remaining()  # None without a deadline, whatever stubs say
+    return left
+
+
+@contextmanager
+def _request_errors(request_id: str) -> Generator[None]:
+    """Lets request errors through; logs others once and makes an `InternalFault` of them."""
+    try:
+        yield
+    except errors.RequestError:
+        raise
+    except Exception as error:
+        _log.exception("call failed", extra={"request_id": request_id})
+        raise errors.InternalFault(request_id) from error

@@ -1,0 +1,1 @@
+"""What operators see of an engine. Holds no text of users."""

@@ -1,0 +1,82 @@
+"""Ranking: calibration, variety, position and exploration."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from engine.answering.ranking import click_probability, diverse_order, explored, seen_probabilities
+from engine.formats.manifest import ClickModelSpec, ScenarioSpec
+
+SCENARIO = ScenarioSpec(name="s", description="", position_ctr=[1.0, 0.5, 0.25])
+
+
+def order(scores, texts, *, query="q", diversity=0.5, k=10):
+    return diverse_order(np.array(scores, np.float32), texts, query, diversity=diversity, k=k)
+
+
+def test_calibration_is_a_sigmoid_of_slope_and_intercept():
+    spec = ClickModelSpec(
+        file="",
+        precision="fp32",
+        inputs={},
+        outputs={},
+        feature_names=[],
+        calibration={"s": (2.0, -1.0), "t": (2.0, -1.0)},
+        unknown_calibration={"s": (1.0, -3.0)},
+    )
+    logits, is_known = np.array([0.0, 2.0, 2.0], np.float32), np.array([True, True, False])
+    known = [1 / (1 + np.exp(1)), 1 / (1 + np.exp(1 - 4))]
+    found = seen_probabilities(spec, "s", logits, is_known)
+    assert found == pytest.approx([*known, 1 / (1 + np.exp(3 - 2))])
+    assert found.dtype == np.float32
+    # A scenario without a calibration of its own for unknown texts, and one without any.
+    assert seen_probabilities(spec, "t", logits, is_known) == pytest.approx([*known, known[1]])
+    assert seen_probabilities(spec, "other", logits[:1], is_known[:1]) == pytest.approx([0.5])
+
+
+def test_distinct_texts_keep_the_order_of_their_scores():
+    assert order([0.1, 0.3, 0.2], ["red", "blue", "green"]) == [1, 2, 0]
+
+
+def test_ties_go_to_the_earlier_candidate():
+    assert order([0.2, 0.2, 0.2], ["red", "blue", "green"]) == [0, 1, 2]
+
+
+def test_a_near_duplicate_falls_behind_a_slightly_worse_but_different_text():
+    texts = ["usb cable black", "black usb cable", "usb hub"]
+    assert order([0.30, 0.29, 0.20], texts, query="usb") == [0, 2, 1]
+    assert order([0.30, 0.29, 0.20], texts, query="usb", diversity=0) == [0, 1, 2]
+
+
+def test_sharing_only_the_words_of_the_query_is_no_repetition():
+    texts = ["wireless earbuds cheap", "wireless earbuds kids", "lamp"]
+    assert order([0.30, 0.29, 0.20], texts, query="wireless earbuds") == [0, 1, 2]
+
+
+def test_no_more_than_k_are_picked():
+    assert len(order([0.1] * 5, list("abcde"), k=3)) == 3
+
+
+def test_click_probability_falls_with_the_position_and_holds_beyond_the_last_known():
+    values = [click_probability(0.4, SCENARIO, p) for p in (1, 2, 3, 4)]
+    assert values == pytest.approx([0.4, 0.2, 0.1, 0.1])
+
+
+def test_without_exploration_the_order_stands():
+    assert explored(4, 0.0, random.Random(0)) == ([0, 1, 2, 3], [1.0] * 4)
+
+
+def test_propensities_are_the_frequencies_of_each_item_at_each_place():
+    rate, runs, num = 0.8, 20_000, 4
+    randomness = random.Random(7)
+    seen, claimed = Counter(), {}
+    for _ in range(runs):
+        places, propensities = explored(num, rate, randomness)
+        for place, (item, propensity) in enumerate(zip(places, propensities, strict=True)):
+            seen[item, place] += 1
+            claimed[item, place] = propensity
+    assert len(claimed) == num + 2 * (num - 1)
+    for key, propensity in claimed.items():
+        assert seen[key] / runs == pytest.approx(propensity, abs=0.015)

@@ -1,0 +1,49 @@
+"""Models run on the device that is asked for, or not at all."""
+
+import msgspec
+import onnxruntime as ort
+import pytest
+
+from engine.config import Config, ModelsConfig
+from engine.execution.bundle import load_bundle
+from engine.execution.device import CPU, Device, check_available, providers
+from engine.execution.runtime import Runtime
+from engine.formats.manifest import BundleError
+from engine.serving.loading import make_runtime
+
+
+def test_a_device_that_this_onnx_runtime_lacks_is_refused():
+    for kind, name in (("cuda", "CUDA"), ("tensorrt", "Tensorrt")):
+        if f"{name}ExecutionProvider" not in ort.get_available_providers():
+            with pytest.raises(ValueError, match=rf"models.device is '{kind}'.*onnxruntime-gpu"):
+                check_available(Device(kind))
+            config = msgspec.structs.replace(Config(), models=ModelsConfig(device=kind))
+            with pytest.raises(ValueError, match="set it to 'cpu'"):
+                make_runtime(config)
+    check_available(CPU)
+
+
+def test_providers_fall_back_towards_the_cpu_and_carry_their_options():
+    assert providers(CPU) == [("CPUExecutionProvider", {})]
+    names = [name for name, _ in providers(Device("tensorrt", 1, "/cache"))]
+    assert names == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    tensorrt, cuda, _ = (options for _, options in providers(Device("tensorrt", 1, "/cache")))
+    assert tensorrt["trt_engine_cache_path"] == "/cache"
+    assert tensorrt["trt_engine_cache_enable"] is True
+    assert tensorrt["device_id"] == cuda["device_id"] == 1
+    assert providers(Device("tensorrt"))[0][1]["trt_engine_cache_enable"] is False
+
+
+def test_int8_graphs_are_refused_on_a_gpu(tiny_bundle, runtime: Runtime, monkeypatch):
+    monkeypatch.setattr(runtime, "device", Device("cuda"))
+    with pytest.raises(BundleError, match=r"int8 graphs run on the CPU only.*--precision fp16"):
+        load_bundle(tiny_bundle, runtime)
+
+
+def test_a_provider_that_does_not_start_is_no_silent_fallback(
+    tiny_bundle, runtime: Runtime, monkeypatch
+):
+    monkeypatch.setattr(runtime, "device", Device("cuda"))
+    monkeypatch.setattr("engine.execution.runtime.providers", lambda _: providers(CPU))
+    with pytest.raises(BundleError, match=r"CUDAExecutionProvider could not start"):
+        runtime.open(tiny_bundle / "encoder.onnx", sha256="0" * 64)

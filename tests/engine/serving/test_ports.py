@@ -1,0 +1,66 @@
+"""A port for several processes: shared with them, and with nobody else."""
+
+import socket
+
+import pytest
+
+from engine.serving.ports import shared_port
+
+HOST = "127.0.0.1"
+
+
+def listener(port: int = 0, *, shares: bool) -> socket.socket:
+    listening = socket.socket()
+    if shares:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind((HOST, port))
+    listening.listen()
+    return listening
+
+
+def test_a_free_port_is_found_and_those_who_share_it_get_the_connections():
+    with (
+        shared_port(HOST, 0) as port,
+        listener(port, shares=True) as one,
+        listener(port, shares=True) as two,
+    ):
+        counts = [0, 0]
+        for _ in range(40):  # none goes to the one who only holds the name
+            with socket.create_connection((HOST, port), timeout=5) as client:
+                name = client.getsockname()
+                for i, listening in enumerate((one, two)):
+                    listening.setblocking(False)
+                    try:
+                        accepted, address = listening.accept()
+                    except BlockingIOError:
+                        continue
+                    with accepted:
+                        assert address == name
+                        counts[i] += 1
+        assert sum(counts) == 40
+        assert min(counts) > 0
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_port_that_a_stranger_has_is_refused_even_if_it_would_share(shares):
+    with listener(shares=shares) as stranger:
+        port = stranger.getsockname()[1]
+        with (
+            pytest.raises(ValueError, match=f"cannot listen on {HOST}:{port}: .*in use"),
+            shared_port(HOST, port),
+        ):
+            pass
+
+
+def test_a_system_that_cannot_share_ports_is_told_what_to_do(monkeypatch):
+    monkeypatch.delattr(socket, "SO_REUSEPORT")
+    with pytest.raises(ValueError, match=r"server\.workers above 1"), shared_port(HOST, 0):
+        pass
+
+
+def test_an_address_of_no_machine_is_refused_by_name():
+    with (
+        pytest.raises(ValueError, match=r"cannot listen on 192\.0\.2\.1:50051"),
+        shared_port("192.0.2.1", 50051),
+    ):
+        pass

@@ -1,0 +1,196 @@
+"""Every call is counted by how it ended, whatever way that was."""
+
+import asyncio
+
+import pytest
+
+from engine import errors
+from engine.scheduling.deadline import Deadline
+from engine.scheduling.stages import Effort, Left, Omission, Stage, Why
+from engine.telemetry.metrics import Metrics, State
+from engine.telemetry.observation import Observer
+from queryrec.v1.error_reason_pb2 import ErrorReason
+
+
+class Context:
+    """A call's context as far as observation looks at it."""
+
+    def __init__(self, metadata=()) -> None:
+        self._metadata = metadata
+        self.trailing: tuple[tuple[str, str], ...] = ()
+
+    def invocation_metadata(self):
+        return self._metadata
+
+    def set_trailing_metadata(self, metadata) -> None:
+        self.trailing = metadata
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def observer(clock, metrics) -> Observer:
+    return Observer(clock, metrics)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(f"queryrec_{name}", labels) or 0.0
+
+
+def num_calls(metrics: Metrics, status: str, *, scenario: str = "suggestion") -> float:
+    labels = {"method": "Recommend", "scenario": scenario, "status": status}
+    return value(metrics, "request_duration_seconds_count", **labels)
+
+
+def recommend(observer, clock, *, lasts_s: float, error: BaseException | None = None) -> None:
+    with observer.call("Recommend", Context()) as call:
+        call.asked("suggestion")
+        call.due(Deadline.after(0.05, clock))
+        clock.advance(lasts_s)
+        if error is not None:
+            raise error
+        call.answered(())
+
+
+def test_an_answer_in_time_counts_by_scenario_and_status(observer, clock, metrics):
+    recommend(observer, clock, lasts_s=0.03)
+    assert num_calls(metrics, "OK") == 1
+    seconds = {"method": "Recommend", "scenario": "suggestion", "status": "OK"}
+    assert value(metrics, "request_duration_seconds_sum", **seconds) == pytest.approx(0.03)
+    assert value(metrics, "answers_total", scenario="suggestion", effort="full") == 1
+    assert value(metrics, "budget_misses_total", scenario="suggestion") == 0
+
+
+def test_an_answer_after_its_budget_is_a_miss(observer, clock, metrics):
+    recommend(observer, clock, lasts_s=0.06)
+    assert num_calls(metrics, "OK") == 1
+    assert value(metrics, "budget_misses_total", scenario="suggestion") == 1
+
+
+@pytest.mark.parametrize(
+    ("lasts_s", "status", "num_misses"), [(0.06, "DEADLINE_EXCEEDED", 1), (0.01, "CANCELLED", 0)]
+)
+def test_a_cancelled_call_is_a_miss_only_once_its_budget_is_over(
+    observer, clock, metrics, lasts_s, status, num_misses
+):
+    with pytest.raises(asyncio.CancelledError):
+        recommend(observer, clock, lasts_s=lasts_s, error=asyncio.CancelledError())
+    assert num_calls(metrics, status) == 1
+    assert value(metrics, "budget_misses_total", scenario="suggestion") == num_misses
+    assert value(metrics, "answers_total", scenario="suggestion", effort="full") == 0
+
+
+def test_a_refused_call_counts_by_reason_and_passes_the_error_on(observer, clock, metrics):
+    with pytest.raises(errors.QueueFull):
+        recommend(observer, clock, lasts_s=0.001, error=errors.QueueFull("models"))
+    assert num_calls(metrics, "RESOURCE_EXHAUSTED") == 1
+    assert value(metrics, "errors_total", method="Recommend", reason="queue_full") == 1
+
+
+def test_a_scenario_that_nobody_confirmed_is_no_label(observer, metrics):
+    with pytest.raises(errors.ScenarioUnknown), observer.call("Recommend", Context()):
+        raise errors.ScenarioUnknown(["suggestion"])
+    assert num_calls(metrics, "NOT_FOUND", scenario="unknown") == 1
+
+
+def test_calls_are_in_flight_until_they_end(observer, metrics):
+    with observer.call("Recommend", Context()), observer.call("ListScenarios", Context()):
+        assert value(metrics, "requests_in_flight") == 2
+    assert value(metrics, "requests_in_flight") == 0
+
+
+def test_stage_times_and_omissions_of_answers_are_counted(observer, clock, metrics):
+    with observer.call("Recommend", Context()) as call:
+        with call.probe.during(Stage.GENERATE):
+            clock.advance(0.012)
+        call.asked("completion")
+        call.answered((Omission(Stage.SCORE, Left.SKIPPED, Why.OVERLOAD),))
+    assert value(metrics, "stage_duration_seconds_sum", stage="generate") == pytest.approx(0.012)
+    omission = {"stage": "score", "kind": "skipped", "reason": "overload"}
+    assert value(metrics, "omissions_total", **omission) == 1
+    assert value(metrics, "answers_total", scenario="completion", effort="reduced") == 1
+
+
+def test_feedback_events_count_as_accepted_or_by_reason(observer, metrics):
+    with observer.call("RecordFeedback", Context()) as call:
+        call.stored(3, [ErrorReason.ERROR_REASON_TOKEN_MALFORMED] * 2)
+    assert value(metrics, "feedback_events_total", result="accepted") == 3
+    assert value(metrics, "feedback_events_total", result="token_malformed") == 2
+
+
+@pytest.mark.parametrize("given", ["a", "7f3c-01_x.y:z=1", "x" * 64])
+def test_a_valid_request_id_of_the_caller_is_kept_and_sent_back(observer, given):
+    context = Context((("user-agent", "test"), ("x-request-id", given)))
+    call = observer.call("Recommend", context)
+    assert call.request_id == given
+    assert context.trailing == (("x-request-id", given),)
+    assert call.response_id != given, "a retry may send the same id again"
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "two words", "line\nbreak", "ü", b"bytes"])
+def test_another_one_is_replaced(observer, given):
+    context = Context((("x-request-id", given),))
+    call = observer.call("Recommend", context)
+    assert call.request_id == call.response_id
+    assert context.trailing == (("x-request-id", call.response_id),)
+
+
+GENERATE, SCORE, ENCODE = Stage.GENERATE, Stage.SCORE, Stage.ENCODE
+
+
+@pytest.mark.parametrize(
+    ("omissions", "effort"),
+    [
+        ([], Effort.FULL),
+        ([Omission(GENERATE, Left.SKIPPED, Why.CACHED)], Effort.FULL),
+        ([Omission(GENERATE, Left.DEGRADED, Why.OVERLOAD)], Effort.REDUCED),
+        ([Omission(ENCODE, Left.SKIPPED, Why.BUDGET)], Effort.REDUCED),
+        (
+            [
+                Omission(GENERATE, Left.SKIPPED, Why.CACHED),
+                Omission(SCORE, Left.SKIPPED, Why.BUDGET),
+            ],
+            Effort.REDUCED,
+        ),
+        ([Omission(GENERATE, Left.SKIPPED, Why.BUDGET)], Effort.RANKED),
+        (
+            [
+                Omission(GENERATE, Left.SKIPPED, Why.OVERLOAD),
+                Omission(SCORE, Left.DEGRADED, Why.OVERLOAD),
+            ],
+            Effort.RANKED,
+        ),
+        (
+            [
+                Omission(GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE),
+                Omission(SCORE, Left.SKIPPED, Why.FAILURE),
+            ],
+            Effort.LOOKUP,
+        ),
+    ],
+)
+def test_effort_is_what_took_part_in_an_answer(omissions, effort):
+    assert Effort.of(omissions) is effort
+
+
+def test_state_is_asked_at_each_scrape(metrics):
+    state = State()
+    metrics.watch(lambda: state)
+    assert value(metrics, "ready") == 0
+    state = State(bundle_ids={"bundle": "b-1", "canary": "b-2"}, num_waiting=7, num_refusals=2)
+    assert value(metrics, "ready") == 1
+    assert value(metrics, "rows_waiting") == 7
+    assert value(metrics, "bundle_refusals_total") == 2
+    assert value(metrics, "bundle_info", side="bundle", bundle_id="b-1") == 1
+    assert value(metrics, "bundle_info", side="canary", bundle_id="b-2") == 1
+    state = State(bundle_ids={"bundle": "b-2"})
+    assert value(metrics, "bundle_info", side="bundle", bundle_id="b-1") == 0
+
+
+def test_scenarios_that_are_expected_start_at_zero(metrics):
+    metrics.expect(["suggestion"])
+    labels = {"scenario": "suggestion"}
+    assert metrics.registry.get_sample_value("queryrec_budget_misses_total", labels) == 0.0
