@@ -13,7 +13,7 @@ BUNDLE ?= examples/bundle
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
-.PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report \
+.PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report closed-loop \
   bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-sampler \
   bench-triton bench-sft bench-mining bench-policies bench-swap clean
 
@@ -131,6 +131,9 @@ bench-swap: setup $(BUNDLE)/manifest.json ## What changing releases costs the re
 report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training adds, by the simulated truth
 	@$(BIN)/python -m train report --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/report \
 	  $(if $(SECOND_WORLD),--second-world $(SECOND_WORLD))
+
+closed-loop: setup $(RUN)/bundle/manifest.json ## Rounds of serving, simulated clicks and learning through a real engine (long)
+	@$(BIN)/python -m benchmarks.closed_loop --run $(RUN) --out $(RUN)/closed_loop $(LOOP)
 
 bench-quality: setup $(RUN)/bundle/manifest.json ## Score answers to 500 held-out queries by the simulated truth
 	@bash examples/with_engine.sh $(RUN)/bundle bash -c '$(BIN)/python -m benchmarks.heldout \

@@ -1,0 +1,18 @@
+"""Serve, let simulated users click, learn from the feedback, swap, again: through a real engine.
+
+A round asks an engine the questions of fresh simulated sessions over gRPC, clicks as the simulated
+truth says, and reports impressions and clicks with their tokens. The engine's own feedback files
+become a table of impressions, which joins the log; mining, click model and
+alignment run on both, the bundle is exported, the link that the engine serves is moved, and SIGHUP
+makes it swap. Searches, and so tokenizer, encoder and index, stay. Nothing but clicks passes from
+the truth to training.
+
+Before the first round and after each one, the same questions are asked again, of other sessions and
+of queries that no log holds, and their lists are scored by the truth.
+
+The last line of stdout is one JSON object: is_simulated, rounds: [{number, bundle_id, num_requests,
+num_clicks, sessions: {ctr, ci_low, ci_high, gain}, unseen: {...}}]; ctr is the true P(click) of a
+place of a list, gain that over the first bundle's, with its interval.
+
+    python -m benchmarks.closed_loop --run runs/demo --out runs/loop --rounds 3 --requests 20000
+"""

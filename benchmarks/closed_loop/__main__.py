@@ -1,0 +1,172 @@
+"""`python -m benchmarks.closed_loop`; see the package."""
+
+import argparse
+import asyncio
+import gzip
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.closed_loop.traffic import ask, report
+from benchmarks.closed_loop.training import export, learn, write_feedback
+from benchmarks.closed_loop.users import Asked, Users
+from benchmarks.served import Served, served
+from engine.formats.manifest import read_manifest
+from queryrec.client import QueryRecClient
+from train.config import read_config
+from train.evaluation.intervals import mean_interval, ratio_interval
+
+NUM_PLACES = 5
+_SWAP_TIMEOUT_S = 60.0
+
+
+class Loop:
+    """Rounds of one run."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Draws the questions that every bundle is asked."""
+        self._arguments = arguments
+        self._config = read_config(arguments.run / "config.toml")
+        simulated = arguments.run / "simulated"
+        self._searches = simulated / "searches.parquet"
+        self._impressions = simulated / "impressions.parquet"
+        self._users = Users(simulated, self._config.simulate, seed=self._config.seed)
+        with gzip.open(self._config.simulate.heldout, "rt", encoding="utf-8") as lines:
+            unseen = sorted({line.strip() for line in lines} - {""})
+        num, seed = arguments.questions, arguments.seed
+        self._measured = {
+            "sessions": self._users.questions(3 * num, seed=seed + 1000),
+            "unseen": self._users.unseen(unseen, num, seed=seed + 1001),
+        }
+        self._first: dict[str, np.ndarray] = {}
+
+    def run(self) -> list[dict[str, object]]:
+        """Returns the figures of each round; the engine runs through all of them."""
+        arguments = self._arguments
+        run, out = arguments.run, arguments.out
+        out.mkdir(parents=True)
+        link, feedback = out / "current", out / "feedback"
+        link.symlink_to((run / "bundle").resolve())
+        settings = {
+            "QUERYREC_FEEDBACK_DIRECTORY": str(feedback),
+            "QUERYREC_RANKING_EXPLORATION_RATE": str(arguments.exploration),
+        }
+        with served(link, settings) as engine:
+            results = [asyncio.run(self._measure(engine, run / "bundle", 0))]
+            for number in range(1, arguments.rounds + 1):
+                traffic = asyncio.run(self._traffic(engine, number))
+                table = out / f"feedback_{number}.parquet"
+                write_feedback(feedback, self._searches, table, seed=arguments.seed)
+                before, run = run, out / f"run_{number}"
+                learn(
+                    before,
+                    run,
+                    self._config,
+                    searches=self._searches,
+                    impressions=[self._impressions, table],
+                    round_number=number,
+                )
+                export(run, run / "bundle")
+                _point(link, run / "bundle")
+                os.kill(engine.pid, signal.SIGHUP)
+                measured = asyncio.run(self._measure(engine, run / "bundle", number))
+                results.append(measured | traffic)
+        return results
+
+    async def _traffic(self, engine: Served, number: int) -> dict[str, object]:
+        """Has users ask and click; returns how many did."""
+        arguments = self._arguments
+        questions = self._users.questions(arguments.requests, seed=arguments.seed + number)
+        async with QueryRecClient(engine.target) as client:
+            answers = await ask(client, questions)
+            clicked = self._users.clicks([a for a, _ in answers], seed=arguments.seed + number)
+            await report(client, [r for _, r in answers], clicked)
+        return {"num_requests": len(answers), "num_clicks": sum(map(sum, clicked))}
+
+    async def _measure(self, engine: Served, bundle: Path, number: int) -> dict[str, object]:
+        """Returns what the lists of a bundle are worth, once it is the one that answers."""
+        bundle_id = read_manifest(bundle).bundle_id
+        figures: dict[str, object] = {"number": number, "bundle_id": bundle_id}
+        async with QueryRecClient(engine.target) as client:
+            await _served_by(client, bundle_id, self._measured["unseen"][0])
+            for name, questions in self._measured.items():
+                answers = [
+                    a._replace(texts=a.texts[:NUM_PLACES]) for a, _ in await ask(client, questions)
+                ]
+                rate_R = self._users.click_rates(answers, NUM_PLACES)
+                ctr = mean_interval(rate_R)
+                gain = ratio_interval(rate_R, self._first.setdefault(name, rate_R))
+                figures[name] = {
+                    "ctr": ctr.mean,
+                    "ci_low": ctr.low,
+                    "ci_high": ctr.high,
+                    "gain": gain.mean,
+                    "gain_low": gain.low,
+                    "gain_high": gain.high,
+                }
+        print(json.dumps(figures), file=sys.stderr, flush=True)
+        return figures
+
+
+def _point(link: Path, bundle: Path) -> None:
+    """Moves a link in one step."""
+    aside = link.with_name("next")
+    aside.symlink_to(bundle.resolve())
+    aside.replace(link)
+
+
+async def _served_by(client: QueryRecClient, bundle_id: str, asked: Asked) -> None:
+    """Waits until a bundle answers.
+
+    Raises:
+        ValueError: it does not within a minute.
+    """
+    give_up_s = time.monotonic() + _SWAP_TIMEOUT_S
+    while True:
+        ((_, answer),) = await ask(client, [asked])
+        if answer.bundle_id == bundle_id:
+            return
+        if time.monotonic() > give_up_s:
+            raise ValueError(f"the engine still answers with {answer.bundle_id}, not {bundle_id}")
+        await asyncio.sleep(0.2)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the arguments; exits with status 2 if they are nonsense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.closed_loop", description="Rounds of serving and learning."
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run on simulated logs, exported")
+    parser.add_argument("--out", type=Path, required=True, help="directory to make")
+    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    parser.add_argument("--requests", type=int, default=20_000, help="of users a round (20000)")
+    parser.add_argument("--questions", type=int, default=300, help="unseen queries (300)")
+    parser.add_argument("--exploration", type=float, default=0.1, help="share of requests (0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="of questions and clicks (0)")
+    args = parser.parse_args(arguments)
+    if min(args.rounds, args.requests, args.questions) < 1:
+        parser.error("--rounds, --requests and --questions must be at least 1")
+    if args.out.exists():
+        parser.error(f"--out {args.out} exists; name another directory")
+    return args
+
+
+def main() -> int:
+    arguments = parse()
+    try:
+        rounds = Loop(arguments).run()
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps({"is_simulated": True, "rounds": rounds}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

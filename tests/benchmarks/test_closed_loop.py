@@ -1,0 +1,125 @@
+"""Simulated users, and an engine's feedback on its way back into the log."""
+
+import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.closed_loop.training import write_feedback
+from benchmarks.closed_loop.users import Answered, Users
+from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
+from engine.feedback.log import Event, FeedbackLog, Kind
+from train.config import SimulateConfig
+from train.simulator import simulate
+
+MADE_MS = 1_800_000_000_000
+SETTINGS = SimulateConfig(num_queries=1500, num_searches=4000, num_users=300, num_requests=600)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("world") / "simulated"
+    simulate(
+        directory,
+        queries_path=SETTINGS.queries,
+        heldout_path=SETTINGS.heldout,
+        num_searches=SETTINGS.num_searches,
+        num_users=SETTINGS.num_users,
+        num_requests=SETTINGS.num_requests,
+        num_logged_queries=SETTINGS.num_queries,
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def users(simulated) -> Users:
+    return Users(simulated, SETTINGS, seed=0)
+
+
+@pytest.mark.slow
+def test_users_of_another_world_than_the_logs_are_refused(simulated):
+    with pytest.raises(ValueError, match="is not the world"):
+        Users(simulated, SETTINGS, seed=1)
+
+
+@pytest.mark.slow
+def test_questions_are_of_fresh_sessions_and_the_same_for_the_same_seed(users):
+    asked = users.questions(400, seed=5)
+    assert len(asked) == 400
+    assert asked == users.questions(400, seed=5)
+    assert asked != users.questions(400, seed=6)
+    assert {a.scenario for a in asked} == {"suggestion", "completion", "clarification"}
+    assert any(a.session_queries for a in asked)
+    assert all(a.query for a in asked)
+
+
+@pytest.mark.slow
+def test_clicks_come_as_often_as_the_truth_says(users):
+    asked = [a for a in users.questions(2000, seed=7) if a.scenario == "suggestion"]
+    popular = [a.query for a in asked]
+    answered = [Answered(a, [popular[i - 1], popular[i - 2]], "") for i, a in enumerate(asked)]
+    rate = users.click_rates(answered, num_places=2).mean() * 2
+    clicked = np.mean([sum(row) for s in range(20) for row in users.clicks(answered, seed=s)])
+    assert clicked == pytest.approx(rate, rel=0.15)
+    assert users.click_rates(answered, num_places=4).mean() == pytest.approx(rate / 4)
+
+
+@pytest.mark.slow
+def test_an_empty_list_is_never_clicked(users):
+    (asked,) = users.questions(1, seed=8)
+    empty = Answered(asked, [], "")
+    assert users.clicks([empty], seed=0) == [[]]
+    assert users.click_rates([empty], num_places=5).tolist() == [0]
+
+
+async def write_events(directory: Path, tokens: list[str]) -> None:
+    """Every text was seen, and every fifth clicked."""
+    log = FeedbackLog(directory)
+    for i, token in enumerate(tokens):
+        kinds = [Kind.IMPRESSION, Kind.CLICK] if i % 5 == 0 else [Kind.IMPRESSION]
+        await log.append(
+            [
+                Event(
+                    event_id=f"{i} {kind}",
+                    kind=kind,
+                    position=1,
+                    time_unix_ms=MADE_MS + i,
+                    user_key=None,
+                    token=token,
+                )
+                for kind in kinds
+            ]
+        )
+    log.close()
+
+
+async def test_feedback_of_an_engine_joins_the_log_within_its_time(tmp_path):
+    keys = KeyRing(active_key_id="k", secrets={"k": b"x" * 16})
+    tokens = [
+        AttributionToken(
+            request_id=f"r{i}",
+            bundle_id="b",
+            time_unix_ms=MADE_MS + i,
+            scenario="suggestion",
+            query="q",
+            session_id="",
+            suggestions=(Shown(text=f"text {i}", sources=Source.GENERATED),),
+        ).seal(keys)
+        for i in range(50)
+    ]
+    await write_events(tmp_path / "feedback", tokens)
+    start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    times = [start, start + datetime.timedelta(days=30)]
+    searches = tmp_path / "searches.parquet"
+    pq.write_table(pa.table({"time": pa.array(times, pa.timestamp("us", tz="UTC"))}), searches)
+    out = tmp_path / "impressions.parquet"
+    write_feedback(tmp_path / "feedback", searches, out, seed=0)
+    table = pq.read_table(out).to_pylist()
+    assert sorted(row["text"] for row in table) == sorted(f"text {i}" for i in range(50))
+    assert all(times[0] <= row["time"] <= times[1] for row in table)
+    assert len({row["time"] for row in table}) == 50
+    assert all(row["shown"] for row in table)
+    assert [row["clicked"] for row in table].count(True) == 10
