@@ -10,6 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 
 RUN ?= runs/demo
 BUNDLE ?= examples/bundle
+JUDGED ?= $(RUN)/bundle
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
@@ -107,6 +108,9 @@ $(BUNDLE)/manifest.json:
 $(RUN)/bundle/manifest.json:
 	@echo "no bundle at $(RUN)/bundle: run make demo-train first, or set RUN=DIR"; exit 1
 
+$(RUN)/simulated/world.json:
+	@echo "no simulated world at $(RUN)/simulated: run make demo-train first, or set RUN=DIR"; exit 1
+
 eval: setup $(RUN)/bundle/manifest.json ## Evaluate a run's bundle against simple rivals: eval.json, eval.html
 	@$(BIN)/python -m train evaluate --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/eval \
 	  --web examples/data/heldout_web.txt.gz --sessions examples/data/sessions.jsonl.gz \
@@ -135,11 +139,11 @@ report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training 
 closed-loop: setup $(RUN)/bundle/manifest.json ## Rounds of serving, simulated clicks and learning through a real engine (long)
 	@$(BIN)/python -m benchmarks.closed_loop --run $(RUN) --out $(RUN)/closed_loop $(LOOP)
 
-bench-quality: setup $(RUN)/bundle/manifest.json ## Score answers to 500 held-out queries by the simulated truth
-	@bash examples/with_engine.sh $(RUN)/bundle bash -c '$(BIN)/python -m benchmarks.heldout \
-	  --bundle $(RUN)/bundle --target $$TARGET --out $(RUN)/bundle.lists.jsonl'
+bench-quality: setup $(JUDGED)/manifest.json $(RUN)/simulated/world.json ## Score answers to 500 held-out queries by the simulated truth
+	@bash examples/with_engine.sh $(JUDGED) bash -c '$(BIN)/python -m benchmarks.heldout \
+	  --bundle $(JUDGED) --target $$TARGET --out $(RUN)/judged.lists.jsonl'
 	@$(BIN)/python -m benchmarks.truth --world $(RUN)/simulated \
-	  --heldout examples/data/heldout.txt.gz $(RUN)/bundle.lists.jsonl
+	  --heldout examples/data/heldout.txt.gz $(RUN)/judged.lists.jsonl
 
 bench-peers: setup ## Compare our generator with other engines on the same weights (sets them up; long)
 	@$(BIN)/python -m benchmarks.peers $(if $(MODELS),--models $(MODELS)) $(if $(PEERS),--peers $(PEERS))

@@ -12,7 +12,7 @@ QUERYREC_FEEDBACK_DIRECTORY=${QUERYREC_FEEDBACK_DIRECTORY:-$feedback} \
 engine=$!
 trap 'kill "$engine" 2>/dev/null || true; wait "$engine" 2>/dev/null || true; rm -rf "$log" "$feedback"' EXIT
 for _ in $(seq 300); do
-  grep -q 'serving' "$log" && break
+  grep -q 'queryrec-engine: serving ' "$log" && break
   kill -0 "$engine" 2>/dev/null || { cat "$log" >&2; exit 1; }
   sleep 0.2
 done
