@@ -120,9 +120,9 @@ bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one reques
 	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.load \
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --idle --duration 30'
 
-bench-capacity: setup $(BUNDLE)/manifest.json ## The highest rate that a bundle answers in time and undegraded (long)
+bench-capacity: setup $(BUNDLE)/manifest.json ## The highest rate that a bundle answers in time and undegraded, beside a plain stack on RUN (long)
 	@$(BIN)/python -m benchmarks.capacity --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz \
-	  --scenarios $(MIX) $(CAPACITY)
+	  --scenarios $(MIX) $(if $(wildcard $(RUN)/generator),--plain $(RUN)) $(CAPACITY)
 
 report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training adds, by the simulated truth
 	@$(BIN)/python -m train report --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/report \

@@ -143,14 +143,17 @@ class CooccurrenceIndex:
         labels, distances = self._graph.knn_query(embedding_D[None, :], k=k, num_threads=1)
         return labels[0].astype(np.int32), 1 - distances[0].astype(np.float32)
 
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the embeddings of rows, float32 (rows, D)."""
+        return np.asarray(self._graph.get_items(rows), np.float32)
+
     def lost_rows(self, num_rows: int) -> list[int]:
         """Returns those of `num_rows` evenly spaced rows that a search for themselves misses.
 
         A sound graph finds nearly all; a damaged one, or one of another metric, does not.
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(np.int64))
-        vectors = self._graph.get_items(rows)
-        found, _ = self._graph.knn_query(vectors, k=min(10, len(self)), num_threads=1)
+        found, _ = self._graph.knn_query(self.vectors(rows), k=min(10, len(self)), num_threads=1)
         return [int(r) for r, labels in zip(rows, found, strict=True) if r not in labels]
 
     def starting_with(self, prefix: str, k: int) -> Rows:
