@@ -14,7 +14,8 @@ Sorted texts make an exact look-up, and a look-up by prefix, a binary search on 
 Knows nothing of how texts were mined or embedded. Immutable while serving.
 """
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,9 @@ from numpy.typing import NDArray
 from engine.manifest import BundleError, IndexSpec
 
 _NUM_POPULAR = 1000
+_CHUNK = 20_000  # vectors added between two lines of progress
 Rows = NDArray[np.int32]
+Report = Callable[[str], None]
 
 
 class Edges(NamedTuple):
@@ -49,8 +52,23 @@ def write_index(
     ef_search: int = 64,
     seed: int = 0,
     num_threads: int = 1,
+    report: Report = lambda _: None,
 ) -> None:
-    """Writes the index files. `embeddings` is float32 (Q, D) of unit norm.
+    """Writes the index files.
+
+    Args:
+        directory: Made if it is not there.
+        texts: (Q) queries, sorted.
+        popularity: (Q) searches of each.
+        edges: What was searched next.
+        embeddings: float32 (Q, D) of unit norm.
+        m: Of HNSW, as the next two: links of a vector.
+        ef_construction: Effort when building.
+        ef_search: Effort when searching.
+        seed: Of the graph.
+        num_threads: With more than one, vectors are inserted in another order every time, so the
+            graph differs from build to build.
+        report: Called with a line of progress.
 
     Raises:
         ValueError: texts are not strictly increasing in their UTF-8 bytes, or lengths differ.
@@ -78,7 +96,10 @@ def write_index(
     np.save(directory / "by_popularity.npy", order.astype(np.int32))
     graph = hnswlib.Index(space="ip", dim=embeddings.shape[1])
     graph.init_index(num_queries, M=m, ef_construction=ef_construction, random_seed=seed)
-    graph.add_items(embeddings, np.arange(num_queries), num_threads=num_threads)
+    for start in range(0, num_queries, _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, num_queries))
+        graph.add_items(embeddings[rows], rows, num_threads=num_threads)
+        report(f"index: {rows[-1] + 1} of {num_queries} vectors linked")
     graph.set_ef(ef_search)
     graph.save_index(str(directory / "hnsw.bin"))
 
@@ -94,7 +115,7 @@ class CooccurrenceIndex:
         """
         self._spec = spec
         try:
-            self._texts = memoryview((directory / "texts.bin").read_bytes())
+            self._texts = _mapped_bytes(directory / "texts.bin")
             self._text_offsets: NDArray[np.int64] = _mapped(directory / "text_offsets.npy")
             self._popularity: NDArray[np.float32] = _mapped(directory / "popularity.npy")
             self._edge_offsets: NDArray[np.int64] = _mapped(directory / "edge_offsets.npy")
@@ -204,3 +225,8 @@ class CooccurrenceIndex:
 def _mapped(path: Path) -> NDArray[Any]:
     mapped: NDArray[Any] = np.load(path, mmap_mode="r")
     return mapped.view(np.ndarray)  # slices of np.memmap cost 25 times as much
+
+
+def _mapped_bytes(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

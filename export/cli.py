@@ -52,11 +52,14 @@ def index(
     run: Annotated[Path, typer.Option(help="Run directory in which newer logs are mined.")],
     out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
     max_edges: Annotated[int, typer.Option(min=1, help="Co-occurring queries per query.")] = 32,
+    threads: Annotated[
+        int, typer.Option(min=1, help="With more than one, no two builds are the same.")
+    ] = 1,
 ) -> None:
     """Write a bundle again with an index of newer logs."""
     try:
         manifest = refresh_index(
-            bundle, run, out, max_edges=max_edges,
+            bundle, run, out, max_edges=max_edges, num_threads=threads,
             report=lambda line: _console.print(f"[dim]{line}[/dim]"),
         )  # fmt: skip
     except ValueError as error:
