@@ -15,7 +15,7 @@ MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report \
   bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-sampler \
-  bench-triton bench-sft bench-mining bench-policies clean
+  bench-triton bench-sft bench-index bench-mining bench-policies clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -148,6 +148,9 @@ bench-sampler: setup ## Lists per second that alignment can draw; the last line 
 
 bench-triton: setup triton ## What tritonserver adds to a model call; the last line is JSON
 	@$(BIN)/python -m benchmarks.triton
+
+bench-index: setup ## The index at a million queries: recall, look-ups, memory; the last line is JSON (long)
+	@$(BIN)/python -m benchmarks.hnsw $(INDEX)
 
 bench-mining: setup ## Mine 10 million simulated searches: time and memory; the last line is JSON
 	@$(BIN)/python -m benchmarks.mining

@@ -62,6 +62,8 @@ class LookUps(NamedTuple):
     recall_at_10: float
     p50_ms: float
     p99_ms: float
+    p50_cpu_ms: float  # of the thread's own time, whoever else runs on the machine
+    p99_cpu_ms: float
 
 
 class Searched(NamedTuple):
@@ -112,13 +114,13 @@ def search(
     for ef in efs:
         index = CooccurrenceIndex(directory, msgspec.structs.replace(spec, ef_search=ef))
         load_s = load_s or time.perf_counter() - started_s
-        times_s: list[float] = []
+        times_s: list[tuple[float, float]] = []
         similarities: list[Floats] = []
         for number in range(_NUM_ROUNDS):
             for asked_D in asked_HD:
-                called_s = time.perf_counter()
+                called_s, cpu_s = time.perf_counter(), time.thread_time()
                 rows, similarity_K = index.nearest(asked_D, _K)
-                times_s.append(time.perf_counter() - called_s)
+                times_s.append((time.perf_counter() - called_s, time.thread_time() - cpu_s))
                 if number == 0:
                     similarities.append(similarity_K)
                     index.text(int(rows[0]))
@@ -127,12 +129,11 @@ def search(
             int((found_K >= exact_K[-1] - _EQUAL).sum())
             for found_K, exact_K in zip(similarities, exact_HK, strict=True)
         ]
-        p50_s, p99_s = np.percentile(times_s[len(asked_HD) :], [50, 99], method="higher")
-        recall = sum(hits) / (len(hits) * _K)
-        found.append(LookUps(ef, round(recall, 4), round(1000 * p50_s, 4), round(1000 * p99_s, 4)))
-        _report(
-            f"ef {ef}: recall@10 {recall:.4f}, p50 {1000 * p50_s:.3f}, p99 {1000 * p99_s:.3f} ms"
-        )
+        counted_ms = 1000 * np.array(times_s[len(asked_HD) :])
+        percentiles = np.percentile(counted_ms, [50, 99], axis=0, method="higher").round(4)
+        recall = round(sum(hits) / (len(hits) * _K), 4)
+        found.append(LookUps(ef, recall, *percentiles.T.flatten().tolist()))
+        _report(str(found[-1]))
         del index
     return Searched(found, memory_bytes, round(load_s, 2))
 
@@ -153,7 +154,9 @@ def measure(
     embeddings_QD = embed(encoder, [bundle.encoder_ids(t) for t in texts], _report)
     embed_s = time.perf_counter() - started_s
     asked_HD = embed(encoder, [bundle.encoder_ids(t) for t in asked], _report)
-    spec = msgspec.structs.replace(old, num_queries=num, ef_construction=args.ef_construction)
+    spec = msgspec.structs.replace(
+        old, num_queries=num, m=args.m, ef_construction=args.ef_construction
+    )
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         started_s = time.perf_counter()
@@ -210,11 +213,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, default=Path("examples/bundle"))
     parser.add_argument("--sizes", type=_numbers, default=[1_000_000], help="queries (1000000)")
     parser.add_argument("--ef", type=_numbers, default=[64, 128, 256], help="of searches")
+    parser.add_argument("--m", type=int, default=0, help="links; 0: as the bundle says")
     parser.add_argument("--ef-construction", type=int, default=0, help="0: as the bundle says")
     parser.add_argument("--threads", type=int, default=1, help="of the build (1)")
     args = parser.parse_args(arguments)
-    if args.threads < 1 or args.ef_construction < 0:
-        parser.error("--threads must be at least 1, --ef-construction at least 0")
+    if args.threads < 1 or min(args.m, args.ef_construction) < 0:
+        parser.error("--threads must be at least 1, --m and --ef-construction at least 0")
     return args
 
 
@@ -225,6 +229,7 @@ def main() -> int:
         manifest = bundle.manifest
         if manifest.encoder is None or manifest.index is None:
             raise ValueError(f"{args.bundle}: has no encoder and index")
+        args.m = args.m or manifest.index.m
         args.ef_construction = args.ef_construction or manifest.index.ef_construction
         session = session_of(onnx.load(args.bundle / manifest.encoder.file))
         encoder = Encoder(session, MAX_ENCODER_TOKENS)

@@ -107,8 +107,14 @@ def write_index(
 class CooccurrenceIndex:
     """A loaded index. All methods are safe to call from several threads."""
 
-    def __init__(self, directory: Path, spec: IndexSpec) -> None:
+    def __init__(self, directory: Path, spec: IndexSpec, *, has_graph: bool = True) -> None:
         """Maps the files and loads the HNSW graph.
+
+        Args:
+            directory: Where they are.
+            spec: Of the manifest.
+            has_graph: False leaves the graph where it is, as when nearest queries are found
+                elsewhere; then `nearest`, `vectors` and `lost_rows` must not be called.
 
         Raises:
             BundleError: a file is missing or does not fit the manifest.
@@ -122,16 +128,16 @@ class CooccurrenceIndex:
             self._edges: Rows = _mapped(directory / "edges.npy")
             self._npmi: NDArray[np.float32] = _mapped(directory / "npmi.npy")
             self._by_popularity: Rows = _mapped(directory / "by_popularity.npy")
-            self._graph = hnswlib.Index(space=spec.metric, dim=spec.embedding_dim)
-            self._graph.load_index(str(directory / "hnsw.bin"), max_elements=spec.num_queries)
+            self._graph = _loaded(directory / "hnsw.bin", spec) if has_graph else None
         except (OSError, ValueError, RuntimeError) as error:
             raise BundleError(f"{directory}: index cannot be loaded: {error}") from error
-        self._graph.set_ef(spec.ef_search)
-        self._graph.set_num_threads(1)
+        num_vectors = spec.num_queries
+        if self._graph is not None:
+            num_vectors = self._graph.get_current_count()
         sizes = (len(self._text_offsets) - 1, len(self._popularity), len(self._edge_offsets) - 1)
-        if {*sizes, self._graph.get_current_count()} != {spec.num_queries}:
+        if {*sizes, num_vectors} != {spec.num_queries}:
             raise BundleError(
-                f"{directory}: holds {sizes} rows and {self._graph.get_current_count()} vectors, "
+                f"{directory}: holds {sizes} rows and {num_vectors} vectors, "
                 f"the manifest says {spec.num_queries} queries"
             )
 
@@ -160,12 +166,14 @@ class CooccurrenceIndex:
 
     def nearest(self, embedding_D: NDArray[np.float32], k: int) -> tuple[Rows, NDArray[np.float32]]:
         """Returns up to k rows by cosine similarity with a unit embedding, best first."""
+        assert self._graph is not None
         k = min(k, len(self))
         labels, distances = self._graph.knn_query(embedding_D[None, :], k=k, num_threads=1)
         return labels[0].astype(np.int32), 1 - distances[0].astype(np.float32)
 
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the embeddings of rows, float32 (rows, D)."""
+        assert self._graph is not None
         return np.asarray(self._graph.get_items(rows), np.float32)
 
     def lost_rows(self, num_rows: int) -> list[int]:
@@ -173,6 +181,7 @@ class CooccurrenceIndex:
 
         A sound graph finds nearly all; a damaged one, or one of another metric, does not.
         """
+        assert self._graph is not None
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(np.int64))
         found, _ = self._graph.knn_query(self.vectors(rows), k=min(10, len(self)), num_threads=1)
         return [int(r) for r, labels in zip(rows, found, strict=True) if r not in labels]
@@ -220,6 +229,14 @@ class CooccurrenceIndex:
             else:
                 high = middle
         return low
+
+
+def _loaded(path: Path, spec: IndexSpec) -> hnswlib.Index:
+    graph = hnswlib.Index(space=spec.metric, dim=spec.embedding_dim)
+    graph.load_index(str(path), max_elements=spec.num_queries)
+    graph.set_ef(spec.ef_search)
+    graph.set_num_threads(1)
+    return graph
 
 
 def _mapped(path: Path) -> NDArray[Any]:

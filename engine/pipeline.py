@@ -11,20 +11,22 @@ import numpy as np
 
 from engine.answer import Answer, Question
 from engine.attribution import Source
+from engine.batcher import TooLate
 from engine.bundle import Bundle
 from engine.candidates import Candidate, WrittenTexts, key_of, merged
 from engine.config import Config
 from engine.deadline import Clock
 from engine.dispatch import Dispatcher
-from engine.errors import DeadlineUnreachable, QueueFull
+from engine.errors import DeadlineUnreachable, EngineError, QueueFull
 from engine.generation import Generation
+from engine.index import Rows
 from engine.metrics import Metrics
 from engine.models import Floats
-from engine.planner import ENCODE, SCORED_SIZES, score_work
+from engine.planner import ENCODE, SCORED_SIZES, Plan, score_work, works_of
 from engine.prompt import COOCCURRING, SideInformation
 from engine.ranking import PRIOR_P_SEEN, ranked, seen_probabilities
 from engine.request import RequestState, log_candidates, side_information
-from engine.retrieval import NOTHING, Retrieval, Retrieved
+from engine.retrieval import NOTHING, Neighbours, Retrieval, Retrieved
 from engine.runner import Found, LocalRunner, LookupRow, RemoteModels, RemoteRunner
 from engine.runtime import Runtime
 from engine.safety import Blocklist
@@ -34,6 +36,7 @@ from engine.worker import Worker
 
 # Turns of the event loop until a row just submitted is running, if the worker is free.
 _TURNS_TO_START = 3
+_LEAST_SEARCH_SHARE = 0.2  # of the time left, for a search on a server
 
 
 class Pipeline:
@@ -47,6 +50,7 @@ class Pipeline:
         clock: Clock,
         *,
         remote: RemoteModels | None = None,
+        neighbours: Neighbours | None = None,
         blocklist: Blocklist | None = None,
         randomness: random.Random | None = None,
         metrics: Metrics | None = None,
@@ -59,6 +63,7 @@ class Pipeline:
             config: Settings.
             clock: Time of deadlines.
             remote: The bundle's models on a server, which run in place of the bundle's own.
+            neighbours: Finds nearest queries in place of the bundle's own graph.
             blocklist: What no answer may hold.
             randomness: Of exploration.
             metrics: Told of model runs and cache look-ups.
@@ -78,13 +83,15 @@ class Pipeline:
             else None
         )
         self._inputs = CandidateInputs(bundle.vocabulary)
+        self._neighbours = neighbours
+        searched = self._retrieval if neighbours is None else None
         if remote is None:
             runner = LocalRunner(
-                bundle, self._retrieval, runtime, clock, max_batch_size=config.models.max_batch_size
+                bundle, searched, runtime, clock, max_batch_size=config.models.max_batch_size
             )
         else:
             runner = RemoteRunner(
-                remote, self._retrieval, runtime, clock, concurrency=config.triton.concurrency
+                remote, searched, runtime, clock, concurrency=config.triton.concurrency
             )
         self.worker = Worker(runner, config, clock, metrics)
         self._dispatcher = Dispatcher(
@@ -104,6 +111,12 @@ class Pipeline:
         request = RequestState(question, probe, self._config.server.reserve_ms / 1000)
         with self._dispatcher.attending(request):
             return await self._answered(request)
+
+    async def close(self) -> None:
+        """Ends connections, and lets go of models and index once nothing runs on them."""
+        await self.worker.close()
+        if self._neighbours is not None:
+            await self._neighbours.close()
 
     async def _answered(self, request: RequestState) -> Answer:
         question, probe = request.question, request.probe
@@ -185,10 +198,39 @@ class Pipeline:
                 if done is not None:
                     found: Found = done.result
                     request.probe.add(Stage.ENCODE, found.encode_s, ago_s=found.search_s)
-                    request.probe.add(Stage.RETRIEVE, found.search_s)
-                    return found.retrieved
+                    if found.retrieved is not None:
+                        request.probe.add(Stage.RETRIEVE, found.search_s)
+                        return found.retrieved
+                    with request.probe.during(Stage.RETRIEVE):
+                        nearest = await self._nearest(request, found.embedding_D, plan)
+                        return retrieval.around(query, nearest)
         with request.probe.during(Stage.RETRIEVE):
             return retrieval.nearby(query, None)
+
+    async def _nearest(
+        self, request: RequestState, embedding_D: Floats, plan: Plan
+    ) -> tuple[Rows, Floats] | None:
+        """Returns the rows that a server finds nearest, or None with an omission.
+
+        It gets half of the time that is not planned for other stages: plans are no promises. And
+        always some of what is left.
+        """
+        assert self._neighbours is not None
+        assert self._retrieval is not None
+        left_s = request.deadline.left_s()
+        works = works_of(False, plan.rung, plan.num_scored)
+        later_s = sum(self.worker.costs.predict_s(w, 1) for w in works)
+        limit_s = max((left_s - later_s) / 2, _LEAST_SEARCH_SHARE * left_s)
+        finish_by_s = request.deadline.at_s - left_s + limit_s
+        try:
+            return await self._neighbours.nearest(
+                embedding_D, self._retrieval.num_nearest, finish_by_s
+            )
+        except TooLate:
+            request.omit(Stage.RETRIEVE, Left.DEGRADED, Why.BUDGET)
+        except EngineError:
+            request.omit(Stage.RETRIEVE, Left.DEGRADED, Why.FAILURE)
+        return None
 
     def _prepared(
         self,
