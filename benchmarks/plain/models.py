@@ -80,7 +80,9 @@ class Models:
             use_cache=True,
         )
         cache.batch_select_indices(row_of_A)
-        mask_RP, position_R = mask_BP[row_of_A], mask_BP.sum(1)[row_of_A]
+        # Given a mask of four dimensions, transformers makes none at every step (2 ms).
+        is_padded = not bool(mask_BP.all())
+        mask_RP, position_R = mask_BP[row_of_A].bool(), mask_BP.sum(1)[row_of_A]
         num_new = int(limits_A.max())
         written_AN = torch.full((len(starts_A), num_new), EOS_ID)
         is_over_A = torch.zeros(len(starts_A), dtype=torch.bool)
@@ -89,7 +91,7 @@ class Models:
             mask_RP = torch.cat([mask_RP, mask_RP.new_ones(len(mask_RP), 1)], 1)
             logits_RV = self._generator(
                 input_ids=tokens_R[:, None],
-                attention_mask=mask_RP,
+                attention_mask=mask_RP[:, None, None] if is_padded else None,
                 position_ids=(position_R + step)[:, None],
                 past_key_values=cache,
                 use_cache=True,
