@@ -16,7 +16,7 @@ MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report closed-loop \
   bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-sampler \
-  bench-triton bench-sft bench-mining bench-policies bench-swap clean
+  bench-triton bench-sft bench-index bench-mining bench-policies bench-swap clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -124,9 +124,9 @@ bench-idle: setup $(BUNDLE)/manifest.json ## Latency of a bundle with one reques
 	@bash examples/with_engine.sh $(BUNDLE) bash -c '$(BIN)/python -m benchmarks.load \
 	  --target $$TARGET --queries examples/data/heldout.txt.gz --scenarios $(MIX) --idle --duration 30'
 
-bench-capacity: setup $(BUNDLE)/manifest.json ## The highest rate that a bundle answers in time and undegraded (long)
+bench-capacity: setup $(BUNDLE)/manifest.json ## The highest rate that a bundle answers in time and undegraded, beside a plain stack on RUN (long)
 	@$(BIN)/python -m benchmarks.capacity --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz \
-	  --scenarios $(MIX) $(CAPACITY)
+	  --scenarios $(MIX) $(if $(wildcard $(RUN)/generator),--plain $(RUN)) $(CAPACITY)
 
 bench-swap: setup $(BUNDLE)/manifest.json ## What changing releases costs the requests of that moment
 	@$(BIN)/python -m benchmarks.swap --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz \
@@ -159,6 +159,9 @@ bench-sampler: setup ## Lists per second that alignment can draw; the last line 
 
 bench-triton: setup triton ## What tritonserver adds to a model call; the last line is JSON
 	@$(BIN)/python -m benchmarks.triton
+
+bench-index: setup ## The index at a million queries: recall, look-ups, memory; the last line is JSON (long)
+	@$(BIN)/python -m benchmarks.hnsw $(INDEX)
 
 bench-mining: setup ## Mine 10 million simulated searches: time and memory; the last line is JSON
 	@$(BIN)/python -m benchmarks.mining

@@ -11,14 +11,22 @@ both are given their own (`taskset`). In turn:
 3. soak at 0.8 C, with the growth of resident memory; overload at 3 C.
 4. lookup: the same search on the bundle without its models, where only being in time counts.
 
+With --plain RUN, the run that the bundle was made from, the plain stack (`benchmarks.plain`) runs
+beside the engine, and both searches for C take turns. A plain stack that needs more than the budget
+even for one request at a time is searched with four times the budget.
+
 The last line of stdout is one JSON object; shares have exact 95 % (Clopper-Pearson) bounds:
   capacity_rps, p99_capacity_ms, full_capacity      C, and what was measured there
   in_budget_0_8c (_low, _high), n_0_8c, p99_0_8c_ms, errors_0_8c
   in_budget_3c (_low, _high), n_3c, p99_3c_ms, errors_3c, efforts_3c
   overhead_p50_ms, overhead_p99_ms, rss_growth_mib, lookup_rps, send_lag_p99_ms (the worst)
+  plain_stack_ratio   C / plain_rps; null without a plain stack, and plain_note says why
+  plain_rps, plain_p99_ms, plain_bound_ms           its highest rate, and the p99 it had to keep
+  plain_idle_p50_ms, plain_idle_p99_ms              one request at a time
 
     python -m benchmarks.capacity --bundle DIR --queries examples/data/heldout.txt.gz
     python -m benchmarks.capacity ... --probe 5 --confirm 10 --soak 10 --overload 5 --idle 5
+    python -m benchmarks.capacity ... --plain runs/demo
 """
 
 import argparse
@@ -29,26 +37,23 @@ import math
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from scipy.stats import binomtest
 
 from benchmarks.load.arguments import mix_of, read_lines
-from benchmarks.load.caller import Outcome
 from benchmarks.load.figures import overheads_ms, percentile
 from benchmarks.load.run import run
 from benchmarks.load.settings import Load
-from benchmarks.served import Served, served, write_lookup_bundle
-from engine.scheduling.stages import Effort
+from benchmarks.search import RANGE_RPS, Holds, Search, Trial, capacity, in_turns, search
+from benchmarks.served import Served, mismatch, served, served_plainly, write_lookup_bundle
 
 _ENGINE = {"QUERYREC_CACHE_MAX_BYTES": "0"}
 _MIN_FULL = 0.99
-_FINE = 1.05  # step between confirmations
-_COARSE = 1.1  # ratio of the interval at which short runs end
-_RANGE_RPS = (0.25, 20_000.0)
+_LOOSE = 4  # budgets that a plain stack may take which never keeps one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,37 +70,13 @@ class Plan:
     soak_s: float
     overload_s: float
     idle_s: float
-
-
-class Trial(NamedTuple):
-    """One run at one rate."""
-
-    rate_rps: float
-    outcomes: list[Outcome]
-
-    @property
-    def num_errors(self) -> int:
-        """Requests without an answer."""
-        return sum(bool(o.error) for o in self.outcomes)
-
-    @property
-    def num_full(self) -> int:
-        """Requests whose answer left nothing out."""
-        return sum(o.effort == Effort.FULL for o in self.outcomes)
-
-    @property
-    def p99_ms(self) -> float:
-        """Latency that 99 % of requests kept; infinite if more failed."""
-        values = [math.inf if o.error else o.latency_s * 1000 for o in self.outcomes]
-        return sorted(values)[max(0, math.ceil(0.99 * len(values)) - 1)] if values else math.inf
-
-    def num_in_budget(self, budget_ms: float) -> int:
-        """Requests that were answered in time."""
-        return sum(not o.error and o.latency_s * 1000 <= budget_ms for o in self.outcomes)
+    plain: Path | None = None  # run directory
 
 
 class Bench:
     """Puts loads of a plan on one engine."""
+
+    name = "engine"
 
     def __init__(self, plan: Plan, engine: Served) -> None:
         self.send_lag_p99_ms = 0.0
@@ -121,7 +102,7 @@ class Bench:
         lag_ms = percentile([o.lag_s * 1000 for o in done.outcomes], 99) or 0.0
         self.send_lag_p99_ms = max(self.send_lag_p99_ms, lag_ms)
         print(
-            f"{'idle' if is_idle else f'{rate_rps:.2f} rps'} for {duration_s:g} s: "
+            f"{self.name}: {'idle' if is_idle else f'{rate_rps:.2f} rps'} for {duration_s:g} s: "
             f"{len(done.outcomes)} requests, p99 {done.p99_ms:.1f} ms, {done.num_full} full, "
             f"{done.num_errors} errors, sent {lag_ms:.1f} ms late",
             file=sys.stderr,
@@ -129,50 +110,42 @@ class Bench:
         return done
 
 
-def capacity(
-    trial: Callable[[float, float], Trial],
-    holds: Callable[[Trial], bool],
-    *,
-    start_rps: float,
-    probe_s: float,
-    confirm_s: float,
-) -> Trial:
-    """Returns the run at the highest rate that holds for `confirm_s`.
+class Rival(Bench):
+    """Puts loads on the plain stack, whose answers are always full."""
 
-    Args:
-        trial: Runs a rate for some seconds.
-        holds: Whether the engine held it.
-        start_rps: Where to look first.
-        probe_s: Of the short runs.
-        confirm_s: Of the runs that decide.
+    name = "plain stack"
 
-    Raises:
-        ValueError: not even the lowest rate holds.
-    """
-    lowest, highest = _RANGE_RPS
-    low = high = start_rps
-    if holds(trial(low, probe_s)):
-        while (high := low * 2) <= highest and holds(trial(high, probe_s)):
-            low = high
-    else:
-        while (low := high / 2) >= lowest and not holds(trial(low, probe_s)):
-            high = low
-    while high / low > _COARSE:
-        middle = math.sqrt(low * high)
-        if holds(trial(middle, probe_s)):
-            low = middle
-        else:
-            high = middle
-    confirmed = trial(low, confirm_s)
-    while not holds(confirmed):
-        if (low := low / _FINE) < lowest:
-            raise ValueError(f"the engine does not hold even {lowest} requests a second")
-        confirmed = trial(low, confirm_s)
-        if holds(confirmed):
-            return confirmed
-    while holds(further := trial(confirmed.rate_rps * _FINE, confirm_s)):
-        confirmed = further
-    return confirmed
+    def __init__(self, plan: Plan, server: Served) -> None:
+        """Finds out what it has to keep: the budget, if it ever does."""
+        super().__init__(plan, server)
+        self._idle = self.trial(1.0, plan.idle_s, is_idle=True)
+        self._bound_ms = plan.budget_ms * (1 if self._idle.p99_ms <= plan.budget_ms else _LOOSE)
+        self.search = _search(plan, lambda trial: trial.p99_ms <= self._bound_ms)
+
+    def figures(self, ours: Trial, theirs: Trial | None) -> dict[str, object]:
+        """Returns those of the last line."""
+        idle_ms = [o.latency_s * 1000 for o in self._idle.outcomes if not o.error]
+        note = ""
+        if self._bound_ms > self._plan.budget_ms:
+            note = (
+                f"one request at a time takes more than {self._plan.budget_ms:g} ms: here its p99 "
+                f"may be {self._bound_ms:g} ms, so at one budget the ratio is higher"
+            )
+        if theirs is None:
+            note = f"it does not keep a p99 of {self._bound_ms:g} ms at any rate"
+        return {
+            "plain_stack_ratio": theirs and round(ours.rate_rps / theirs.rate_rps, 2),
+            "plain_rps": theirs and round(theirs.rate_rps, 2),
+            "plain_p99_ms": theirs and round(theirs.p99_ms, 2),
+            "plain_bound_ms": self._bound_ms,
+            "plain_idle_p50_ms": percentile(idle_ms, 50),
+            "plain_idle_p99_ms": percentile(idle_ms, 99),
+            "plain_note": note,
+        }
+
+
+def _search(plan: Plan, holds: Holds) -> Search:
+    return search(holds, start_rps=plan.start_rps, probe_s=plan.probe_s, confirm_s=plan.confirm_s)
 
 
 def measure(plan: Plan) -> dict[str, object]:
@@ -184,16 +157,20 @@ def measure(plan: Plan) -> dict[str, object]:
     def undegraded(trial: Trial) -> bool:
         return in_time(trial) and trial.num_full >= _MIN_FULL * len(trial.outcomes)
 
-    with served(plan.bundle, _ENGINE) as engine:
+    with ExitStack() as rivals, served(plan.bundle, _ENGINE) as engine:
         bench = Bench(plan, engine)
         overhead_ms = overheads_ms(bench.trial(1.0, plan.idle_s, is_idle=True).outcomes)
-        best = capacity(
-            bench.trial,
-            undegraded,
-            start_rps=plan.start_rps,
-            probe_s=plan.probe_s,
-            confirm_s=plan.confirm_s,
-        )
+        searches = [(_search(plan, undegraded), bench.trial)]
+        note = mismatch(plan.plain, plan.bundle) if plan.plain else "no run was given with --plain"
+        rival = None
+        if plan.plain and not note:
+            server = rivals.enter_context(served_plainly(plan.plain))
+            rival = Rival(plan, server)
+            searches.append((rival.search, rival.trial))
+        best, *others = in_turns(searches)
+        if best is None:
+            raise ValueError(f"the engine does not hold even {RANGE_RPS[0]} requests a second")
+        rivals.close()
         before_bytes = engine.resident_bytes()
         soak = bench.trial(0.8 * best.rate_rps, plan.soak_s)
         growth_bytes = engine.resident_bytes() - before_bytes
@@ -222,6 +199,11 @@ def measure(plan: Plan) -> dict[str, object]:
         "lookup_rps": round(lookup.rate_rps, 2),
         "send_lag_p99_ms": round(max(bench.send_lag_p99_ms, lookup_bench.send_lag_p99_ms), 2),
         "budget_ms": plan.budget_ms,
+        **(
+            rival.figures(best, *others)
+            if rival
+            else {"plain_stack_ratio": None, "plain_note": note}
+        ),
     }
 
 
@@ -247,6 +229,7 @@ def parse(arguments: Sequence[str] | None = None) -> Plan:
     parser.add_argument("--bundle", type=Path, required=True, help="directory of a bundle")
     parser.add_argument("--queries", type=Path, required=True, help="text file, one query a line")
     parser.add_argument("--scenarios", default="suggestion", help="the mix (default suggestion)")
+    parser.add_argument("--plain", type=Path, help="run of the bundle, for the plain stack")
     parser.add_argument("--budget-ms", type=float, default=50.0, help="budget of an answer (50)")
     parser.add_argument("--start", type=float, default=8.0, help="rate to begin with (8)")
     for name, default, what in (
@@ -281,6 +264,7 @@ def parse(arguments: Sequence[str] | None = None) -> Plan:
         soak_s=args.soak,
         overload_s=args.overload,
         idle_s=args.idle,
+        plain=args.plain,
     )
 
 

@@ -1,10 +1,10 @@
-"""Engines for measurements: a process of their own that serves a bundle until the block ends."""
+"""Servers for measurements: a process of their own that serves until the block ends."""
 
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,17 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from engine.formats.manifest import read_manifest, write_manifest
+from engine.formats.manifest import read_manifest, sha256_of, write_manifest
 
-_LISTENING = "queryrec-engine: listening on "
-_SERVING = "queryrec-engine: serving"
+_LISTENING = ": listening on "
+_SERVING = ": serving"
+_SHARED_FILES = ("tokenizer.json", "index/texts.bin", "index/hnsw.bin")  # of run and bundle
 _STOP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running engine."""
+    """A running server."""
 
     target: str  # HOST:PORT
     pid: int
@@ -34,7 +35,7 @@ class Served:
 
 @contextmanager
 def served(bundle: Path, settings: Mapping[str, str]) -> Iterator[Served]:
-    """Serves a bundle on a free port.
+    """Serves a bundle with the engine on a free port.
 
     Args:
         bundle: Its directory.
@@ -44,25 +45,59 @@ def served(bundle: Path, settings: Mapping[str, str]) -> Iterator[Served]:
         ValueError: the engine does not start; says why.
     """
     with tempfile.TemporaryDirectory() as folder:
+        environment = {"QUERYREC_FEEDBACK_DIRECTORY": f"{folder}/feedback", **settings}
+        command = ["engine", "serve", "--bundle", str(bundle), "--port", "0"]
+        with _running(command, environment) as server:
+            yield server
+
+
+@contextmanager
+def served_plainly(run: Path, *options: str) -> Iterator[Served]:
+    """Serves a run with the plain stack on a free port.
+
+    Args:
+        run: Its directory.
+        options: Of `python -m benchmarks.plain serve`; without any it is tuned to this machine.
+
+    Raises:
+        ValueError: it does not start; says why.
+    """
+    with _running(["benchmarks.plain", "serve", "--run", str(run), *options], {}) as server:
+        yield server
+
+
+def mismatch(run: Path, bundle: Path) -> str:
+    """Returns why a bundle was not made from a run; empty if it may have been."""
+    files = read_manifest(bundle).files
+    for name in _SHARED_FILES:
+        if not (run / name).is_file() or files.get(name) != sha256_of(run / name):
+            return f"{bundle} was not made from {run}: {name} differs"
+    return ""
+
+
+@contextmanager
+def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[Served]:
+    """Runs a module that says where it listens, and when it serves."""
+    with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "stderr.txt"
         with errors.open("w") as stderr_file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "engine", "serve", "--bundle", bundle, "--port", "0"],
+                [sys.executable, "-m", *command],
                 stdout=subprocess.PIPE,
                 stderr=stderr_file,
                 text=True,
-                env={**os.environ, "QUERYREC_FEEDBACK_DIRECTORY": f"{folder}/feedback", **settings},
+                env={**os.environ, **environment},
             )
         assert process.stdout is not None
         try:
             target = ""
             for line in process.stdout:
-                if line.startswith(_LISTENING):
-                    target = line.removeprefix(_LISTENING).strip()
-                if line.startswith(_SERVING):
+                if _LISTENING in line:
+                    target = line.partition(_LISTENING)[2].strip()
+                if _SERVING in line:
                     break
             else:
-                raise ValueError(f"the engine did not start: {errors.read_text().strip()}")
+                raise ValueError(f"{command[0]} did not start: {errors.read_text().strip()}")
             yield Served(target, process.pid)
         finally:
             process.terminate()

@@ -83,6 +83,19 @@ class TritonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Rows on their way at the same time; further ones wait here, most urgent first."""
 
 
+class MilvusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A Milvus server that finds nearest queries in place of this process."""
+
+    uri: str = ""
+    """http://HOST:PORT or https://HOST:PORT. Empty: the bundle's own index is searched."""
+    token_file: str = ""
+    """File with user:password, or an API key. Empty: none is sent."""
+    database: str = ""
+    """Empty: the server's default."""
+    timeout_ms: Milliseconds = 20.0
+    """A search that takes longer is left out; one gets less where the call's deadline is near."""
+
+
 class RankingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How candidates are found and ordered."""
 
@@ -150,6 +163,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     server: ServerConfig = ServerConfig()
     models: ModelsConfig = ModelsConfig()
     triton: TritonConfig = TritonConfig()
+    milvus: MilvusConfig = MilvusConfig()
     ranking: RankingConfig = RankingConfig()
     cache: CacheConfig = CacheConfig()
     feedback: FeedbackConfig = FeedbackConfig()

@@ -9,8 +9,10 @@ from rich.table import Table
 
 from engine.config import DeviceKind
 from engine.execution.cpu import num_usable_cpus
+from engine.execution.milvus import Access
 from export.bundle import Mode, Precision, export_bundle
 from export.index import refresh_index
+from export.milvus import load_vectors
 from export.sample import write_sample_bundle
 from export.triton import MAX_BATCH_SIZE, Backend, write_repository
 
@@ -52,11 +54,14 @@ def index(
     run: Annotated[Path, typer.Option(help="Run directory in which newer logs are mined.")],
     out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
     max_edges: Annotated[int, typer.Option(min=1, help="Co-occurring queries per query.")] = 32,
+    threads: Annotated[
+        int, typer.Option(min=1, help="With more than one, no two builds are the same.")
+    ] = 1,
 ) -> None:
     """Write a bundle again with an index of newer logs."""
     try:
         manifest = refresh_index(
-            bundle, run, out, max_edges=max_edges,
+            bundle, run, out, max_edges=max_edges, num_threads=threads,
             report=lambda line: _console.print(f"[dim]{line}[/dim]"),
         )  # fmt: skip
     except ValueError as error:
@@ -110,3 +115,25 @@ def triton(
         _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
     _console.print(f"{', '.join(names)} in {out}")
+
+
+@app.command()
+def milvus(
+    bundle: Annotated[Path, typer.Option(help="Bundle directory.")],
+    uri: Annotated[str, typer.Option(help="http://HOST:PORT or https://HOST:PORT of a Milvus.")],
+    token_file: Annotated[str, typer.Option(help="File with user:password or an API key.")] = "",
+    database: Annotated[str, typer.Option(help="Empty: the server's default.")] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove the bundle's collection first.")
+    ] = False,
+) -> None:
+    """Load the vectors of a bundle's index into a Milvus server."""
+    try:
+        name = load_vectors(
+            bundle, Access.of(uri, token_file, database), replace=replace,
+            report=lambda line: _console.print(f"[dim]{line}[/dim]"),
+        )  # fmt: skip
+    except ValueError as error:  # BundleError is one
+        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    _console.print(f"collection {name} at {uri}")

@@ -6,7 +6,7 @@ look. Models, prompts and scenarios stay byte for byte as they are.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import onnx
 import pyarrow.parquet as pq
 
 from engine.execution.bundle import load_bundle
-from engine.execution.models import Encoder
-from engine.formats.index import write_index
+from engine.execution.models import Encoder, Floats
+from engine.formats.index import Report, write_index
 from engine.formats.manifest import MAX_ENCODER_TOKENS, Manifest
 from export.packing import packed, sealed
 from export.parity import session_of
@@ -25,7 +25,7 @@ from train.mining.mine import QUERIES, SUMMARY, MineSummary
 from train.retrieval.index import read_edges
 
 _BATCH_SIZE = 256
-Report = Callable[[str], None]
+_BATCHES_A_LINE = 100  # of progress
 
 
 def refresh_index(
@@ -34,6 +34,7 @@ def refresh_index(
     target: Path,
     *,
     max_edges: int = 32,
+    num_threads: int = 1,
     report: Report = lambda _: None,
 ) -> Manifest:
     """Writes `bundle` with an index of newly mined logs to `target` and returns its manifest.
@@ -45,6 +46,7 @@ def refresh_index(
         run_directory: a run in which `queryrec-train mine` is done; nothing else of it is read.
         target: must not exist.
         max_edges: co-occurring queries kept per query.
+        num_threads: of embedding and building; with more than one, no two builds are the same.
         report: called with a line of progress.
 
     Raises:
@@ -60,7 +62,7 @@ def refresh_index(
     old = loaded.manifest
     if old.encoder is None or old.index is None:
         raise ValueError(f"{bundle}: has no encoder and index to refresh; export a whole bundle")
-    session = session_of(onnx.load(bundle / old.encoder.file))
+    session = session_of(onnx.load(bundle / old.encoder.file), num_threads)
     encoder = Encoder(session, MAX_ENCODER_TOKENS)
     with packed(target) as directory:
         for name in old.files:
@@ -68,21 +70,18 @@ def refresh_index(
                 _link(bundle / name, directory / name)
         queries = pq.read_table(mined / QUERIES)
         texts: list[str] = queries["text"].to_pylist()
-        report(f"index: embedding {len(texts)} queries")
-        embeddings = [
-            encoder.run([loaded.encoder_ids(t) for t in texts[start : start + _BATCH_SIZE]])
-            for start in range(0, len(texts), _BATCH_SIZE)
-        ]
-        report("index: building")
+        ids = [loaded.encoder_ids(t) for t in texts]
         write_index(
             directory / old.index.directory,
             texts=texts,
             popularity=queries["num_searches"].to_numpy().astype(np.float32),
             edges=read_edges(run_directory, texts, max_edges),
-            embeddings=np.concatenate(embeddings),
+            embeddings=embed(encoder, ids, report),
             m=old.index.m,
             ef_construction=old.index.ef_construction,
             ef_search=old.index.ef_search,
+            num_threads=num_threads,
+            report=report,
         )
         summary = msgspec.json.decode((mined / SUMMARY).read_bytes(), type=MineSummary)
         index = msgspec.structs.replace(
@@ -99,6 +98,20 @@ def refresh_index(
             provenance=provenance,
         )
         return sealed(directory, manifest)
+
+
+def embed(encoder: Encoder, ids: Sequence[Sequence[int]], report: Report) -> Floats:
+    """Returns float32 (Q, D), row i for ids i; computed in batches of similar length."""
+    order = np.argsort([len(i) for i in ids], kind="stable")
+    parts: list[Floats] = []
+    for number, start in enumerate(range(0, len(order), _BATCH_SIZE), 1):
+        rows = order[start : start + _BATCH_SIZE]
+        parts.append(encoder.run([ids[r] for r in rows]))
+        if number % _BATCHES_A_LINE == 0:
+            report(f"index: {start + len(rows)} of {len(ids)} queries embedded")
+    embeddings_QD = np.empty((len(ids), parts[0].shape[1]), np.float32)
+    embeddings_QD[order] = np.concatenate(parts)
+    return embeddings_QD
 
 
 def _link(source: Path, target: Path) -> None:

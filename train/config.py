@@ -279,10 +279,11 @@ class IndexConfig(_Section, frozen=True, kw_only=True):
     ef_construction: int = 100
     ef_search: int = 64
     max_edges: int = 32  # co-occurring queries kept per query
+    num_threads: int = 1  # more build faster, but no two builds are the same
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for name in ("m", "ef_construction", "ef_search", "max_edges"):
+        for name in ("m", "ef_construction", "ef_search", "max_edges", "num_threads"):
             _at_least(name, getattr(self, name), 1 if name != "m" else 2)
 
 

@@ -201,7 +201,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
     def index(out: Path) -> str:
         from train.retrieval.index import build_index
 
-        spec = build_index(run, config.index, seed=config.seed, output=out)
+        spec = build_index(run, config.index, seed=config.seed, output=out, report=report)
         return f"{spec.num_queries} queries, {spec.embedding_dim} dimensions"
 
     mined_settings = {

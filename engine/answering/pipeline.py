@@ -18,23 +18,26 @@ from engine.answering.request import RequestState, log_candidates, side_informat
 from engine.answering.safety import Blocklist
 from engine.answering.scoring import CandidateInputs
 from engine.config import Config
-from engine.errors import DeadlineUnreachable, QueueFull
+from engine.errors import DeadlineUnreachable, EngineError, QueueFull
 from engine.execution.bundle import Bundle
 from engine.execution.models import Floats
-from engine.execution.retrieval import NOTHING, Retrieval, Retrieved
+from engine.execution.retrieval import NOTHING, Neighbours, Retrieval, Retrieved
 from engine.execution.runner import Found, LocalRunner, LookupRow, RemoteModels, RemoteRunner
 from engine.execution.runtime import Runtime
 from engine.execution.worker import Worker
 from engine.feedback.attribution import Source
+from engine.formats.index import Rows
 from engine.formats.prompt import COOCCURRING, SideInformation
+from engine.scheduling.batcher import TooLate
 from engine.scheduling.deadline import Clock
-from engine.scheduling.planner import ENCODE, SCORED_SIZES, score_work
+from engine.scheduling.planner import ENCODE, SCORED_SIZES, Plan, score_work, works_of
 from engine.scheduling.reserve import Reserve
 from engine.scheduling.stages import Left, Probe, Stage, Why
 from engine.telemetry.metrics import Metrics
 
 # Turns of the event loop until a row just submitted is running, if the worker is free.
 _TURNS_TO_START = 3
+_LEAST_SEARCH_SHARE = 0.2  # of the time left, for a search on a server
 
 
 class Pipeline:
@@ -48,6 +51,7 @@ class Pipeline:
         clock: Clock,
         *,
         remote: RemoteModels | None = None,
+        neighbours: Neighbours | None = None,
         blocklist: Blocklist | None = None,
         randomness: random.Random | None = None,
         metrics: Metrics | None = None,
@@ -60,6 +64,7 @@ class Pipeline:
             config: Settings.
             clock: Time of deadlines.
             remote: The bundle's models on a server, which run in place of the bundle's own.
+            neighbours: Finds nearest queries in place of the bundle's own graph.
             blocklist: What no answer may hold.
             randomness: Of exploration.
             metrics: Told of model runs and cache look-ups.
@@ -79,13 +84,15 @@ class Pipeline:
             else None
         )
         self._inputs = CandidateInputs(bundle.vocabulary)
+        self._neighbours = neighbours
+        searched = self._retrieval if neighbours is None else None
         if remote is None:
             runner = LocalRunner(
-                bundle, self._retrieval, runtime, clock, max_batch_size=config.models.max_batch_size
+                bundle, searched, runtime, clock, max_batch_size=config.models.max_batch_size
             )
         else:
             runner = RemoteRunner(
-                remote, self._retrieval, runtime, clock, concurrency=config.triton.concurrency
+                remote, searched, runtime, clock, concurrency=config.triton.concurrency
             )
         self.worker = Worker(runner, config, clock, metrics)
         self._dispatcher = Dispatcher(
@@ -109,6 +116,12 @@ class Pipeline:
         if request.ready_s is not None:
             self._reserve.ended(request.ready_s)
         return answer
+
+    async def close(self) -> None:
+        """Ends connections, and lets go of models and index once nothing runs on them."""
+        await self.worker.close()
+        if self._neighbours is not None:
+            await self._neighbours.close()
 
     async def _answered(self, request: RequestState) -> Answer:
         question, probe = request.question, request.probe
@@ -208,10 +221,39 @@ class Pipeline:
                 if done is not None:
                     found: Found = done.result
                     request.probe.add(Stage.ENCODE, found.encode_s, ago_s=found.search_s)
-                    request.probe.add(Stage.RETRIEVE, found.search_s)
-                    return found.retrieved
+                    if found.retrieved is not None:
+                        request.probe.add(Stage.RETRIEVE, found.search_s)
+                        return found.retrieved
+                    with request.probe.during(Stage.RETRIEVE):
+                        nearest = await self._nearest(request, found.embedding_D, plan)
+                        return retrieval.around(query, nearest)
         with request.probe.during(Stage.RETRIEVE):
             return retrieval.nearby(query, None)
+
+    async def _nearest(
+        self, request: RequestState, embedding_D: Floats, plan: Plan
+    ) -> tuple[Rows, Floats] | None:
+        """Returns the rows that a server finds nearest, or None with an omission.
+
+        It gets half of the time that is not planned for other stages: plans are no promises. And
+        always some of what is left.
+        """
+        assert self._neighbours is not None
+        assert self._retrieval is not None
+        left_s = request.deadline.left_s()
+        works = works_of(False, plan.rung, plan.num_scored)
+        later_s = sum(self.worker.costs.predict_s(w, 1) for w in works)
+        limit_s = max((left_s - later_s) / 2, _LEAST_SEARCH_SHARE * left_s)
+        finish_by_s = request.deadline.at_s - left_s + limit_s
+        try:
+            return await self._neighbours.nearest(
+                embedding_D, self._retrieval.num_nearest, finish_by_s
+            )
+        except TooLate:
+            request.omit(Stage.RETRIEVE, Left.DEGRADED, Why.BUDGET)
+        except EngineError:
+            request.omit(Stage.RETRIEVE, Left.DEGRADED, Why.FAILURE)
+        return None
 
     def _prepared(
         self,

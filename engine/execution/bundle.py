@@ -50,12 +50,13 @@ class Bundle:
     index: CooccurrenceIndex | None
 
 
-def load_bundle(directory: Path, runtime: Runtime | None) -> Bundle:
+def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = True) -> Bundle:
     """Reads and verifies a bundle. Takes seconds; not for the event loop.
 
     Args:
         directory: Where it is.
         runtime: Opens its graphs; None if they run elsewhere, whatever they need of a CPU.
+        has_graph: False if the nearest queries are found elsewhere.
 
     Raises:
         BundleError: naming the file that is missing, changed, or does not fit the others.
@@ -112,7 +113,7 @@ def load_bundle(directory: Path, runtime: Runtime | None) -> Bundle:
         generator=generator,
         rungs={s.name: _rungs(s, manifest, renderer) for s in manifest.scenarios},
         click_model=click_model,
-        index=_index(directory, manifest),
+        index=_index(directory, manifest, has_graph=has_graph),
     )
 
 
@@ -174,7 +175,7 @@ def _tokenizer(
     return lambda text: own.encode(text).ids
 
 
-def _index(directory: Path, manifest: Manifest) -> CooccurrenceIndex | None:
+def _index(directory: Path, manifest: Manifest, *, has_graph: bool) -> CooccurrenceIndex | None:
     spec = manifest.index
     if spec is None:
         return None
@@ -192,8 +193,8 @@ def _index(directory: Path, manifest: Manifest) -> CooccurrenceIndex | None:
                 f"{path}: holds vectors of {spec.embedding_dim} numbers, "
                 f"{manifest.encoder.file} makes {dim}"
             )
-    index = CooccurrenceIndex(path, spec)
-    lost = index.lost_rows(_NUM_SELF_QUERIES)
+    index = CooccurrenceIndex(path, spec, has_graph=has_graph)
+    lost = index.lost_rows(_NUM_SELF_QUERIES) if has_graph else []
     if len(lost) > _MAX_LOST_SHARE * _NUM_SELF_QUERIES:
         raise BundleError(
             f"{path / 'hnsw.bin'}: {len(lost)} of {_NUM_SELF_QUERIES} vectors do not find "

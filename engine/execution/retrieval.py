@@ -7,7 +7,7 @@ queries that start with what was typed; where there are few, with its last words
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,23 @@ class Retrieved(NamedTuple):
 NOTHING = Retrieved([], [], [], [])
 
 
+class Neighbours(Protocol):
+    """Finds the nearest known queries on a server. To be used from one event loop."""
+
+    async def nearest(self, embedding_D: Floats, k: int, finish_by_s: float) -> tuple[Rows, Floats]:
+        """Returns up to k rows by cosine similarity with a unit embedding, best first.
+
+        Raises:
+            TooLate: `finish_by_s`, on the clock, came first.
+            EngineError: the server failed; it has been logged.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        ...
+
+
 class Retrieval:
     """Looks queries up in one index. Thread-safe."""
 
@@ -50,7 +67,7 @@ class Retrieval:
         self.index = index
         self._max_candidates = max_candidates
         self._max_cooccurring = max_cooccurring
-        self._num_nearest = num_nearest
+        self.num_nearest = num_nearest
         self._starting_with = lru_cache(_MEMOISED_PREFIXES)(self._most_searched)
 
     def exact(self, query: str) -> Retrieved | None:
@@ -74,6 +91,12 @@ class Retrieval:
             query: Normalised query.
             embedding_D: Its embedding; None leaves only its own lists and popular queries.
         """
+        if embedding_D is None:
+            return self.around(query, None)
+        return self.around(query, self.index.nearest(embedding_D, self.num_nearest))
+
+    def around(self, query: str, found: tuple[Rows, Floats] | None) -> Retrieved:
+        """Returns what `nearby` does, with the nearest rows and their similarity given."""
         own = self.index.find(query)
         lists: list[Rows] = []
         associations: list[Floats] = []
@@ -81,8 +104,8 @@ class Retrieval:
             rows, npmi = self.index.neighbours(own)
             lists.append(rows)
             associations.append(npmi)
-        if embedding_D is not None:
-            nearest, similarity = self.index.nearest(embedding_D, self._num_nearest)
+        if found is not None:
+            nearest, similarity = found
             weight = np.maximum(similarity, 0.0) ** _SHARPNESS
             lists.append(nearest)
             associations.append(weight * np.float32(_OWN_SHARE))

@@ -27,7 +27,8 @@ class LookupRow(NamedTuple):
 class Found(NamedTuple):
     """The result of a `LookupRow`."""
 
-    retrieved: Retrieved
+    retrieved: Retrieved | None  # None where the index is searched elsewhere
+    embedding_D: Floats
     encode_s: float  # of the whole batch
     search_s: float
 
@@ -72,7 +73,7 @@ class LocalRunner:
         *,
         max_batch_size: int,
     ) -> None:
-        """Remembers the parts."""
+        """Remembers the parts; without `retrieval`, queries are only embedded."""
         self.max_batch_size = max_batch_size
         self._bundle: Bundle | None = bundle
         self._retrieval = retrieval
@@ -103,15 +104,19 @@ class LocalRunner:
 
     def _look_up(self, bundle: Bundle, rows: Sequence[LookupRow]) -> list[Found]:
         assert bundle.encoder is not None
-        assert self._retrieval is not None
+        retrieval = self._retrieval
         started_s = self._clock.now_s()
         embeddings_BD = bundle.encoder.run([r.ids for r in rows])
         encoded_s = self._clock.now_s()
         found = [
-            self._retrieval.nearby(r.query, e) for r, e in zip(rows, embeddings_BD, strict=True)
+            retrieval.nearby(r.query, e) if retrieval else None
+            for r, e in zip(rows, embeddings_BD, strict=True)
         ]
         search_s = self._clock.now_s() - encoded_s
-        return [Found(f, encoded_s - started_s, search_s) for f in found]
+        return [
+            Found(f, e, encoded_s - started_s, search_s)
+            for f, e in zip(found, embeddings_BD, strict=True)
+        ]
 
 
 class RemoteModels(Protocol):
@@ -149,7 +154,7 @@ class RemoteRunner:
         *,
         concurrency: int,
     ) -> None:
-        """Remembers the parts; the index is searched on the runtime's thread."""
+        """Remembers the parts; the index is searched on the runtime's thread, if at all."""
         self.concurrency = concurrency
         self._models = models
         self._retrieval = retrieval
@@ -174,9 +179,12 @@ class RemoteRunner:
         return self._models.score(row, work.variant[0], finish_by_s)
 
     async def _look_up(self, row: LookupRow, finish_by_s: float) -> Found:
-        assert self._retrieval is not None
+        retrieval = self._retrieval
         started_s = self._clock.now_s()
         embedding_D = await self._models.encode(row.ids, finish_by_s)
         encoded_s = self._clock.now_s()
-        retrieved = await self._runtime.run(self._retrieval.nearby, row.query, embedding_D)
-        return Found(retrieved, encoded_s - started_s, self._clock.now_s() - encoded_s)
+        retrieved = None
+        if retrieval is not None:
+            retrieved = await self._runtime.run(retrieval.nearby, row.query, embedding_D)
+        search_s = self._clock.now_s() - encoded_s
+        return Found(retrieved, embedding_D, encoded_s - started_s, search_s)

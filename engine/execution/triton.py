@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import EngineError
+from engine.execution.connection import CHANNEL_OPTIONS, Outage
 from engine.execution.models import Floats, GenerateRow, ScoreRow, Sequences, cut_sequences
 from engine.execution.wire import (
     Arrays,
@@ -42,17 +43,6 @@ _log = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 10.0  # of each question at the start
 _CALL_TIMEOUT_S = 60.0  # of a row without a deadline, as when warming up
-_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
-    # By default a lost server is tried again after 1 s, later after up to 120 s.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # A host that vanishes closes no connection; pings find out, and only while calls wait.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 1000),
-    # Engines of one process (tests, benchmarks) must not share a connection.
-    ("grpc.use_local_subchannel_pool", 1),
-]
 
 
 class _DataType(NamedTuple):
@@ -89,7 +79,7 @@ async def connect(
             f'triton.url is "{url}", but the package tritonclient is not installed: '
             "install queryrec with its extra, pip install -c constraints.txt -e '.[triton]'"
         ) from None
-    client = aio.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+    client = aio.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
     models = TritonModels(client, url, manifest, clock)
     try:
         await _check(client, url, bundle_directory, manifest)
@@ -112,7 +102,7 @@ class TritonModels:
         self._names = {role: model_name(role, manifest) for role in specs(manifest)}
         click_model = manifest.click_model
         self._max_candidate_tokens = click_model.max_candidate_tokens if click_model else 0
-        self._is_failing = False
+        self._outage = Outage(f"triton at {url}", _log)
 
     async def encode(self, ids: Sequence[int], finish_by_s: float) -> Floats:
         """Returns float32 (D).
@@ -162,9 +152,7 @@ class TritonModels:
         array = result.as_numpy(output)
         if array is None or len(array) != 1:
             raise ValueError(f"{self._names[role]} at {self._url}: gave no {output} of one row")
-        if self._is_failing:
-            self._is_failing = False
-            _log.warning("triton at %s: answers again", self._url)
+        self._outage.answered()
         return array[0]
 
     def _fail(self, error: "InferenceServerException") -> NoReturn:
@@ -172,9 +160,7 @@ class TritonModels:
         if status == "StatusCode.DEADLINE_EXCEEDED":
             raise TooLate
         message = f"triton at {self._url}: {status.removeprefix('StatusCode.')} {error.message()}"
-        if not self._is_failing:  # once, not for every row while it is away
-            self._is_failing = True
-            _log.error("%s; rows that need it fail until it answers again", message)
+        self._outage.failed(message)
         raise TritonFailure(message) from None
 
 

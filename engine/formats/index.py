@@ -14,8 +14,9 @@ Sorted texts make an exact look-up, and a look-up by prefix, a binary search on 
 Knows nothing of how texts were mined or embedded. Immutable while serving.
 """
 
+import mmap
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,9 @@ from engine.formats.manifest import BundleError, IndexSpec
 _NUM_POPULAR = 1000
 _NUM_FENCES = 4096  # texts held as bytes objects: searching among them takes a microsecond
 _BEYOND = b"\xff"  # in no UTF-8: after all texts that start alike
+_CHUNK = 20_000  # vectors added between two lines of progress
 Rows = NDArray[np.int32]
+Report = Callable[[str], None]
 
 
 class Edges(NamedTuple):
@@ -52,8 +55,23 @@ def write_index(
     ef_search: int = 64,
     seed: int = 0,
     num_threads: int = 1,
+    report: Report = lambda _: None,
 ) -> None:
-    """Writes the index files. `embeddings` is float32 (Q, D) of unit norm.
+    """Writes the index files.
+
+    Args:
+        directory: Made if it is not there.
+        texts: (Q) queries, sorted.
+        popularity: (Q) searches of each.
+        edges: What was searched next.
+        embeddings: float32 (Q, D) of unit norm.
+        m: Of HNSW, as the next two: links of a vector.
+        ef_construction: Effort when building.
+        ef_search: Effort when searching.
+        seed: Of the graph.
+        num_threads: With more than one, vectors are inserted in another order every time, so the
+            graph differs from build to build.
+        report: Called with a line of progress.
 
     Raises:
         ValueError: texts are not strictly increasing in their UTF-8 bytes, or lengths differ.
@@ -81,7 +99,10 @@ def write_index(
     np.save(directory / "by_popularity.npy", order.astype(np.int32))
     graph = hnswlib.Index(space="ip", dim=embeddings.shape[1])
     graph.init_index(num_queries, M=m, ef_construction=ef_construction, random_seed=seed)
-    graph.add_items(embeddings, np.arange(num_queries), num_threads=num_threads)
+    for start in range(0, num_queries, _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, num_queries))
+        graph.add_items(embeddings[rows], rows, num_threads=num_threads)
+        report(f"index: {rows[-1] + 1} of {num_queries} vectors linked")
     graph.set_ef(ef_search)
     graph.save_index(str(directory / "hnsw.bin"))
 
@@ -89,31 +110,37 @@ def write_index(
 class CooccurrenceIndex:
     """A loaded index. All methods are safe to call from several threads."""
 
-    def __init__(self, directory: Path, spec: IndexSpec) -> None:
+    def __init__(self, directory: Path, spec: IndexSpec, *, has_graph: bool = True) -> None:
         """Maps the files and loads the HNSW graph.
+
+        Args:
+            directory: Where they are.
+            spec: Of the manifest.
+            has_graph: False leaves the graph where it is, as when nearest queries are found
+                elsewhere; then `nearest`, `vectors` and `lost_rows` must not be called.
 
         Raises:
             BundleError: a file is missing or does not fit the manifest.
         """
         self._spec = spec
         try:
-            self._texts = memoryview((directory / "texts.bin").read_bytes())
+            self._texts = _mapped_bytes(directory / "texts.bin")
             self._text_offsets: NDArray[np.int64] = _mapped(directory / "text_offsets.npy")
             self._popularity: NDArray[np.float32] = _mapped(directory / "popularity.npy")
             self._edge_offsets: NDArray[np.int64] = _mapped(directory / "edge_offsets.npy")
             self._edges: Rows = _mapped(directory / "edges.npy")
             self._npmi: NDArray[np.float32] = _mapped(directory / "npmi.npy")
             self._by_popularity: Rows = _mapped(directory / "by_popularity.npy")
-            self._graph = hnswlib.Index(space=spec.metric, dim=spec.embedding_dim)
-            self._graph.load_index(str(directory / "hnsw.bin"), max_elements=spec.num_queries)
+            self._graph = _loaded(directory / "hnsw.bin", spec) if has_graph else None
         except (OSError, ValueError, RuntimeError) as error:
             raise BundleError(f"{directory}: index cannot be loaded: {error}") from error
-        self._graph.set_ef(spec.ef_search)
-        self._graph.set_num_threads(1)
+        num_vectors = spec.num_queries
+        if self._graph is not None:
+            num_vectors = self._graph.get_current_count()
         sizes = (len(self._text_offsets) - 1, len(self._popularity), len(self._edge_offsets) - 1)
-        if {*sizes, self._graph.get_current_count()} != {spec.num_queries}:
+        if {*sizes, num_vectors} != {spec.num_queries}:
             raise BundleError(
-                f"{directory}: holds {sizes} rows and {self._graph.get_current_count()} vectors, "
+                f"{directory}: holds {sizes} rows and {num_vectors} vectors, "
                 f"the manifest says {spec.num_queries} queries"
             )
         self._stride = -(-spec.num_queries // _NUM_FENCES)
@@ -153,18 +180,24 @@ class CooccurrenceIndex:
 
     def nearest(self, embedding_D: NDArray[np.float32], k: int) -> tuple[Rows, NDArray[np.float32]]:
         """Returns up to k rows by cosine similarity with a unit embedding, best first."""
+        assert self._graph is not None
         k = min(k, len(self))
         labels, distances = self._graph.knn_query(embedding_D[None, :], k=k, num_threads=1)
         return labels[0].astype(np.int32), 1 - distances[0].astype(np.float32)
+
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the embeddings of rows, float32 (rows, D)."""
+        assert self._graph is not None
+        return np.asarray(self._graph.get_items(rows), np.float32)
 
     def lost_rows(self, num_rows: int) -> list[int]:
         """Returns those of `num_rows` evenly spaced rows that a search for themselves misses.
 
         A sound graph finds nearly all; a damaged one, or one of another metric, does not.
         """
+        assert self._graph is not None
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(np.int64))
-        vectors = self._graph.get_items(rows)
-        found, _ = self._graph.knn_query(vectors, k=min(10, len(self)), num_threads=1)
+        found, _ = self._graph.knn_query(self.vectors(rows), k=min(10, len(self)), num_threads=1)
         return [int(r) for r, labels in zip(rows, found, strict=True) if r not in labels]
 
     def starting_with(self, prefix: str, k: int) -> Rows:
@@ -204,6 +237,19 @@ class CooccurrenceIndex:
         return low
 
 
+def _loaded(path: Path, spec: IndexSpec) -> hnswlib.Index:
+    graph = hnswlib.Index(space=spec.metric, dim=spec.embedding_dim)
+    graph.load_index(str(path), max_elements=spec.num_queries)
+    graph.set_ef(spec.ef_search)
+    graph.set_num_threads(1)
+    return graph
+
+
 def _mapped(path: Path) -> NDArray[Any]:
     mapped: NDArray[Any] = np.load(path, mmap_mode="r")
     return mapped.view(np.ndarray)  # slices of np.memmap cost 25 times as much
+
+
+def _mapped_bytes(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -52,7 +52,7 @@ async def dry_run(bundle_directory: Path, config: Config) -> None:
                 raise ValueError(f"{bundle_directory}: {scenario.name} got no suggestion at all")
     finally:
         if pipeline is not None:
-            await pipeline.worker.close()
+            await pipeline.close()
         runtime.close()
 
 

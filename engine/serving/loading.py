@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.answering.pipeline import Pipeline
 from engine.answering.safety import Blocklist
 from engine.config import Config
+from engine.execution import milvus
 from engine.execution.bundle import load_bundle
 from engine.execution.cpu import model_threads
 from engine.execution.device import Device
@@ -57,14 +58,33 @@ async def load_pipeline(
 
     Raises:
         BundleError: the bundle cannot be used.
-        ValueError: the blocklist cannot be read, or the Triton server does not serve the bundle.
+        ValueError: the blocklist cannot be read, or the Triton or Milvus server does not serve
+            the bundle.
     """
     blocklist = Blocklist.load(config.ranking.blocklist)
     url = config.triton.url
-    bundle = await asyncio.to_thread(load_bundle, bundle_directory, None if url else runtime)
-    remote = await connect(url, bundle_directory, bundle.manifest, clock) if url else None
+    has_graph = not config.milvus.uri
+    bundle = await asyncio.to_thread(
+        load_bundle, bundle_directory, None if url else runtime, has_graph=has_graph
+    )
+    neighbours = None
+    if not has_graph and bundle.index is not None:
+        neighbours = await milvus.connect(config.milvus, bundle_directory, bundle.manifest, clock)
+    try:
+        remote = await connect(url, bundle_directory, bundle.manifest, clock) if url else None
+    except BaseException:
+        if neighbours is not None:
+            await neighbours.close()
+        raise
     pipeline = Pipeline(
-        bundle, runtime, config, clock, remote=remote, blocklist=blocklist, metrics=metrics
+        bundle,
+        runtime,
+        config,
+        clock,
+        remote=remote,
+        neighbours=neighbours,
+        blocklist=blocklist,
+        metrics=metrics,
     )
     if metrics is not None:
         metrics.expect(bundle.scenarios)
@@ -80,7 +100,7 @@ async def load_pipeline(
             report=report,
         )
     except BaseException as error:
-        await pipeline.worker.close()
+        await pipeline.close()
         if isinstance(error, TritonFailure):
             raise ValueError(f"warming up: {error}") from None
         raise

@@ -65,7 +65,7 @@ class Release:
     async def end(self) -> None:
         """Waits for the last request, then lets go of models and index."""
         await self.idle()
-        await self.pipeline.worker.close()
+        await self.pipeline.close()
 
 
 class Releases:

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from benchmarks.capacity import Plan, Trial, _figures, capacity, parse
+from benchmarks.capacity import Plan, _figures, parse
 from benchmarks.load.caller import Outcome
+from benchmarks.search import Trial, capacity, in_turns, search
 from benchmarks.served import write_lookup_bundle
 from engine.formats.manifest import read_manifest, verify_files
 
@@ -49,6 +50,30 @@ def test_the_highest_rate_that_long_runs_hold_is_found(start_rps, long_rps):
 def test_an_engine_that_holds_nothing_is_an_error():
     with pytest.raises(ValueError, match="does not hold even"):
         Known(short_rps=60.0, long_rps=0.0).capacity(8.0)
+
+
+def test_searches_take_turns_and_find_what_each_finds_alone():
+    engines = [Known(short_rps=60.0, long_rps=60.0), Known(short_rps=3.0, long_rps=0.0)]
+    order: list[int] = []
+
+    def trial(i: int):
+        def run(rate_rps: float, duration_s: float) -> Trial:
+            order.append(i)
+            return engines[i].trial(rate_rps, duration_s)
+
+        return run
+
+    def holds(trial: Trial) -> bool:
+        return trial.p99_ms <= 50
+
+    found = in_turns(
+        [(search(holds, start_rps=8.0, probe_s=15.0, confirm_s=120.0), trial(i)) for i in range(2)]
+    )
+    alone = Known(short_rps=60.0, long_rps=60.0)
+    assert found[0] is not None
+    assert found[0].rate_rps == alone.capacity(8.0).rate_rps
+    assert found[1] is None, "its long runs hold nothing"
+    assert order[:8] == [0, 1] * 4
 
 
 def test_failed_requests_count_as_endless():

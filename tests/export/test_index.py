@@ -14,7 +14,7 @@ from engine.execution.models import Encoder
 from engine.formats.manifest import MAX_ENCODER_TOKENS, read_manifest
 from export import parity
 from export.bundle import export_bundle
-from export.index import refresh_index
+from export.index import embed, refresh_index
 from export.sample import write_sample_run
 from train.mining.mine import MineSummary
 
@@ -106,3 +106,33 @@ def test_existing_target_is_left_alone(bundle: Path, newer: Path, tmp_path: Path
     (tmp_path / "fresh").mkdir()
     with pytest.raises(ValueError, match="exists already"):
         refresh_index(bundle, newer, tmp_path / "fresh")
+
+
+def test_rows_keep_their_order_whatever_their_length(bundle: Path) -> None:
+    loaded = load_bundle(bundle, None)
+    encoder = Encoder(parity.session_of(onnx.load(bundle / "encoder.onnx")), MAX_ENCODER_TOKENS)
+    texts = [" ".join(["shoes"] * (1 + number * 7 % 11)) for number in range(600)]
+    ids = [loaded.encoder_ids(t) for t in texts]
+    together = embed(encoder, ids, lambda _: None)
+    for number in range(0, 600, 41):
+        (alone,) = encoder.run([ids[number]])
+        assert together[number] == pytest.approx(alone, abs=1e-5)
+
+
+def test_progress_is_told(bundle: Path, newer: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    manifest = refresh_index(bundle, newer, tmp_path / "fresh", report=lines.append)
+    assert manifest.index is not None
+    num = manifest.index.num_queries
+    assert lines[-1] == f"index: {num} of {num} vectors linked"
+
+
+def test_one_thread_gives_the_same_index_every_time(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    first = refresh_index(bundle, newer, tmp_path / "first")
+    second = refresh_index(bundle, newer, tmp_path / "second")
+    assert first.files == second.files
+    several = refresh_index(bundle, newer, tmp_path / "several", num_threads=2)
+    assert load_bundle(tmp_path / "several", None).index is not None
+    assert several.files["index/texts.bin"] == first.files["index/texts.bin"]

@@ -8,7 +8,7 @@ the embeddings, nor of how pairs were mined.
 
 # B batch of pairs, N columns of candidates, Q queries, D model dim, T tokens
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -35,6 +35,7 @@ _MIN_PAIR_WEIGHT = 0.05  # pairs of weak association still count a little
 _MAX_EVALUATED = 4000  # held-out (query, next query) pairs that recall is measured on
 _UNPAIRED_WEIGHT = 0.2  # of a query without pairs, as its own positive
 _DROPOUT = 0.1  # SimCSE's, which makes two views of one query
+_BATCHES_A_LINE = 50  # of progress
 _NUM_CHUNKS = 4  # a batch is computed in so many groups of similar length: less padding
 
 
@@ -151,10 +152,16 @@ class Encoder(nn.Module):
         return [ids[: self._max_tokens] or [0] for ids in self.tokenizer.encode_batch(texts)]
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str], batch_size: int = 512) -> NDArray[np.float32]:
+    def embed(
+        self,
+        texts: Sequence[str],
+        batch_size: int = 512,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> NDArray[np.float32]:
         """Returns float32 (Q, D) of unit norm, row i for text i.
 
-        Computes in batches of similar length. Switches dropout off while it runs.
+        Computes in batches of similar length. Switches dropout off while it runs. `report` is
+        called with lines of progress.
         """
         was_training = self.training
         self.eval()
@@ -162,10 +169,12 @@ class Encoder(nn.Module):
         ids = self.token_ids(texts)
         order = np.argsort([len(i) for i in ids], kind="stable")
         embeddings = np.empty((len(texts), self.embedding_dim), np.float32)
-        for start in range(0, len(order), batch_size):
+        for number, start in enumerate(range(0, len(order), batch_size), 1):
             rows = order[start : start + batch_size]
             batch = {k: v.to(device) for k, v in padded([ids[r] for r in rows]).items()}
             embeddings[rows] = self(**batch).cpu().numpy()
+            if number % _BATCHES_A_LINE == 0:
+                report(f"{start + len(rows)} of {len(texts)} queries embedded")
         self.train(was_training)
         return embeddings
 

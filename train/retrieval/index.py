@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from engine.formats.index import Edges, write_index
+from engine.formats.index import Edges, Report, write_index
 from engine.formats.manifest import IndexSpec, sha256_of
 from train.config import IndexConfig
 from train.mining.mine import SUMMARY, MineSummary
@@ -20,11 +20,18 @@ from train.retrieval.encoder import Encoder
 Ids = NDArray[np.int64]
 
 
-def build_index(run: Path, config: IndexConfig, *, seed: int, output: Path) -> IndexSpec:
+def build_index(
+    run: Path,
+    config: IndexConfig,
+    *,
+    seed: int,
+    output: Path,
+    report: Report = lambda _: None,
+) -> IndexSpec:
     """Writes the index files and index.json of a run into `output`.
 
     The encoder hash in index.json is that of the run's checkpoint; the export of a bundle
-    replaces it by the hash of the exported file.
+    replaces it by the hash of the exported file. `report` is called with lines of progress.
 
     Raises:
         ValueError: there are no mined queries, or a pair names a query that is not one.
@@ -38,13 +45,13 @@ def build_index(run: Path, config: IndexConfig, *, seed: int, output: Path) -> I
         texts=texts,
         popularity=queries["num_searches"].to_numpy().astype(np.float32),
         edges=read_edges(run, texts, config.max_edges),
-        embeddings=encoder.embed(texts),
+        embeddings=encoder.embed(texts, report=report),
         m=config.m,
         ef_construction=config.ef_construction,
         ef_search=config.ef_search,
         seed=seed,
-        # More threads insert in another order every time: the graph would not be reproducible.
-        num_threads=1,
+        num_threads=config.num_threads,
+        report=report,
     )
     summary = msgspec.json.decode((run / "mined" / SUMMARY).read_bytes(), type=MineSummary)
     spec = IndexSpec(

@@ -1,0 +1,245 @@
+"""The index at size: recall and time of look-ups, memory, disk, and how long it takes to build.
+
+    python -m benchmarks.hnsw [--bundle DIR] [--sizes 10000,1000000] [--ef 64,128] [--threads 1]
+
+Real queries of examples/data, and real queries with a word more, which `_MODIFIERS` holds: which
+query gets which word, before or behind, is drawn with a fixed seed until there are enough distinct
+texts. They are embedded by the bundle's encoder and written with the project's own index code.
+Then 1,000 held-out real queries are looked up on one thread, once for each --ef. Recall@10 is the
+share of the ten nearest by exact search; equal similarities count as equal. Memory is what resident
+memory grows by when a process of its own loads the index and looks all queries up. The last line of
+stdout is JSON: a list with an object for each size.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import onnx
+import psutil
+from numpy.typing import NDArray
+
+from benchmarks.load.arguments import read_lines
+from benchmarks.peers.machine import cpu_model
+from engine.execution.bundle import Bundle, load_bundle
+from engine.execution.models import Encoder
+from engine.formats.index import CooccurrenceIndex, Edges, write_index
+from engine.formats.manifest import MAX_ENCODER_TOKENS, IndexSpec
+from engine.formats.text import normalise
+from export.index import embed
+from export.parity import session_of
+
+_DATA = Path("examples/data")
+_MODIFIERS = (
+    *("best", "cheap", "new", "used", "free", "online", "near me", "review", "price", "sale"),
+    *("small", "large", "black", "white", "red", "blue", "for kids", "for women", "for men"),
+    *("how to", "what is", "ideas", "pictures", "history", "parts", "repair", "kit", "set"),
+    *("vintage", "custom", "wholesale", "discount", "2024", "2025", "manual", "for sale"),
+    *("waterproof", "wireless", "portable", "outdoor", "size chart", "replacement", "download"),
+)
+_K = 10
+_NUM_HELDOUT = 1000
+_NUM_ROUNDS = 3  # of all look-ups; the first one is warm-up
+_SEED = 0
+_EQUAL = 1e-6  # similarities closer than this are one
+Floats = NDArray[np.float32]
+
+
+class LookUps(NamedTuple):
+    """What one setting of the search gives."""
+
+    ef_search: int
+    recall_at_10: float
+    p50_ms: float
+    p99_ms: float
+    p50_cpu_ms: float  # of the thread's own time, whoever else runs on the machine
+    p99_cpu_ms: float
+
+
+class Searched(NamedTuple):
+    """What a process that loads an index finds."""
+
+    look_ups: list[LookUps]
+    memory_bytes: int
+    load_s: float
+
+
+def queries_of(num: int) -> list[str]:
+    """Returns distinct queries, sorted as an index wants them; the same for the same number.
+
+    Raises:
+        ValueError: so many cannot be made.
+    """
+    rows = [line.split("\t")[0] for line in read_lines(_DATA / "queries.tsv.gz")[1:]]
+    real = list(dict.fromkeys(filter(None, map(normalise, rows))))
+    if num > len(real) * len(_MODIFIERS):
+        raise ValueError(f"--sizes has {num}: the recipe gives up to {len(real) * len(_MODIFIERS)}")
+    rng = random.Random(_SEED)
+    rng.shuffle(real)
+    texts = dict.fromkeys(real[:num])
+    while len(texts) < num:
+        query, word = rng.choice(real), rng.choice(_MODIFIERS)
+        texts[f"{word} {query}" if rng.random() < 0.5 else f"{query} {word}"] = None
+    return sorted(texts, key=lambda text: text.encode("utf-8"))
+
+
+def exact_similarities(embeddings_QD: Floats, asked_HD: Floats) -> Floats:
+    """Returns float32 (H, 10): similarities of the nearest, best first."""
+    best_HK = np.full((len(asked_HD), _K), -np.inf, np.float32)
+    for start in range(0, len(embeddings_QD), 50_000):
+        part_HX = asked_HD @ embeddings_QD[start : start + 50_000].T
+        both_HX = np.concatenate([best_HK, part_HX], 1)
+        best_HK = np.partition(both_HX, -_K, axis=1)[:, -_K:]
+    return -np.sort(-best_HK, axis=1)
+
+
+def search(
+    directory: Path, spec: IndexSpec, asked_HD: Floats, exact_HK: Floats, efs: Sequence[int]
+) -> Searched:
+    """Loads an index and looks queries up, one at a time on one thread."""
+    process = psutil.Process()
+    before_bytes, started_s = process.memory_info().rss, time.perf_counter()
+    found: list[LookUps] = []
+    load_s, memory_bytes = 0.0, 0
+    for ef in efs:
+        index = CooccurrenceIndex(directory, msgspec.structs.replace(spec, ef_search=ef))
+        load_s = load_s or time.perf_counter() - started_s
+        times_s: list[tuple[float, float]] = []
+        similarities: list[Floats] = []
+        for number in range(_NUM_ROUNDS):
+            for asked_D in asked_HD:
+                called_s, cpu_s = time.perf_counter(), time.thread_time()
+                rows, similarity_K = index.nearest(asked_D, _K)
+                times_s.append((time.perf_counter() - called_s, time.thread_time() - cpu_s))
+                if number == 0:
+                    similarities.append(similarity_K)
+                    index.text(int(rows[0]))
+        memory_bytes = memory_bytes or process.memory_info().rss - before_bytes
+        hits = [
+            int((found_K >= exact_K[-1] - _EQUAL).sum())
+            for found_K, exact_K in zip(similarities, exact_HK, strict=True)
+        ]
+        counted_ms = 1000 * np.array(times_s[len(asked_HD) :])
+        percentiles = np.percentile(counted_ms, [50, 99], axis=0, method="higher").round(4)
+        recall = round(sum(hits) / (len(hits) * _K), 4)
+        found.append(LookUps(ef, recall, *percentiles.T.flatten().tolist()))
+        _report(str(found[-1]))
+        del index
+    return Searched(found, memory_bytes, round(load_s, 2))
+
+
+def measure(
+    bundle: Bundle, encoder: Encoder, num: int, args: argparse.Namespace
+) -> dict[str, object]:
+    """Returns the figures of one size."""
+    old = bundle.manifest.index
+    assert old is not None
+    texts = queries_of(num)
+    heldout = list(
+        dict.fromkeys(filter(None, map(normalise, read_lines(_DATA / "heldout.txt.gz"))))
+    )
+    asked = random.Random(_SEED).sample(heldout, _NUM_HELDOUT)
+    _report(f"{num} queries: embedding")
+    started_s = time.perf_counter()
+    embeddings_QD = embed(encoder, [bundle.encoder_ids(t) for t in texts], _report)
+    embed_s = time.perf_counter() - started_s
+    asked_HD = embed(encoder, [bundle.encoder_ids(t) for t in asked], _report)
+    spec = msgspec.structs.replace(
+        old, num_queries=num, m=args.m, ef_construction=args.ef_construction
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        started_s = time.perf_counter()
+        write_index(
+            directory,
+            texts=texts,
+            popularity=np.ones(num, np.float32),
+            edges=Edges(
+                np.zeros(num + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+            ),
+            embeddings=embeddings_QD,
+            m=spec.m,
+            ef_construction=spec.ef_construction,
+            ef_search=spec.ef_search,
+            num_threads=args.threads,
+            report=_report,
+        )
+        build_s = time.perf_counter() - started_s
+        exact_HK = exact_similarities(embeddings_QD, asked_HD)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            searched = pool.apply(search, (directory, spec, asked_HD, exact_HK, args.ef))
+        disk_bytes = sum(p.stat().st_size for p in directory.iterdir())
+    return {
+        "num_queries": num,
+        "dim": spec.embedding_dim,
+        "m": spec.m,
+        "ef_construction": spec.ef_construction,
+        "embed_s": round(embed_s, 1),
+        "build_s": round(build_s, 1),
+        "build_threads": args.threads,
+        "load_s": searched.load_s,
+        "memory_bytes_a_query": round(searched.memory_bytes / num, 1),
+        "disk_bytes_a_query": round(disk_bytes / num, 1),
+        "look_ups": [found._asdict() for found in searched.look_ups],
+    }
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError
+    return numbers
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns what the command line asks for; exits with status 2 if it is nonsense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hnsw", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--bundle", type=Path, default=Path("examples/bundle"))
+    parser.add_argument("--sizes", type=_numbers, default=[1_000_000], help="queries (1000000)")
+    parser.add_argument("--ef", type=_numbers, default=[64, 128, 256], help="of searches")
+    parser.add_argument("--m", type=int, default=0, help="links; 0: as the bundle says")
+    parser.add_argument("--ef-construction", type=int, default=0, help="0: as the bundle says")
+    parser.add_argument("--threads", type=int, default=1, help="of the build (1)")
+    args = parser.parse_args(arguments)
+    if args.threads < 1 or min(args.m, args.ef_construction) < 0:
+        parser.error("--threads must be at least 1, --m and --ef-construction at least 0")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    try:
+        bundle = load_bundle(args.bundle, None)
+        manifest = bundle.manifest
+        if manifest.encoder is None or manifest.index is None:
+            raise ValueError(f"{args.bundle}: has no encoder and index")
+        args.m = args.m or manifest.index.m
+        args.ef_construction = args.ef_construction or manifest.index.ef_construction
+        session = session_of(onnx.load(args.bundle / manifest.encoder.file))
+        encoder = Encoder(session, MAX_ENCODER_TOKENS)
+        figures = [measure(bundle, encoder, num, args) for num in args.sizes]
+    except (ValueError, OSError) as error:  # BundleError is one
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps({"cpu": cpu_model(), "cores": os.cpu_count(), "sizes": figures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Connections to servers that may go away and come back. Knows nothing of what they serve."""
+
+import logging
+
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    # By default a lost server is tried again after 1 s, later after up to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A host that vanishes closes no connection; pings find out, and only while calls wait.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    # Engines of one process (tests, benchmarks) must not share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class Outage:
+    """Logs when a server begins to fail and when it answers again, not every call in between."""
+
+    def __init__(self, server: str, log: logging.Logger) -> None:
+        """Starts with a server that answers; `server` names it in the log."""
+        self._server = server
+        self._log = log
+        self._is_on = False
+
+    def failed(self, message: str) -> None:
+        """Notes a failure."""
+        if not self._is_on:
+            self._is_on = True
+            self._log.error("%s; what needs it is left out until it answers again", message)
+
+    def answered(self) -> None:
+        """Notes an answer."""
+        if self._is_on:
+            self._is_on = False
+            self._log.warning("%s: answers again", self._server)
