@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from engine.cli import app
+from engine.feedback import impressions
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
 from engine.feedback.impressions import to_impressions
-from engine.feedback.log import Event, FeedbackLog, Kind, impressions, segments
+from engine.feedback.log import Event, FeedbackLog, Kind, segments
 
 KEYS = KeyRing(active_key_id="k", secrets={"k": b"s" * 32})
 MADE_MS = 1_772_323_200_000  # 2026-03-01, on the hour
