@@ -101,13 +101,10 @@ format: setup ## Format and fix what can be fixed
 proto: setup ## Generate proto/gen from proto/queryrec
 	@$(BIN)/python proto/generate.py
 
-$(BUNDLE)/manifest.json:
-	@echo "no bundle at $(BUNDLE): set BUNDLE=DIR"; exit 1
+%/manifest.json:
+	@echo "no bundle at $*: run make demo-train first, or set BUNDLE=DIR or RUN=DIR"; exit 1
 
 # What knows the simulated truth needs the run that a bundle came from.
-$(RUN)/bundle/manifest.json:
-	@echo "no bundle at $(RUN)/bundle: run make demo-train first, or set RUN=DIR"; exit 1
-
 $(RUN)/simulated/world.json:
 	@echo "no simulated world at $(RUN)/simulated: run make demo-train first, or set RUN=DIR"; exit 1
 
