@@ -38,6 +38,7 @@ from engine.formats.manifest import MAX_ENCODER_TOKENS, IndexSpec
 from engine.formats.text import normalise
 from export.index import embed
 from export.parity import session_of
+from train.config import IndexConfig
 
 _DATA = Path("examples/data")
 _MODIFIERS = (
@@ -212,9 +213,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--bundle", type=Path, default=Path("examples/bundle"))
     parser.add_argument("--sizes", type=_numbers, default=[1_000_000], help="queries (1000000)")
-    parser.add_argument("--ef", type=_numbers, default=[64, 128, 256], help="of searches")
-    parser.add_argument("--m", type=int, default=0, help="links; 0: as the bundle says")
-    parser.add_argument("--ef-construction", type=int, default=0, help="0: as the bundle says")
+    parser.add_argument("--ef", type=_numbers, default=[64, 144, 256], help="of searches")
+    parser.add_argument("--m", type=int, default=0, help="links; 0: the default of training")
+    parser.add_argument("--ef-construction", type=int, default=0, help="0: the same")
     parser.add_argument("--threads", type=int, default=1, help="of the build (1)")
     args = parser.parse_args(arguments)
     if args.threads < 1 or min(args.m, args.ef_construction) < 0:
@@ -229,8 +230,8 @@ def main() -> int:
         manifest = bundle.manifest
         if manifest.encoder is None or manifest.index is None:
             raise ValueError(f"{args.bundle}: has no encoder and index")
-        args.m = args.m or manifest.index.m
-        args.ef_construction = args.ef_construction or manifest.index.ef_construction
+        args.m = args.m or IndexConfig().m
+        args.ef_construction = args.ef_construction or IndexConfig().ef_construction
         session = session_of(onnx.load(args.bundle / manifest.encoder.file))
         encoder = Encoder(session, MAX_ENCODER_TOKENS)
         figures = [measure(bundle, encoder, num, args) for num in args.sizes]
