@@ -1,6 +1,7 @@
 """Puts a load on an engine: at the times that are due, or one request at a time."""
 
 import asyncio
+import gc
 import itertools
 import sys
 import threading
@@ -44,10 +45,13 @@ async def run(load: Load) -> Run:
         if unknown := sorted(load.mix.keys() - set(known)):
             raise ValueError(f"the engine has no scenario {unknown}; it has {known}")
         progress = asyncio.create_task(_progress(load, caller))
+        gc.collect()
+        gc.disable()  # outcomes pile up: looking through them would send requests late
         started_s = time.perf_counter()
         try:
             await (_closed_loop if load.is_idle else _open_loop)(load, caller)
         finally:
+            gc.enable()
             progress.cancel()
         elapsed_s = time.perf_counter() - started_s
     finally:
