@@ -51,7 +51,7 @@ def export_bundle(
     run_directory: Path,
     target: Path,
     *,
-    mode: Mode = "slots",
+    mode: Mode | None = None,
     precision: Precision = "int8",
     num_parity_requests: int = 24,
     report: Report = lambda _: None,
@@ -61,7 +61,7 @@ def export_bundle(
     Args:
         run_directory: what `queryrec-train` wrote.
         target: must not exist.
-        mode: how the generator decodes.
+        mode: how the generator decodes; None: as it was taught.
         precision: of all graphs.
         num_parity_requests: sample requests for the comparison with torch; more is slower.
         report: called with a line of progress.
@@ -72,6 +72,7 @@ def export_bundle(
     """
     with packed(target) as directory:
         run = Run(run_directory)
+        mode = mode or run.taught_mode()
         return _Writer(run, directory, precision, mode, num_parity_requests, report).write()
 
 

@@ -16,7 +16,7 @@ from engine.formats.manifest import IndexSpec, PromptSpec, ScenarioSpec
 from engine.formats.prompt import PromptRenderer
 from engine.formats.vocabulary import Vocabulary
 from export.decoder import Array
-from export.generator import rotary_tables
+from export.generator import Mode, rotary_tables
 from train.generation.decoder import DecoderShape
 from train.retrieval.encoder import TOKENIZER_FILE, Encoder
 
@@ -148,20 +148,27 @@ class Run:
             (self.directory / "index/index.json").read_bytes(), type=IndexSpec
         )
 
+    def taught_mode(self) -> Mode:
+        """Returns the decoding mode that the generator was taught; the first of several."""
+        taught = self._taught() or "slots"
+        return "slots" if taught == "both" else taught
+
     def check_mode(self, mode: str) -> None:
         """Checks that the generator was taught the form of a decoding mode.
 
         Raises:
             ValueError: it was taught another one.
         """
-        path = self.directory / "generator/metrics.json"
-        taught = json.loads(path.read_text()).get("mode", mode) if path.is_file() else mode
+        taught = self._taught() or mode
         if taught != mode and (taught != "both" or mode == "beam"):
-            usable = "slots" if taught == "both" else taught
             raise ValueError(
                 f"{self.directory}/generator: was trained with generator.mode {taught!r}, asked "
-                f"for is {mode!r}: export with --mode {usable} or train again"
+                f"for is {mode!r}: export with --mode {self.taught_mode()} or train again"
             )
+
+    def _taught(self) -> Any:
+        path = self.directory / "generator/metrics.json"
+        return json.loads(path.read_text()).get("mode") if path.is_file() else None
 
     def metrics(self, part: str) -> dict[str, float]:
         """Returns the top-level numbers of a part's metrics.json; empty without one."""

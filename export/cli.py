@@ -26,7 +26,9 @@ _console = Console(stderr=True)
 def bundle(
     run: Annotated[Path, typer.Option(help="Run directory that queryrec-train wrote.")],
     out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
-    mode: Annotated[Mode, typer.Option(help="How the generator decodes.")] = "slots",
+    mode: Annotated[
+        Mode | None, typer.Option(help="How the generator decodes; by default as it was taught.")
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Of all graphs.")] = "int8",
     parity_requests: Annotated[
         int, typer.Option(min=1, help="Requests compared with the torch reference.")
