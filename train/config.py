@@ -239,6 +239,7 @@ class AlignmentConfig(_Section, frozen=True, kw_only=True):
     cold_share: float = (
         0.5  # prompts without side information, as if the log did not know the query
     )
+    confidence: float = 0.5  # texts compete by reward * (how often drawn, or pi) ** confidence
     objective: Objective = "pl"
     beta: float = 0.1  # of the objective: the larger, the closer to the policy before
     anchor_weight: float = 1.0  # of the negative log-likelihood of the best list, nats per token
@@ -258,9 +259,10 @@ class AlignmentConfig(_Section, frozen=True, kw_only=True):
         for name in ("num_prompts", "num_valid_prompts", "batch_size"):
             _at_least(name, getattr(self, name), 1)
         _at_least("num_lists", self.num_lists, 2)
-        _within("num_kept", self.num_kept, 2, self.num_lists)
+        _at_least("num_kept", self.num_kept, 2)
         _within("temperature", self.temperature, 0.1, 10)
         _within("cold_share", self.cold_share, 0, 1)
+        _within("confidence", self.confidence, 0, 10)
         _within("beta", self.beta, 1e-4, 100)
         _within("anchor_weight", self.anchor_weight, 0, 100)
         _within("pessimism", self.pessimism, 0, 0.99)

@@ -5,13 +5,18 @@ another, so lists can be composed of all texts that were drawn for a prompt: ran
 adds to those before, times how often it was drawn, the best fill the best list, the next the
 second, and so on; lists as they were drawn stand between them. Within a composed list texts lie in
 bytewise order, as fine-tuning taught (`train.generation.responses`): were each slot given its own
-best text, slots would learn to write the same one.
+best text, slots would learn to write the same one. In beam form all texts come from one
+distribution, so what is learnt is their order: every text stands alone, as a list of its own.
+
+What the policy is sure of counts for more than what it hardly ever writes: rewards alone would
+prefer the rare texts that the click model overrates.
 
 Knows nothing of models.
 """
 
 # K lists of a prompt that were drawn, J that are kept, S sequences of a list, N new tokens,
 # C texts
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,7 +27,7 @@ from torch import Tensor
 
 from engine.formats.prompt import spread
 from train.alignment.prompts import AlignmentPrompt
-from train.alignment.reward import list_reward, ranking
+from train.alignment.reward import list_reward, picks, ranking
 from train.alignment.rollouts import Drawn, Worth
 
 
@@ -51,6 +56,7 @@ def prefer(
     seen_P: Sequence[float],
     bytes_of: Callable[[Sequence[int]], bytes],
     *,
+    confidence: float,
     num_kept: int,
     min_gap: float,
 ) -> Preference | None:
@@ -61,27 +67,76 @@ def prefer(
         worth: of their texts.
         seen_P: p(seen) by position.
         bytes_of: token ids -> what they say; decides which slot a text belongs to.
+        confidence: texts compete by reward * (how often they were drawn) ** confidence.
         num_kept: J at most, at least 2; fewer where fewer lists differ.
         min_gap: least difference of reward between the lists that are kept, relative to the best.
     """
     listings = [
         listing._replace(reward=reward_of(drawn.prompt, worth.reward, seen_P, listing.texts))
-        for listing in _listings(drawn, worth, bytes_of)
+        for listing in _listings(drawn, worth, bytes_of, confidence)
     ]
     listings.sort(key=lambda listing: -listing.reward)
+    return _preference(drawn, drawn.prompt, listings, num_kept, min_gap)
+
+
+def prefer_texts(
+    drawn: Drawn, worth: Worth, *, confidence: float, num_kept: int, min_gap: float
+) -> Preference | None:
+    """Returns texts in the order to be learnt, each as a list; for lists in beam form.
+
+    A text is worth what it adds to those before it. The auxiliary text goes with the best one.
+
+    Args:
+        drawn: texts that were searched for.
+        worth: of them.
+        confidence: texts compete by reward * pi(text) ** confidence.
+        num_kept: J at most, at least 2; fewer where fewer texts differ.
+        min_gap: least difference between the texts that are kept, relative to the best.
+    """
+    place_of, auxiliary = _places(drawn), _auxiliary(drawn)
+    texts = list(place_of)
+    value_C = np.array(
+        [
+            worth.reward[t] * math.exp(confidence * float(drawn.logprobs_KS[place_of[t]]))
+            for t in texts
+        ]
+    )
+    first = int(drawn.prompt.scenario.has_auxiliary_text)
+    listings = [
+        _Listing([texts[i]], [*[None] * first, place_of[texts[i]]], added)
+        for i, added in picks(value_C, texts, drawn.prompt.query)
+    ]
+    if listings and auxiliary is not None:
+        listings[0].origin_S[0] = auxiliary, 0
+    asked = drawn.prompt.drawn
+    alone = asked._replace(
+        slots=[*asked.slots[:first], asked.slots[-1]],
+        max_new_tokens=[*asked.max_new_tokens[:first], asked.max_new_tokens[-1]],
+    )
+    return _preference(drawn, drawn.prompt._replace(drawn=alone), listings, num_kept, min_gap)
+
+
+def _preference(
+    drawn: Drawn,
+    prompt: AlignmentPrompt,
+    listings: Sequence[_Listing],
+    num_kept: int,
+    min_gap: float,
+) -> Preference | None:
+    """Returns what is kept of lists, best first; None where fewer than two differ."""
+    if not listings:
+        return None
     kept = _apart(listings, num_kept, min_gap * max(listings[0].reward, 1e-9))
     if len(kept) < 2:
         return None
-    ids_JSN = torch.zeros(len(kept), *drawn.ids_KSN.shape[1:], dtype=torch.int64)
+    num_sequences, num_new = len(prompt.drawn.slots), drawn.ids_KSN.shape[2]
+    ids_JSN = torch.zeros(len(kept), num_sequences, num_new, dtype=torch.int64)
     for ids_SN, listing in zip(ids_JSN, kept, strict=True):
         for s, origin in enumerate(listing.origin_S):
             if origin is not None:
                 ids_SN[s] = drawn.ids_KSN[origin]
-    return Preference(
-        drawn.prompt,
-        ids_JSN,
-        torch.tensor([listing.reward for listing in kept], dtype=torch.float32),
-    )
+    rewards = [listing.reward for listing in kept]
+    return Preference(prompt, ids_JSN, torch.tensor(rewards, dtype=torch.float32))
 
 
 def reward_of(
@@ -101,14 +156,13 @@ def drawn_texts(drawn: Drawn, draw: int) -> list[str]:
 
 
 def composed(
-    drawn: Drawn, worth: Worth, bytes_of: Callable[[Sequence[int]], bytes]
+    drawn: Drawn, worth: Worth, bytes_of: Callable[[Sequence[int]], bytes], confidence: float
 ) -> list[list[str]]:
     """Returns the distinct texts of a prompt as lists in slots, the best list first."""
     place_of = _places(drawn)
     texts = list(place_of)
     count_of = Counter(t for texts_S in drawn.texts_KS for own in texts_S for t in own)
-    # What the policy writes often it is sure of, and stays so: reward alone would prefer the rare.
-    value_C = np.array([worth.reward[t] * count_of[t] for t in texts])
+    value_C = np.array([worth.reward[t] * count_of[t] ** confidence for t in texts])
     in_order = [texts[i] for i in ranking(value_C, texts, drawn.prompt.query)]
     size = drawn.ids_KSN.shape[1] - drawn.prompt.scenario.has_auxiliary_text
     return [
@@ -121,7 +175,7 @@ def composed(
 
 
 def _listings(
-    drawn: Drawn, worth: Worth, bytes_of: Callable[[Sequence[int]], bytes]
+    drawn: Drawn, worth: Worth, bytes_of: Callable[[Sequence[int]], bytes], confidence: float
 ) -> list[_Listing]:
     """Returns lists that could be learnt from; their rewards are not set."""
     num_lists, num_slots = drawn.ids_KSN.shape[:2]
@@ -133,7 +187,7 @@ def _listings(
         return listings
     place_of, auxiliary = _places(drawn), _auxiliary(drawn)
     first = int(drawn.prompt.scenario.has_auxiliary_text)
-    for texts in composed(drawn, worth, bytes_of):
+    for texts in composed(drawn, worth, bytes_of, confidence):
         origin_S: list[tuple[int, int] | None] = [None] * num_slots
         if auxiliary is not None:
             origin_S[0] = auxiliary, 0

@@ -28,6 +28,7 @@ class AlignmentPrompt(NamedTuple):
     is_cold: bool  # without what the index gives
     rendered: Prompt
     drawn: ListPrompt
+    clicked: tuple[str, ...] = ()  # what was clicked in the log, if this is a logged panel
 
 
 class PromptSource:
@@ -73,7 +74,8 @@ class PromptSource:
             for offset in range(len(own)):
                 if len(seen) == share:
                     break
-                example = self._make(own[(number * share + offset) % len(own)], rng)
+                source = own[(number * share + offset) % len(own)]
+                example = self._make(source, rng)
                 if example is None:
                     continue
                 prompt = render(
@@ -81,7 +83,9 @@ class PromptSource:
                 )
                 if tuple(prompt.rendered.ids) not in seen:
                     seen.add(tuple(prompt.rendered.ids))
-                    drawn.append(prompt)
+                    drawn.append(
+                        prompt._replace(clicked=source.wanted) if source.is_clicked else prompt
+                    )
         return drawn
 
     def _by_scenario(

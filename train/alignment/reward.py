@@ -45,15 +45,20 @@ def ranking(p_seen_C: Floats, texts: Sequence[str], query: str) -> list[int]:
 
     Ties go to the earlier text.
     """
+    return [place for place, _ in picks(p_seen_C, texts, query)]
+
+
+def picks(p_seen_C: Floats, texts: Sequence[str], query: str) -> list[tuple[int, float]]:
+    """Returns the same with what each text adds, which never rises."""
     added_C = p_seen_C.astype(np.float64, copy=True)
     kept_CC = 1 - _repeats(texts, query)
-    order: list[int] = []
+    picked: list[tuple[int, float]] = []
     for _ in texts:
-        added_C[order[-1:]] = -1.0  # picked
         pick = int(added_C.argmax())
-        order.append(pick)
+        picked.append((pick, float(added_C[pick])))
+        added_C[pick] = -1.0
         added_C = np.where(added_C < 0, added_C, added_C * kept_CC[pick])
-    return order
+    return picked
 
 
 def freshness(p_seen_C: Floats, texts: Sequence[str], query: str) -> Floats:

@@ -3,8 +3,9 @@
 A round draws lists for logged prompts from the policy as it is, has the click model judge their
 texts, and updates the policy on which lists are worth more (GQR, arXiv 2504.10208, with the click
 model as a process reward model over the texts of a list). What the round began with is its
-reference. A round counts only as far as it helps on held-out prompts and stays near its
-reference: of the way from old to new weights, the longest part that does both is taken.
+reference. A round counts only as far as it helps on held-out prompts, still writes what users
+clicked there, and stays near its reference: of the way from old to new weights, the longest part
+that does all three is taken.
 
 Knows nothing of how prompts, rewards or losses are made.
 """
@@ -25,7 +26,13 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from engine.answering.candidates import key_of
 from train.alignment.policy import update
-from train.alignment.preferences import Preference, drawn_texts, prefer, reward_of
+from train.alignment.preferences import (
+    Preference,
+    drawn_texts,
+    prefer,
+    prefer_texts,
+    reward_of,
+)
 from train.alignment.prompts import AlignmentPrompt, PromptSource
 from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
 from train.clicks.judge import ClickJudge, Judge
@@ -37,6 +44,7 @@ from train.generation.sampler import Sampler
 POSITIONS = "position.json"
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
 _LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
+_LEAST_FOUND = 0.95  # the same of the clicked texts that are found, over all scenarios
 _CHUNK = 16  # prompts that are read at once
 Report = Callable[[str], None]
 
@@ -45,6 +53,7 @@ class PolicyQuality(msgspec.Struct, frozen=True, kw_only=True):
     """What the policy writes for held-out prompts of one scenario, by the click model."""
 
     reward: float  # expected clicks on the list that it would serve (temperature 0)
+    found: float  # share of the texts clicked on logged panels that is in that list
     distinct: float  # texts of that list that differ from one another and the query
     known_share: float  # of them, how many the log knows
     kl: float  # nats a drawn list between this policy and the round's reference
@@ -138,7 +147,11 @@ class Aligner:
         prompts = self._source.draw("train", config.num_prompts, number)
         self._report(f"round {number + 1}: {config.num_lists} lists for {len(prompts)} prompts")
         begun_s = time.monotonic()
-        drawn = self._draw(model, prompts, num_lists=config.num_lists, seed=number)
+        # In beam form the texts to put in order are those of one wide search.
+        temperature = 0.0 if self._mode == "beam" else config.temperature
+        drawn = self._draw(
+            model, prompts, num_lists=config.num_lists, seed=number, temperature=temperature
+        )
         drawn_s = time.monotonic()
         worth = self._worth(drawn)
         preferences = [
@@ -193,12 +206,10 @@ class Aligner:
         *,
         num_lists: int,
         seed: int,
-        temperature: float | None = None,
+        temperature: float,
     ) -> list[Drawn]:
         """Returns the lists of each prompt, in their order; each process draws its share."""
         sampler = Sampler(model.eval(), bf16=self._config.bf16)
-        if temperature is None:
-            temperature = self._config.temperature
         first, step = self._processes.process_index, self._processes.num_processes
         shared = range(first, len(prompts), step)
         own = draw_lists(
@@ -223,11 +234,20 @@ class Aligner:
 
     def _prefer(self, drawn: Drawn, worth: Worth) -> Preference | None:
         config = self._config
+        if self._mode == "beam":
+            return prefer_texts(
+                drawn,
+                worth,
+                confidence=config.confidence,
+                num_kept=config.num_kept,
+                min_gap=config.min_gap,
+            )
         return prefer(
             drawn,
             worth,
             self._seen.get(drawn.prompt.scenario.name, ()),
             self._vocabulary.bytes_of,
+            confidence=config.confidence,
             num_kept=config.num_kept,
             min_gap=config.min_gap,
         )
@@ -247,9 +267,13 @@ class Aligner:
             ratios = {name: after[name].reward / max(q.reward, 1e-12) for name, q in before.items()}
             worst = min(ratios, key=ratios.__getitem__)
             has_gained = ratios[worst] >= _LEAST_RATIO and fmean(ratios.values()) > 1
-            if has_gained and kl <= self._config.max_kl:
+            found = fmean(q.found for q in after.values())
+            has_kept = found >= _LEAST_FOUND * fmean(q.found for q in before.values())
+            if has_gained and has_kept and kl <= self._config.max_kl:
                 return step, after
             why = f"{kl:.1f} nats a list" if has_gained else f"{worst} x {ratios[worst]:.3f}"
+            if has_gained and not has_kept:
+                why = f"finds only {found:.3f} of what was clicked"
             self._report(f"{step:g} of the way is not taken: {why}")
         model.load_state_dict(old)
         return 0.0, before
@@ -260,16 +284,22 @@ class Aligner:
         kl = {} if reference is None else self._kl(model, reference)
         rewards = self._mean_rewards(best, worth)
         distinct: list[tuple[AlignmentPrompt, float]] = []
+        found: list[tuple[AlignmentPrompt, float]] = []
         known: list[tuple[AlignmentPrompt, float]] = []
         for d, w in zip(best, worth, strict=True):
             texts = [t for texts in d.texts_KS[0] for t in texts]
             keys = {key_of(t): w.is_known[t] for t in texts if w.p_seen[t] > 0}
             distinct.append((d.prompt, len(keys)))
+            clicked = {key_of(t) for t in d.prompt.clicked}
+            if clicked:
+                found.append((d.prompt, len(clicked & keys.keys()) / len(clicked)))
             known.append((d.prompt, sum(keys.values()) / max(1, len(keys))))
         distinct_of, known_of = _by_scenario(distinct), _by_scenario(known)
+        found_of = _by_scenario(found)
         return {
             name: PolicyQuality(
                 reward=reward,
+                found=found_of.get(name, 0.0),
                 distinct=distinct_of[name],
                 known_share=known_of[name],
                 kl=kl.get(name, 0.0),

@@ -88,7 +88,7 @@ class Cache:
         self._place(prompt_of_R)
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all sequences but those at int64 `rows`, rising."""
+        """Goes on with the sequences at int64 `rows`: any, but their prompts must not fall."""
         self.own = self.own[:, :, rows]
         self._place(self.prompt_of_R[rows])
 

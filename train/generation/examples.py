@@ -46,6 +46,7 @@ class Source(NamedTuple):
     wanted: tuple[str, ...]  # what this user wanted, best first
     auxiliary_text: str | None
     is_typed: bool
+    is_clicked: bool = False  # what was wanted was clicked on the scenario's panel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +214,9 @@ def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Sou
         further = tuple(i for i in items if i.kind not in (SESSION, COOCCURRING))
         auxiliary = first["auxiliary_text"] if spec.has_auxiliary_text else None
         sources.append(
-            Source(spec.name, query, session, further, wanted, auxiliary, spec.completes_prefix)
+            Source(
+                spec.name, query, session, further, wanted, auxiliary, spec.completes_prefix, True
+            )
         )
     return sources
 

@@ -3,7 +3,8 @@
 What list-wise alignment samples from; at temperature 0, what the exported graph must write. In
 modes slots and beam a list is S sequences that do not see one another, so log pi(list) is the sum
 over all of its tokens; the sequences of a beam-form list begin with the same token, and are
-independent draws of one distribution. In mode list a list is one sequence (S = 1). Control ids
+independent draws of one distribution, or at temperature 0 its likeliest texts. In mode list a
+list is one sequence (S = 1). Control ids
 are never drawn; where a text begins, only ids of the prompt's range are.
 
 Knows nothing of scenarios, rewards or losses.
@@ -22,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from engine.formats.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from train.generation.choice import choose
 from train.generation.decoder import Decoder
+from train.generation.search import search
 from train.models.backbone import has_fast_bf16
 
 MODES = ("slots", "list", "beam")
@@ -92,7 +94,9 @@ class Sampler:
                 is drawn for a prompt depends on its seed, not on other prompts or `chunk_size`.
             mode: "slots", "list" or "beam".
             num_lists: K.
-            temperature: logits are divided by it; 0 takes the best id at every step.
+            temperature: logits are divided by it; 0 takes the best id at every step. In mode beam
+                0 searches: the first list holds the best texts, the second the next best, and so
+                on; sequences of <|pad|> alone are beams that are not there.
             top_p: nucleus, see `train.generation.choice`; 1 keeps all ids.
             chunk_size: prompts that are decoded at once; memory grows with
                 chunk_size * num_lists * S.
@@ -118,7 +122,10 @@ class Sampler:
                 self._decoder, [prompts[i] for i in places], [seeds[i] for i in places], num_lists
             )
             ended = (EOS_ID,) if mode == "list" else (EOS_ID, SEP_ID)
-            part = chunk.decode(ended, temperature=temperature, top_p=top_p)
+            if mode == "beam" and temperature == 0:
+                part = chunk.search(ended)
+            else:
+                part = chunk.decode(ended, temperature=temperature, top_p=top_p)
             num_new = part.ids.shape[-1]
             lists.ids[places, ..., :num_new] = part.ids
             lists.logprobs[places, ..., :num_new] = part.logprobs
@@ -133,7 +140,7 @@ class _Chunk:
     def __init__(
         self, decoder: Decoder, prompts: list[ListPrompt], seeds: list[int], num_lists: int
     ) -> None:
-        self._decoder, self._num_lists = decoder, num_lists
+        self._decoder, self._num_lists, self._prompts = decoder, num_lists, prompts
         device = decoder.device
         self._lengths_B = torch.tensor([len(p.ids) for p in prompts], device=device)
         self._ids_BP = pad_sequence([torch.tensor(p.ids) for p in prompts], True).to(device)
@@ -189,6 +196,37 @@ class _Chunk:
             is_over_A = lists.ended | (step + 1 >= self._limits_A)
         shape = (num_prompts, num_slots, self._num_lists)
         return Lists(*(t.unflatten(0, shape).transpose(1, 2).cpu() for t in lists))
+
+    def search(self, ends: tuple[int, ...]) -> Lists:
+        """Searches for the best texts; sequences that start unlike the last are decoded alone."""
+        starts = self._prompts[0].slots
+        num_alone = sum(slot != starts[-1] for slot in starts)
+        num_beams, num_lists = len(starts) - num_alone, self._num_lists
+        found = search(
+            self._decoder, self._ids_BP, self._lengths_B, self._starts_BS[:, -1],
+            self._limits_A.view(len(self._prompts), -1)[:, -1], self._outside_BV,
+            width=num_beams * num_lists, ends=ends,
+        )  # fmt: skip
+        num_new = self._uniforms_AN.shape[1]
+        lists = Lists.empty(len(self._prompts), num_lists, len(starts), num_new)
+        for part, of_beams in (
+            (lists.ids, found.ids), (lists.logprobs, found.logprobs), (lists.ended, found.ended)
+        ):  # fmt: skip
+            own = part[:, :, num_alone:]
+            values = of_beams.unflatten(1, (num_lists, num_beams)).cpu()
+            own[(..., slice(values.shape[-1])) if values.ndim == 4 else ...] = values
+        if num_alone:
+            alone = [
+                p._replace(slots=p.slots[:num_alone], max_new_tokens=p.max_new_tokens[:num_alone])
+                for p in self._prompts
+            ]
+            decoded = _Chunk(self._decoder, alone, [0] * len(alone), 1).decode(
+                ends, temperature=0.0, top_p=1.0
+            )
+            lists.ids[:, :, :num_alone, : decoded.ids.shape[-1]] = decoded.ids
+            lists.logprobs[:, :, :num_alone, : decoded.ids.shape[-1]] = decoded.logprobs
+            lists.ended[:, :, :num_alone] = decoded.ended
+        return lists
 
 
 def _uniforms(seed: int, num_new: int, num_sequences: int) -> Tensor:

@@ -44,6 +44,7 @@ class PolicyLists:
         *,
         max_edges: int,
         num_listed: int,
+        confidence: float,
     ) -> None:
         """Looks up what the prompts need.
 
@@ -53,6 +54,7 @@ class PolicyLists:
             questions: of its scenarios.
             max_edges: of the index.
             num_listed: N, texts of a list.
+            confidence: see `train.alignment.preferences`.
 
         Raises:
             ValueError: the bundle has no generator, or the run no click model.
@@ -61,6 +63,7 @@ class PolicyLists:
         if generator is None:
             raise ValueError("the bundle has no generator")
         self._mode, self._num_listed = generator.mode, num_listed
+        self._confidence = confidence
         prompts = read_prompts(run)
         self._vocabulary = prompts.renderer.vocabulary
         self._judge = ClickJudge(run, max_edges=max_edges)
@@ -101,10 +104,12 @@ class PolicyLists:
             directory: of the generator.
             name: of the system.
             num_lists: K.
-            temperature: of drawing.
+            temperature: of drawing; lists in beam form are searched for.
             is_composed: put together of the best sequence of each slot; else the best drawn list.
             seed: of what is drawn.
         """
+        if self._mode == "beam":
+            temperature = 0.0  # the texts of one wider search
         drawn = self._drawn(
             directory, num_lists=num_lists, temperature=temperature, is_cold=False, seed=seed
         )
@@ -148,7 +153,8 @@ class PolicyLists:
 
     def _best(self, drawn: Drawn, worth: Worth, is_composed: bool) -> list[str]:
         if is_composed and self._mode != "list":
-            return next(iter(composed(drawn, worth, self._vocabulary.bytes_of)), [])
+            lists = composed(drawn, worth, self._vocabulary.bytes_of, self._confidence)
+            return next(iter(lists), [])
         seen_P = self._seen.get(drawn.prompt.scenario.name, ())
         whole = [drawn_texts(drawn, k) for k in range(len(drawn.texts_KS))]
         return max(whole, key=lambda texts: reward_of(drawn.prompt, worth.reward, seen_P, texts))

@@ -130,7 +130,12 @@ def _reported(
     sft, aligned = run / "generator", run / "aligned"
     truth = simulator.load(run / "simulated")
     lists = PolicyLists(
-        run, served, questions, max_edges=config.index.max_edges, num_listed=NUM_LISTED
+        run,
+        served,
+        questions,
+        max_edges=config.index.max_edges,
+        num_listed=NUM_LISTED,
+        confidence=config.alignment.confidence,
     )
     report(f"lists for {len(questions)} questions")
     systems = [

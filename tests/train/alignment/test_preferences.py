@@ -1,10 +1,19 @@
 """Which lists are learnt from: composed of what the policy wrote, best first, apart."""
 
+import math
+
 import pytest
 import torch
 
 from engine.formats.prompt import Prompt
-from train.alignment.preferences import Preference, composed, drawn_texts, prefer, reward_of
+from train.alignment.preferences import (
+    Preference,
+    composed,
+    drawn_texts,
+    prefer,
+    prefer_texts,
+    reward_of,
+)
 from train.alignment.prompts import AlignmentPrompt
 from train.alignment.rollouts import Drawn, Worth
 from train.config import ScenarioConfig
@@ -51,7 +60,9 @@ def preferred(pool: Drawn, values, num_kept: int = 9, min_gap: float = 0.01) -> 
     def bytes_of(ids) -> bytes:
         return "".join(text_of[i] for i in ids).encode()
 
-    return prefer(pool, worth(values), SEEN, bytes_of, num_kept=num_kept, min_gap=min_gap)
+    return prefer(
+        pool, worth(values), SEEN, bytes_of, confidence=1.0, num_kept=num_kept, min_gap=min_gap
+    )
 
 
 def ids_of(preference: Preference | None) -> list[list[int]]:
@@ -92,7 +103,7 @@ def test_a_drawn_list_that_repeats_itself_is_worse_than_one_that_does_not() -> N
 def test_similar_texts_do_not_share_a_list_if_others_are_left() -> None:
     values = {"cheap red shoes": 0.5, "red shoes cheap": 0.49, "boots": 0.1, "hats": 0.1}
     pool = drawn([["cheap red shoes", "red shoes cheap", "boots"], ["hats", "", ""]])
-    best, rest = composed(pool, worth(values), lambda ids: bytes(str(ids), "ascii"))
+    best, rest = composed(pool, worth(values), lambda ids: bytes(str(ids), "ascii"), 1.0)
     assert sorted(best) == ["boots", "cheap red shoes", "hats"]
     assert rest == ["red shoes cheap"]
 
@@ -100,14 +111,14 @@ def test_similar_texts_do_not_share_a_list_if_others_are_left() -> None:
 def test_what_the_policy_writes_often_stays_before_a_rare_text_that_is_slightly_better() -> None:
     pool = drawn([["often", "b", "c"], ["often", "rare", "e"], ["often", "h", ""]])
     values = {"often": 0.2, "rare": 0.25, "b": 0.1, "c": 0.1, "e": 0.1, "h": 0.1}
-    order = [t for texts in composed(pool, worth(values), lambda ids: b"") for t in texts]
-    assert order[:2] == ["often", "rare"]
-    order = [
-        t
-        for texts in composed(pool, worth({**values, "rare": 0.7}), lambda ids: b"")
-        for t in texts
-    ]
-    assert order[:2] == ["rare", "often"]
+
+    def first_two(rare: float, confidence: float) -> list[str]:
+        lists = composed(pool, worth({**values, "rare": rare}), lambda ids: b"", confidence)
+        return lists[0][:2]
+
+    assert first_two(0.25, 1.0) == ["often", "rare"]
+    assert first_two(0.7, 1.0) == ["rare", "often"]
+    assert first_two(0.25, 0.0) == ["rare", "often"]
 
 
 def test_the_likeliest_complete_auxiliary_text_goes_with_composed_lists() -> None:
@@ -140,3 +151,60 @@ def test_lists_in_list_form_are_taken_as_they_were_drawn() -> None:
     assert ids_of(preferred(pool, VALUES)) == [[1010], [1000], [1020]]
     assert drawn_texts(pool, 0) == ["d", "b"]
     assert reward_of(pool.prompt, VALUES, SEEN, ["b", "d"]) == pytest.approx(0.08 + 0.005)
+
+
+def in_beams(texts_KS, scenario=SUGGESTION, auxiliary_K=None) -> Drawn:
+    """Lists in beam form: the sequences of one search start alike."""
+    pool = drawn(texts_KS, scenario, auxiliary_K)
+    first = int(scenario.has_auxiliary_text)
+    slots = [9] * first + [2] * (len(texts_KS[0]) - first)
+    limits = [7] * first + [4] * (len(texts_KS[0]) - first)
+    asked = pool.prompt.drawn._replace(slots=slots, max_new_tokens=limits)
+    return pool._replace(prompt=pool.prompt._replace(drawn=asked))
+
+
+def ordered(pool: Drawn, values, confidence: float, num_kept: int = 9) -> Preference:
+    found = prefer_texts(
+        pool, worth(values), confidence=confidence, num_kept=num_kept, min_gap=0.01
+    )
+    assert found is not None
+    return found
+
+
+def test_texts_in_beam_form_are_put_in_order_one_by_one() -> None:
+    found = ordered(in_beams([["f", "b", "c"], ["d", "e", "a"]]), VALUES, confidence=0.0)
+    assert ids_of(found) == [[1012], [1011], [1002], [1010], [1000], [1001]]  # a e c d f b
+    assert found.reward_J.tolist() == pytest.approx([0.3, 0.2, 0.1, 0.08, 0.05, 0.01])
+    assert found.prompt.drawn.slots == [2]
+    assert found.prompt.drawn.max_new_tokens == [4]
+
+
+def test_what_the_policy_is_surer_of_stays_before_a_text_that_is_slightly_better() -> None:
+    pool = in_beams([["c", "d"], ["e", "a"]])  # log pi 0 and -1
+    assert ids_of(ordered(pool, {**VALUES, "c": 0.15}, confidence=1.0))[:2] == [[1000], [1011]]
+    found = ordered(pool, VALUES, confidence=1.0)
+    assert ids_of(found)[0] == [1011]  # a: .3 / e > .1
+    assert found.reward_J[0].item() == pytest.approx(0.3 * math.exp(-1))
+
+
+def test_a_text_in_beam_form_is_worth_what_it_adds() -> None:
+    pool = in_beams([["cheap red shoes", "red shoes cheap", "boots"]])
+    values = {"cheap red shoes": 0.5, "red shoes cheap": 0.49, "boots": 0.1}
+    assert ids_of(ordered(pool, values, confidence=0.0)) == [[1000], [1002], [1001]]
+
+
+def test_the_auxiliary_text_goes_with_the_best_text_alone() -> None:
+    pool = in_beams([["", "b", "c"], ["", "d", "e"]], ASKING, ["which?", ""])
+    pool = pool._replace(texts_KS=[[[], *texts_S[1:]] for texts_S in pool.texts_KS])
+    found = ordered(pool, VALUES, confidence=0.0, num_kept=2)
+    assert ids_of(found) == [[1000, 1012], [0, 1001]]  # e with its question, b
+    assert found.prompt.drawn.slots == [9, 2]
+    assert found.prompt.drawn.max_new_tokens == [7, 4]
+
+
+def test_texts_of_equal_worth_have_no_order() -> None:
+    pool = in_beams([["a", "b", "c"]])
+    equal = dict.fromkeys(VALUES, 0.2)
+    assert prefer_texts(pool, worth(equal), confidence=0.0, num_kept=9, min_gap=0.01) is None
+    nothing = in_beams([["", "", ""]])
+    assert prefer_texts(nothing, worth({}), confidence=0.0, num_kept=9, min_gap=0.01) is None

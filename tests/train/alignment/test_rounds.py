@@ -17,9 +17,10 @@ from train.alignment.rollouts import read_lists
 from train.alignment.rounds import AlignmentMetrics, align
 from train.clicks.judge import Judge, Judgement
 from train.clicks.uncertainty import load_uncertainty, save_uncertainty
-from train.config import AlignmentConfig
-from train.generation.generator import read_prompts
+from train.config import AlignmentConfig, GeneratorConfig
+from train.generation.generator import read_prompts, train_generator
 from train.generation.sampler import Sampler
+from train.models.backbone import shapes_of
 
 WORTH = {word(90000 + i): a for i, a in enumerate(ATTRACTION)}
 CONFIG = AlignmentConfig(
@@ -59,13 +60,13 @@ def aligned(
     )
 
 
-def true_worth(run: Path, directory: Path) -> float:
+def true_worth(run: Path, directory: Path, mode: str = "slots") -> float:
     """Mean attraction of the distinct texts that the generator would serve for held-out prompts."""
     prompts = read_prompts(run)
-    source = PromptSource(run / "mined", prompts, mode="slots", cold_share=1.0, seed=0)
+    source = PromptSource(run / "mined", prompts, mode=mode, cold_share=1.0, seed=0)
     asked = [p for p in source.draw("valid", 90, 0) if p.scenario.name == "suggestion"]
     sampler = Sampler(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32))
-    lists = sampler.sample([p.drawn for p in asked], [0] * len(asked), temperature=0)
+    lists = sampler.sample([p.drawn for p in asked], [0] * len(asked), mode=mode, temperature=0)
     drawn = read_lists(prompts.renderer.vocabulary, asked, lists, is_list=False)
     worth = [
         sum(WORTH.get(t.split()[-1], 0.0) for t in {t for texts in d.texts_KS[0] for t in texts})
@@ -140,6 +141,62 @@ def test_every_objective_raises_the_reward(
     (done,) = metrics.rounds
     assert done.step > 0
     assert done.after["suggestion"].reward > done.before["suggestion"].reward
+
+
+@pytest.fixture(scope="module")
+def beam_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("beam") / "run"))
+    shutil.rmtree(run / "generator")
+    (run / "generator").mkdir()
+    train_generator(
+        run,
+        GeneratorConfig(mode="beam", num_epochs=3, batch_size=32, learning_rate=5e-3),
+        shape=shapes_of("tiny").generator,
+        seed=0,
+        output=run / "generator",
+    )
+    return run
+
+
+def test_in_beam_form_the_texts_of_one_search_are_put_in_a_better_order(
+    beam_run: Path, tmp_path: Path
+) -> None:
+    metrics = aligned(
+        beam_run, tmp_path / "out", num_lists=2, num_kept=16, objective="pl", anchor_weight=0.0
+    )
+    (done,) = metrics.rounds
+    assert metrics.mode == "beam"
+    assert done.step > 0
+    assert done.after["suggestion"].distinct == pytest.approx(8, abs=0.5)
+    assert done.after["suggestion"].reward > done.before["suggestion"].reward
+    before = true_worth(beam_run, beam_run / "generator", "beam")
+    assert true_worth(beam_run, tmp_path / "out", "beam") > 1.05 * before
+
+
+def test_a_round_that_forgets_what_users_clicked_is_refused(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = read_prompts(trained_run).renderer.vocabulary
+    sampler = Sampler(
+        AutoModelForCausalLM.from_pretrained(trained_run / "generator", dtype=torch.float32)
+    )
+    draw = PromptSource.draw
+
+    def as_if_all_was_clicked(source: PromptSource, split: str, *rest: int) -> list[Any]:
+        prompts = draw(source, split, *rest)
+        clicked: list[Any] = []
+        for prompt in prompts if split == "valid" else []:
+            lists = sampler.sample([prompt.drawn], [0], temperature=0)
+            (own,) = read_lists(vocabulary, [prompt], lists, is_list=False)
+            texts = {t for texts in own.texts_KS[0] for t in texts} - {prompt.query}
+            clicked.append(prompt._replace(clicked=tuple(texts)))
+        return clicked or prompts
+
+    monkeypatch.setattr(PromptSource, "draw", as_if_all_was_clicked)
+    monkeypatch.setattr("train.alignment.rounds._LEAST_FOUND", 0.999)
+    (done,) = aligned(trained_run, tmp_path / "refused").rounds
+    assert done.before["suggestion"].found == pytest.approx(1.0)
+    assert done.step == 0
 
 
 def changed(run: Path, tmp_path: Path) -> Path:

@@ -123,6 +123,43 @@ def test_temperature_0_is_the_reference_on_500_prompts(
     assert check_greedy(model, sampler, prompts_of(500, seed=5), mode) > 1450
 
 
+def as_beams(prompts: Sequence[ListPrompt], num_alone: int) -> list[ListPrompt]:
+    """Gives all sequences but the first `num_alone` the same start and limit."""
+    return [
+        p._replace(
+            slots=[*p.slots[:num_alone], *[25] * (len(p.slots) - num_alone)],
+            max_new_tokens=[*p.max_new_tokens[:num_alone], *p.max_new_tokens[-1:] * 9][
+                : len(p.slots)
+            ],
+        )
+        for p in prompts
+    ]
+
+
+@pytest.mark.parametrize("num_alone", [0, 1])
+def test_beams_at_temperature_0_are_those_of_the_reference(
+    model: Any, sampler: Sampler, num_alone: int
+) -> None:
+    prompts = as_beams(prompts_of(20, seed=2, num_slots=5), num_alone)
+    num_equal = check_greedy(model, sampler, prompts, "beam")
+    assert num_equal > 60
+
+
+def test_further_lists_of_beams_hold_the_next_best_texts(sampler: Sampler) -> None:
+    prompts = as_beams(prompts_of(6, seed=3, num_slots=4), 1)
+    wider = [
+        p._replace(
+            slots=[*p.slots, *p.slots[-1:] * 3],
+            max_new_tokens=[*p.max_new_tokens, *p.max_new_tokens[-1:] * 3],
+        )
+        for p in prompts
+    ]
+    lists = sampler.sample(prompts, [0] * 6, mode="beam", num_lists=2, temperature=0)
+    both = sampler.sample(wider, [0] * 6, mode="beam", temperature=0)
+    assert torch.equal(lists.ids[:, :, 1:].flatten(1, 2), both.ids[:, 0, 1:])
+    assert torch.equal(lists.ids[:, 0, 0], lists.ids[:, 1, 0])
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     num_prompts=st.integers(1, 5),
