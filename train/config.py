@@ -182,7 +182,7 @@ class EncoderConfig(_Section, frozen=True, kw_only=True):
 class GeneratorConfig(_Section, frozen=True, kw_only=True):
     """Supervised fine-tuning of the generator."""
 
-    mode: Mode = "slots"
+    mode: Mode = "beam"
     base_checkpoint: str = ""  # size base: hub id, directory or GGUF file; empty: SmolLM2
     num_epochs: float = 1
     batch_size: int = 32  # examples (prompt with all of its suggestions)
