@@ -44,6 +44,7 @@ from train.generation.sampler import Sampler
 POSITIONS = "position.json"
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
 _LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
+_LEAST_MEAN = 1.005  # the same over all scenarios: a reward that means nothing came to 1.002
 _LEAST_FOUND = 0.95  # the same of the clicked texts that are found, over all scenarios
 _CHUNK = 16  # prompts that are read at once
 Report = Callable[[str], None]
@@ -266,7 +267,7 @@ class Aligner:
             kl = max(q.kl for q in after.values())
             ratios = {name: after[name].reward / max(q.reward, 1e-12) for name, q in before.items()}
             worst = min(ratios, key=ratios.__getitem__)
-            has_gained = ratios[worst] >= _LEAST_RATIO and fmean(ratios.values()) > 1
+            has_gained = ratios[worst] >= _LEAST_RATIO and fmean(ratios.values()) > _LEAST_MEAN
             found = fmean(q.found for q in after.values())
             has_kept = found >= _LEAST_FOUND * fmean(q.found for q in before.values())
             if has_gained and has_kept and kl <= self._config.max_kl:
