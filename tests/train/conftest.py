@@ -200,7 +200,7 @@ def trained_run(clicked_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A run directory with generator (slots) and click model; tests must not change it."""
     run = tmp_path_factory.mktemp("trained") / "run"
     shutil.copytree(clicked_run, run)
-    generator = GeneratorConfig(num_epochs=3, batch_size=32, learning_rate=5e-3)
+    generator = GeneratorConfig(mode="slots", num_epochs=3, batch_size=32, learning_rate=5e-3)
     train_generator(
         run, generator, shape=shapes_of("tiny").generator, seed=0, output=_made(run / "generator")
     )
