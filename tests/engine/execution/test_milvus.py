@@ -27,7 +27,7 @@ from engine.serving.loading import load_pipeline
 from export.cli import app
 from export.milvus import load_vectors
 
-EXAMPLE = Path(__file__).parents[2] / "examples/bundle"
+EXAMPLE = Path(__file__).parents[3] / "examples/bundle"
 CLOCK = MonotonicClock()
 LOCAL = Config(
     models=ModelsConfig(num_threads=1, shared_thread_pool=False, max_batch_size=2),
