@@ -1,6 +1,7 @@
 """Servers for measurements: a process of their own that serves until the block ends."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,10 @@ class Served:
 
     target: str  # HOST:PORT
     pid: int
+
+    def reload(self) -> None:
+        """Has it look where its bundle's link leads now."""
+        os.kill(self.pid, signal.SIGHUP)
 
     def resident_bytes(self) -> int:
         """Returns the resident memory of its processes."""
@@ -64,6 +69,13 @@ def served_plainly(run: Path, *options: str) -> Iterator[Served]:
     """
     with _running(["benchmarks.plain", "serve", "--run", str(run), *options], {}) as server:
         yield server
+
+
+def point(link: Path, bundle: Path) -> None:
+    """Moves a link that an engine serves to another bundle, in one step."""
+    aside = link.with_name("next")
+    aside.symlink_to(bundle.resolve())
+    aside.replace(link)
 
 
 def mismatch(run: Path, bundle: Path) -> str:

@@ -16,9 +16,7 @@ import asyncio
 import itertools
 import json
 import math
-import os
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -33,7 +31,7 @@ from benchmarks.load.caller import Outcome
 from benchmarks.load.figures import percentile
 from benchmarks.load.run import run
 from benchmarks.load.settings import Load
-from benchmarks.served import served
+from benchmarks.served import point, served
 from engine.formats.manifest import MANIFEST_FILE, read_manifest, sha256_of, write_manifest
 from engine.scheduling.stages import Effort
 
@@ -73,17 +71,15 @@ def measure(load: Load, bundle: Path, every_s: float) -> dict[str, object]:
         with served(link, _ENGINE) as engine:
             load = replace(load, target=engine.target)
             quiet = asyncio.run(run(load)).outcomes
-            releases = itertools.cycle([index, bundle.resolve(), models, bundle.resolve()])
+            releases = itertools.cycle([index, bundle, models, bundle])
             is_over = threading.Event()
             num_swaps = 0
 
             def swap() -> None:
                 nonlocal num_swaps
                 while not is_over.wait(every_s):
-                    aside = root / "next"
-                    aside.symlink_to(next(releases))
-                    aside.replace(link)
-                    os.kill(engine.pid, signal.SIGHUP)
+                    point(link, next(releases))
+                    engine.reload()
                     num_swaps += 1
 
             swapping = threading.Thread(target=swap)

@@ -4,8 +4,6 @@ import argparse
 import asyncio
 import gzip
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ import numpy as np
 from benchmarks.closed_loop.traffic import ask, report
 from benchmarks.closed_loop.training import export, learn, write_feedback
 from benchmarks.closed_loop.users import Asked, Users
-from benchmarks.served import Served, served
+from benchmarks.served import Served, point, served
 from engine.formats.manifest import read_manifest
 from queryrec.client import QueryRecClient
 from train.config import read_config
@@ -73,8 +71,8 @@ class Loop:
                     round_number=number,
                 )
                 export(run, run / "bundle")
-                _point(link, run / "bundle")
-                os.kill(engine.pid, signal.SIGHUP)
+                point(link, run / "bundle")
+                engine.reload()
                 measured = asyncio.run(self._measure(engine, run / "bundle", number))
                 results.append(measured | traffic)
         return results
@@ -112,13 +110,6 @@ class Loop:
                 }
         print(json.dumps(figures), file=sys.stderr, flush=True)
         return figures
-
-
-def _point(link: Path, bundle: Path) -> None:
-    """Moves a link in one step."""
-    aside = link.with_name("next")
-    aside.symlink_to(bundle.resolve())
-    aside.replace(link)
 
 
 async def _served_by(client: QueryRecClient, bundle_id: str, asked: Asked) -> None:
