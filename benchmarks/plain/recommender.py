@@ -13,14 +13,20 @@ import numpy as np
 from benchmarks.plain.index import FaissIndex
 from benchmarks.plain.models import Models, Setting, threads
 from engine.answering.answer import Answer, Question
-from engine.answering.candidates import Candidate, WrittenTexts, key_of, merged, written_texts
+from engine.answering.candidates import (
+    Candidate,
+    WrittenTexts,
+    gathered,
+    key_of,
+    set_figures,
+    written_texts,
+)
 from engine.answering.ranking import ranked, seen_probabilities
 from engine.answering.request import log_candidates, side_information
 from engine.answering.scoring import CandidateInputs
 from engine.config import RankingConfig
 from engine.execution.models import GenerateRow, ScoreRow, Sequences
 from engine.execution.retrieval import Retrieval, Retrieved
-from engine.feedback.attribution import Source
 from engine.formats.manifest import ClickModelSpec
 from engine.formats.prompt import COOCCURRING, SideInformation
 from engine.scheduling.planner import SCORED_SIZES, Rung
@@ -146,26 +152,15 @@ class Recommender:
 
     def _candidates(self, question: Question, written: Written) -> list[Candidate]:
         """Returns what may be suggested; texts that were cut only where there are too few."""
-        excluded = question.excluded_keys | {key_of(question.query)}
-        candidates = merged(
-            written.texts.finished,
+        candidates = gathered(
+            written.texts,
             log_candidates(written.retrieved),
-            excluded_keys=excluded,
+            excluded_keys=question.excluded_keys | {key_of(question.query)},
             is_blocked=lambda _: False,
+            num_wanted=question.num_suggestions,
             limit=SCORED_SIZES[0],
         )
-        if len(candidates) < question.num_suggestions:
-            candidates += merged(
-                written.texts.cut,
-                (),
-                excluded_keys=excluded | {c.key for c in candidates},
-                is_blocked=lambda _: False,
-                limit=question.num_suggestions - len(candidates),
-            )
-        new = [c for c in candidates if c.source is Source.GENERATED]
-        popularity, npmi = self._retrieval.known(question.query, [c.text for c in new])
-        for candidate, count, association in zip(new, popularity, npmi, strict=True):
-            candidate.popularity, candidate.npmi = count, association
+        set_figures(question.query, candidates, self._retrieval)
         return candidates
 
     def _score_row(self, question: Question, candidates: Sequence[Candidate]) -> ScoreRow:

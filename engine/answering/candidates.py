@@ -10,6 +10,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from engine.execution.models import Floats, Sequences
+from engine.execution.retrieval import Retrieval
 from engine.feedback.attribution import Source
 from engine.formats.completion import HealedPrefix, completed
 from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, match_key, normalise
@@ -129,6 +130,39 @@ def merged(
             if len(by_key) == limit:
                 return list(by_key.values())
     return list(by_key.values())
+
+
+def gathered(
+    texts: WrittenTexts,
+    log: Sequence[Candidate],
+    *,
+    excluded_keys: frozenset[str],
+    is_blocked: Callable[[str], bool],
+    num_wanted: int,
+    limit: int,
+) -> list[Candidate]:
+    """Returns `merged` finished texts and log; cut ones only where these are fewer than wanted."""
+    candidates = merged(
+        texts.finished, log, excluded_keys=excluded_keys, is_blocked=is_blocked, limit=limit
+    )
+    if len(candidates) < num_wanted and texts.cut:
+        candidates += merged(
+            texts.cut,
+            (),
+            excluded_keys=excluded_keys | {c.key for c in candidates},
+            is_blocked=is_blocked,
+            limit=num_wanted - len(candidates),
+        )
+    return candidates
+
+
+def set_figures(query: str, candidates: Sequence[Candidate], retrieval: Retrieval) -> None:
+    """Sets popularity and NPMI of generated candidates; those of the log have theirs."""
+    new = [c for c in candidates if c.source is Source.GENERATED]
+    if new:
+        popularity, npmi = retrieval.known(query, [c.text for c in new])
+        for candidate, count, association in zip(new, popularity, npmi, strict=True):
+            candidate.popularity, candidate.npmi = count, association
 
 
 def _candidate(decoded: str | None) -> Candidate | None:

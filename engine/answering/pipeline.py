@@ -10,7 +10,15 @@ import random
 import numpy as np
 
 from engine.answering.answer import Answer, Question
-from engine.answering.candidates import NO_TEXTS, Candidate, WrittenTexts, key_of, merged
+from engine.answering.candidates import (
+    NO_TEXTS,
+    Candidate,
+    WrittenTexts,
+    gathered,
+    key_of,
+    merged,
+    set_figures,
+)
 from engine.answering.dispatch import Dispatcher
 from engine.answering.generation import Generation
 from engine.answering.ranking import PRIOR_P_SEEN, ranked, seen_probabilities
@@ -301,27 +309,16 @@ class Pipeline:
         """Returns what may be suggested, in the order of the prior."""
         question = request.question
         with request.probe.during(Stage.MERGE):
-            excluded = question.excluded_keys | {key_of(question.query)}
-            candidates = merged(
-                texts.finished,
+            candidates = gathered(
+                texts,
                 log,
-                excluded_keys=excluded,
+                excluded_keys=question.excluded_keys | {key_of(question.query)},
                 is_blocked=self._blocklist.blocks,
+                num_wanted=question.num_suggestions,
                 limit=SCORED_SIZES[0],
             )
-            if len(candidates) < question.num_suggestions and texts.cut:
-                candidates += merged(
-                    texts.cut,
-                    (),
-                    excluded_keys=excluded | {c.key for c in candidates},
-                    is_blocked=self._blocklist.blocks,
-                    limit=question.num_suggestions - len(candidates),
-                )
-            new = [c for c in candidates if c.source is Source.GENERATED]
-            if self._retrieval is not None and new:
-                popularity, npmi = self._retrieval.known(question.query, [c.text for c in new])
-                for candidate, count, association in zip(new, popularity, npmi, strict=True):
-                    candidate.popularity, candidate.npmi = count, association
+            if self._retrieval is not None:
+                set_figures(question.query, candidates, self._retrieval)
             return candidates
 
     def _longer(self, question: Question, candidates: list[Candidate]) -> list[Candidate]:
