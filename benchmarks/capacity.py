@@ -18,7 +18,7 @@ even for one request at a time is searched with four times the budget.
 The last line of stdout is one JSON object; shares have exact 95 % (Clopper-Pearson) bounds:
   capacity_rps, p99_capacity_ms, full_capacity      C, and what was measured there
   in_budget_0_8c (_low, _high), n_0_8c, p99_0_8c_ms, errors_0_8c
-  in_budget_3c (_low, _high), n_3c, p99_3c_ms, errors_3c, efforts_3c
+  in_budget_3c (_low, _high), n_3c, p99_3c_ms, errors_3c, efforts_3c, reasons_3c
   overhead_p50_ms, overhead_p99_ms, rss_growth_mib, lookup_rps, send_lag_p99_ms (the worst)
   plain_stack_ratio   C / plain_rps; null without a plain stack, and plain_note says why
   plain_rps, plain_p99_ms, plain_bound_ms           its highest rate, and the p99 it had to keep
@@ -104,7 +104,7 @@ class Bench:
         print(
             f"{self.name}: {'idle' if is_idle else f'{rate_rps:.2f} rps'} for {duration_s:g} s: "
             f"{len(done.outcomes)} requests, p99 {done.p99_ms:.1f} ms, {done.num_full} full, "
-            f"{done.num_errors} errors, sent {lag_ms:.1f} ms late",
+            f"errors {done.errors or 'none'}, sent {lag_ms:.1f} ms late",
             file=sys.stderr,
         )
         return done
@@ -193,6 +193,7 @@ def measure(plan: Plan) -> dict[str, object]:
         **_figures(plan, soak, "0_8c"),
         **_figures(plan, overload, "3c"),
         "efforts_3c": dict(Counter(o.effort for o in overload.outcomes if not o.error)),
+        "reasons_3c": overload.errors,
         "overhead_p50_ms": percentile(overhead_ms, 50),
         "overhead_p99_ms": percentile(overhead_ms, 99),
         "rss_growth_mib": round(growth_bytes / 2**20, 1),

@@ -5,6 +5,7 @@ that holds.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,11 @@ class Trial(NamedTuple):
     def num_errors(self) -> int:
         """Requests without an answer."""
         return sum(bool(o.error) for o in self.outcomes)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How often each reason was given for no answer."""
+        return dict(Counter(o.error for o in self.outcomes if o.error))
 
     @property
     def num_full(self) -> int:

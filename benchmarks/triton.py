@@ -104,7 +104,7 @@ async def call_times(both: dict[str, Pipeline], num_calls: int) -> dict[str, dic
             row = make_row()
             for side in SIDES:
                 started_s = CLOCK.now_s()
-                await both[side].worker.run(work, [row])
+                await both[side].worker.models.run(work, [row])
                 if number:  # the first run is slow
                     times[side].append((CLOCK.now_s() - started_s) * 1000)
         name = " ".join([work.stage.value, *map(str, work.variant)])

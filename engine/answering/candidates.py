@@ -28,7 +28,7 @@ class Candidate:
     source: Source
     popularity: float = 0.0  # searches in the log
     npmi: float = 0.0  # association with the query
-    ids: list[int] | None = None  # set by `engine.answering.scoring`
+    ids: Sequence[int] | None = None  # set by `engine.answering.scoring`
     features_F: Floats | None = None  # set by `engine.answering.scoring`
 
 

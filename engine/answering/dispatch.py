@@ -40,7 +40,7 @@ class Dispatcher:
         """Returns what fits the request's time of the stages ahead: encode, generate, score."""
         wanted = Wanted(encode=encode, rungs=rungs, score=self._has_click_model)
         plan = make_plan(
-            self.worker.costs,
+            self.worker.models.costs,
             wanted,
             request.deadline.left_s(),
             self._load(request),

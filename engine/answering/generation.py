@@ -129,4 +129,4 @@ class Generation:
 
     def _score_s(self) -> float:
         """Returns the time to keep for scoring."""
-        return self._worker.costs.predict_s(score_work(SCORED_SIZES[0]), 1)
+        return self._worker.models.costs.predict_s(score_work(SCORED_SIZES[0]), 1)

@@ -250,7 +250,7 @@ class Pipeline:
         assert self._retrieval is not None
         left_s = request.deadline.left_s()
         works = works_of(False, plan.rung, plan.num_scored)
-        later_s = sum(self.worker.costs.predict_s(w, 1) for w in works)
+        later_s = sum(self.worker.models.costs.predict_s(w, 1) for w in works)
         limit_s = max((left_s - later_s) / 2, _LEAST_SEARCH_SHARE * left_s)
         finish_by_s = request.deadline.at_s - left_s + limit_s
         try:

@@ -6,7 +6,7 @@ queries that start with what was typed; where there are few, with its last words
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -68,7 +68,9 @@ class Retrieval:
         self._max_candidates = max_candidates
         self._max_cooccurring = max_cooccurring
         self.num_nearest = num_nearest
-        self._starting_with = lru_cache(_MEMOISED_PREFIXES)(self._most_searched)
+        # Of the index, not of this object, which would keep itself and the index alive for ever.
+        most_searched = partial(index.starting_with, k=2 * max_candidates)
+        self._starting_with = lru_cache(_MEMOISED_PREFIXES)(most_searched)
 
     def exact(self, query: str) -> Retrieved | None:
         """Returns what co-occurs with a query that the log knows well, else None.
@@ -175,9 +177,6 @@ class Retrieval:
         rows = [self.index.find(t) for t in texts]
         popularity = [0.0 if r is None else self.index.popularity(r) for r in rows]
         return popularity, self._npmi(self.index.find(query), rows)
-
-    def _most_searched(self, prefix: str) -> Rows:
-        return self.index.starting_with(prefix, 2 * self._max_candidates)
 
     def _retrieved(self, rows: Rows, own: int | None, num_cooccurring: int) -> Retrieved:
         texts = self.index.texts(rows)

@@ -48,9 +48,9 @@ async def warm_up(
         if is_index_only and work != ENCODE:
             continue
         for size in sizes:
-            await worker.warm(work, [make_row() for _ in range(size)])
+            await worker.models.warm(work, [make_row() for _ in range(size)])
             if report is not None:
-                report(work, size, worker.costs.predict_s(work, size))
+                report(work, size, worker.models.costs.predict_s(work, size))
 
 
 def kinds_of_work(bundle: Bundle) -> Iterator[tuple[Work, MakeRow]]:

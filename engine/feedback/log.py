@@ -259,8 +259,8 @@ class _Segment:
     """One file being written; locked for as long as it is."""
 
     def __init__(self, directory: Path, opened_s: float) -> None:
-        # Nanoseconds, as a fast disk takes several segments in a millisecond. Containers that share a
-        # volume also share process ids, hence the random part.
+        # Nanoseconds, as a fast disk takes several segments in a millisecond. Containers that share
+        # a volume also share process ids, hence the random part.
         name = f"{time.time_ns():019d}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path = directory / (name + _OPEN)
         self.opened_s = opened_s

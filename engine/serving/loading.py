@@ -1,7 +1,6 @@
 """From a bundle's directory to a pipeline that is verified and warm. Knows nothing of gRPC."""
 
 import asyncio
-import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from engine.execution.triton import TritonFailure, connect
 from engine.execution.warmup import warm_up
 from engine.scheduling.costs import Work
 from engine.scheduling.deadline import Clock
+from engine.serving.collector import set_aside
 from engine.telemetry.metrics import Metrics
 
 ReportCost = Callable[[Work, int, float], None]
@@ -90,7 +90,7 @@ async def load_pipeline(
         metrics.expect(bundle.scenarios)
     same = next((o for o in others if bundle.manifest.has_models_of(o.bundle.manifest)), None)
     if same is not None:
-        pipeline.worker.costs.adopt(same.worker.costs)
+        pipeline.worker.models.costs.adopt(same.worker.models.costs)
     try:
         await warm_up(
             bundle,
@@ -104,7 +104,5 @@ async def load_pipeline(
         if isinstance(error, TritonFailure):
             raise ValueError(f"warming up: {error}") from None
         raise
-    # What is there now stays. Left to the collector, all of it is looked through again and again,
-    # 20 ms at a time.
-    gc.freeze()
+    set_aside()
     return pipeline

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from grpc import aio
@@ -15,6 +16,7 @@ from engine.config import Config, load_keys
 from engine.feedback.attribution import KeyRing
 from engine.feedback.log import FeedbackLog
 from engine.scheduling.deadline import Clock, MonotonicClock
+from engine.serving.collector import ShortPauses
 from engine.serving.console import Signals, say, warn_of_ephemeral_keys
 from engine.serving.loading import load_pipeline, make_runtime
 from engine.serving.places import Places
@@ -91,6 +93,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._shares_port = shares_port
         self._server: aio.Server | None = None
+        self._open = ExitStack()
 
     async def start(self) -> int:
         """Listens, and returns the port. Health is NOT_SERVING unless a release is loaded.
@@ -98,6 +101,7 @@ class Server:
         Raises:
             ValueError: an address cannot be bound.
         """
+        self._open.enter_context(ShortPauses())
         if self._config.metrics.port:
             self._endpoint = Endpoint(
                 self._metrics, self._config.metrics.host, self._config.metrics.port
@@ -162,6 +166,7 @@ class Server:
         await self.releases.close()
         self._runtime.close()
         self._feedback_log.close()
+        self._open.close()
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
         if self._tracer is not None:

@@ -197,7 +197,7 @@ async def test_when_time_is_short_the_answer_comes_from_the_log_and_says_so(bund
     pipeline = make(bundle, runtime)
     kinds = {r.work for r in bundle.rungs["suggestion"]} | {ENCODE}
     for work in kinds | {score_work(n) for n in SCORED_SIZES}:
-        pipeline.worker.costs.observe(work, 1, 100.0)
+        pipeline.worker.models.costs.observe(work, 1, 100.0)
     answer = await ask(pipeline, "never searched before", budget_s=30)
     assert len(answer.suggestions) == 6
     assert answer.omissions == (
@@ -234,8 +234,8 @@ async def test_warming_up_learns_what_everything_costs(bundle, runtime):
     await warm_up(bundle, pipeline.worker)
     kinds = {r.work for rungs in bundle.rungs.values() for r in rungs} | {ENCODE}
     for work in kinds | {score_work(n) for n in SCORED_SIZES}:
-        assert pipeline.worker.costs.predict_s(work, 1) > 0
-        assert pipeline.worker.costs.predict_s(work, 2) > 0
+        assert pipeline.worker.models.costs.predict_s(work, 1) > 0
+        assert pipeline.worker.models.costs.predict_s(work, 2) > 0
 
 
 async def test_a_deadline_that_has_passed_is_refused(bundle, runtime):
@@ -367,7 +367,7 @@ async def test_a_better_generation_that_is_under_way_is_shared_whatever_the_plan
     first = asyncio.ensure_future(ask(pipeline, "wireless m", scenario="completion"))
     await until(lambda: generator.num_rows == 1)
     for _ in range(3):
-        pipeline.worker.costs.observe(full.work, 1, 3600.0)  # a plan would give it up
+        pipeline.worker.models.costs.observe(full.work, 1, 3600.0)  # a plan would give it up
     second = asyncio.ensure_future(ask(pipeline, "wireless m", scenario="completion"))
     await until(lambda: pipeline.worker.num_shared == 1)
     generator.may_finish.set()

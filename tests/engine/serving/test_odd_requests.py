@@ -106,7 +106,7 @@ async def test_a_smaller_cached_generation_is_still_called_degraded(bundle, runt
     pipeline = Pipeline(bundle, runtime, CONFIG, CLOCK)
     full, *_ = bundle.rungs["suggestion"]
     for _ in range(3):
-        pipeline.worker.costs.observe(full.work, 1, 3600.0)
+        pipeline.worker.models.costs.observe(full.work, 1, 3600.0)
     first = await ask(pipeline, "never searched before")
     again = await ask(pipeline, "never searched before")
     degraded = Omission(Stage.GENERATE, Left.DEGRADED, Why.BUDGET)

@@ -1,4 +1,4 @@
-"""The worker learns what runs cost, wherever they run, also from those that were given up."""
+"""What runs cost is learnt wherever they run, also from those that were given up."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from engine.config import Config
-from engine.execution.worker import Worker
+from engine.execution.learning import LearningRunner
 from engine.scheduling.batcher import TooLate
 from engine.scheduling.costs import Work
 from engine.scheduling.stages import Stage
+from engine.telemetry.metrics import Metrics
 
 WORK = Work(Stage.SCORE, (8,))
 
@@ -39,8 +40,8 @@ def runner() -> ManualRunner:
 
 
 @pytest.fixture
-def worker(runner, clock) -> Worker:
-    return Worker(runner, Config(), clock)
+def models(runner, clock) -> LearningRunner:
+    return LearningRunner(runner, Config(), clock, Metrics())
 
 
 async def started(runner: ManualRunner, num: int) -> None:
@@ -49,10 +50,10 @@ async def started(runner: ManualRunner, num: int) -> None:
     assert len(runner.runs) == num
 
 
-async def test_a_run_counts_with_the_rows_that_ran_when_it_started(runner, worker, clock):
-    first = asyncio.ensure_future(worker.run(WORK, ["a"]))
+async def test_a_run_counts_with_the_rows_that_ran_when_it_started(runner, models, clock):
+    first = asyncio.ensure_future(models.run(WORK, ["a"]))
     await started(runner, 1)
-    second = asyncio.ensure_future(worker.run(WORK, ["b"]))
+    second = asyncio.ensure_future(models.run(WORK, ["b"]))
     await started(runner, 2)
     clock.advance(1)
     runner.runs[0].set_result(["A"])
@@ -60,17 +61,17 @@ async def test_a_run_counts_with_the_rows_that_ran_when_it_started(runner, worke
     clock.advance(2)
     runner.runs[1].set_result(["B"])
     await second
-    assert worker.costs.predict_s(WORK, 1) == pytest.approx(1, rel=0.2)
-    assert worker.costs.predict_s(WORK, 2) == pytest.approx(3)
+    assert models.costs.predict_s(WORK, 1) == pytest.approx(1, rel=0.2)
+    assert models.costs.predict_s(WORK, 2) == pytest.approx(3)
 
 
 @pytest.mark.parametrize("end", ["cancelled", "too late"])
 async def test_a_run_that_is_given_up_counts_only_if_it_took_longer_than_predicted(
-    runner, worker, clock, end
+    runner, models, clock, end
 ):
-    worker.costs.observe(WORK, 1, 1.0)
+    models.costs.observe(WORK, 1, 1.0)
     for num, (elapsed_s, expected_s) in enumerate([(0.5, 1.0), (4.0, 4.0)], 1):
-        task = asyncio.ensure_future(worker.run(WORK, ["a"]))
+        task = asyncio.ensure_future(models.run(WORK, ["a"]))
         await started(runner, num)
         clock.advance(elapsed_s)
         if end == "cancelled":
@@ -79,4 +80,4 @@ async def test_a_run_that_is_given_up_counts_only_if_it_took_longer_than_predict
             runner.runs[-1].set_exception(TooLate())
         with pytest.raises((asyncio.CancelledError, TooLate)):
             await task
-        assert worker.costs.predict_s(WORK, 1) == pytest.approx(expected_s)
+        assert models.costs.predict_s(WORK, 1) == pytest.approx(expected_s)

@@ -1,0 +1,103 @@
+"""Batches are run, what they cost is learnt, and what they generate is kept.
+
+Knows nothing of which rows make a batch, or of where models run.
+"""
+
+import logging
+import math
+from asyncio import CancelledError
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from engine.config import Config
+from engine.errors import EngineError
+from engine.execution.models import GenerateRow, Sequences
+from engine.execution.runner import Runner
+from engine.scheduling.batcher import TooLate
+from engine.scheduling.cache import Cache
+from engine.scheduling.costs import CostModel, Work
+from engine.scheduling.deadline import Clock
+from engine.scheduling.stages import Stage
+from engine.telemetry.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+class LearningRunner:
+    """Runs batches of one bundle's models. To be used from one event loop.
+
+    Attributes:
+        costs: What it has learnt about run times.
+        generations: Lately generated, by `generation_key`.
+    """
+
+    def __init__(self, runner: Runner, config: Config, clock: Clock, metrics: Metrics) -> None:
+        """Knows nothing yet."""
+        self.costs = CostModel(clock, config.models.cost_quantile)
+        self.generations = Cache[Sequences](
+            max_bytes=config.cache.max_bytes, ttl_s=config.cache.ttl_s, clock=clock
+        )
+        self._runner = runner
+        self._clock = clock
+        self._metrics = metrics
+        self._num_running = 0  # rows
+
+    async def run(
+        self, work: Work, rows: Sequence[Any], finish_by_s: float = math.inf
+    ) -> Sequence[object]:
+        """Returns the results of a batch, and learns what it cost.
+
+        The cost is that of all rows that run when the batch starts: what runs beside it takes
+        its share of the machine.
+        """
+        started_s = self._clock.now_s()
+        size = self._num_running + len(rows)
+        self._num_running += len(rows)
+        try:
+            results = await self._runner.run(work, rows, finish_by_s)
+        except (CancelledError, TooLate):
+            # All that is known is that it takes longer than this.
+            elapsed_s = self._clock.now_s() - started_s
+            if elapsed_s > self.costs.predict_s(work, size):
+                self.costs.observe(work, size, elapsed_s)
+            raise
+        except EngineError:
+            raise  # whoever raised it has said what there is to say
+        except Exception:
+            _log.exception("%s: a batch of %d rows failed", work.stage, len(rows))
+            raise
+        finally:
+            self._num_running -= len(rows)
+        self.costs.observe(work, size, self._clock.now_s() - started_s)
+        if work.stage is Stage.GENERATE:
+            # Here, so that what comes too late for its request still helps the next one.
+            for row, sequences in zip(rows, results, strict=True):
+                self._remember(row, sequences)
+        return results
+
+    async def serve(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Sequence[object]:
+        """Does as `run`, for a batch of requests: these count where those of warming up do not."""
+        started_s = self._clock.now_s()
+        try:
+            return await self.run(work, rows, finish_by_s)
+        finally:
+            self._metrics.batch_ran(work.stage, len(rows), self._clock.now_s() - started_s)
+
+    async def warm(self, work: Work, rows: Sequence[Any]) -> None:
+        """Runs a batch three times; the first time, which is slow, does not count."""
+        await self._runner.run(work, rows, math.inf)
+        for _ in range(2):
+            await self.run(work, rows)
+
+    async def close(self) -> None:
+        """Ends connections to where the models run."""
+        await self._runner.close()
+
+    def _remember(self, row: GenerateRow, sequences: Any) -> None:
+        num_ids = len(row.prompt_ids) + sum(map(len, sequences.ids))
+        self.generations.put(generation_key(row), sequences, size_bytes=500 + 36 * num_ids)
+
+
+def generation_key(row: GenerateRow) -> Hashable:
+    """Returns all that decides what is generated: one cache serves one bundle."""
+    return (tuple(row.prompt_ids), row.first_token_range, row.rung)
