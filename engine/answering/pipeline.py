@@ -122,7 +122,7 @@ class Pipeline:
         with self._dispatcher.attending(request):
             answer = await self._answered(request)
         if request.ready_s is not None:
-            self._reserve.ended(request.ready_s)
+            asyncio.get_running_loop().call_soon(self._reserve.ended, request.ready_s)
         return answer
 
     async def close(self) -> None:

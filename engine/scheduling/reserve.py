@@ -1,13 +1,14 @@
 """How much of a budget is not for models: the way back, and what comes after the last model.
 
-Under load, answers wait for the event loop when their last model run ends or is given up: that
-time is learnt, as costs of models are. Knows nothing of stages.
+Under load, answers wait for the event loop when their last model run ends or is given up, and had
+waited for it before, when the request had arrived and nobody had seen it yet. That time is learnt,
+as costs of models are. Knows nothing of stages.
 """
 
 from engine.scheduling.deadline import Clock
 from engine.scheduling.window import Window
 
-_QUANTILE = 0.99
+_QUANTILE = 1.0  # a late answer is worse than a lesser one
 _SAMPLES = 256
 _MAX_SHARE = 0.2  # of a budget: one long pause must not price out all models for seconds
 
@@ -22,7 +23,11 @@ class Reserve:
         self._tails = Window(_QUANTILE, _SAMPLES)
 
     def ended(self, ready_s: float) -> None:
-        """Notes that an answer is made now that had all it needed from models at `ready_s`."""
+        """Notes what passed since an answer had all that it needed from models.
+
+        To be called when the event loop turns to something new after the answer: what it does
+        until then, a request that arrives meanwhile waits for.
+        """
         now_s = self._clock.now_s()
         self._tails.add(max(0.0, now_s - ready_s), now_s)
 

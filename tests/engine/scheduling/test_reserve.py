@@ -11,7 +11,7 @@ def test_nothing_but_the_least_is_kept_before_anything_is_learnt(clock):
 
 def test_what_answers_take_after_their_last_model_is_kept_too(clock):
     reserve = Reserve(0.004, clock)
-    for tail_s in [0.001] * 90 + [0.006] * 10:
+    for tail_s in [0.001] * 99 + [0.006]:
         reserve.ended(clock.now_s() - tail_s)
     assert reserve.of(0.050) == pytest.approx(0.010)
 
