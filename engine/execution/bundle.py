@@ -3,7 +3,7 @@
 Knows nothing of requests. Immutable: another release is loaded aside and swapped in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Bundle:
     vocabulary: Vocabulary
     renderer: PromptRenderer
     encoder: Encoder | None
-    encoder_ids: Callable[[str], list[int]]  # the encoder may have a tokenizer of its own
+    encoder_ids: Callable[[str], Sequence[int]]  # the encoder may have a tokenizer of its own
     generator: Generator | None
     rungs: dict[str, tuple[Rung, ...]]  # by scenario; empty without a generator
     click_model: ClickModel | None
@@ -69,7 +69,7 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
         renderer = PromptRenderer(vocabulary, prompt, manifest.scenarios)
     except Exception as error:  # tokenizers raises bare Exception for files it cannot read
         raise BundleError(f"{directory / 'tokenizer.json'}: {error}") from error
-    encoder, encoder_ids = None, vocabulary.encode
+    encoder, encoder_ids = None, vocabulary.ids_of
     if spec := manifest.encoder:
         if runtime is not None:
             encoder = Encoder(_session(directory, spec, manifest, runtime), MAX_ENCODER_TOKENS)
@@ -162,9 +162,9 @@ def _session(directory: Path, spec: ModelSpec, manifest: Manifest, runtime: Runt
 
 def _tokenizer(
     directory: Path, spec: ModelSpec, vocabulary: Vocabulary
-) -> Callable[[str], list[int]]:
+) -> Callable[[str], Sequence[int]]:
     if spec.tokenizer == "tokenizer.json":
-        return vocabulary.encode
+        return vocabulary.ids_of
     try:
         own = Tokenizer.from_file(str(directory / spec.tokenizer))
     except Exception as error:  # see load_bundle

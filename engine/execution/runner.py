@@ -21,7 +21,7 @@ class LookupRow(NamedTuple):
     """One query to embed and to look up."""
 
     query: str
-    ids: list[int]
+    ids: Sequence[int]
 
 
 class Found(NamedTuple):

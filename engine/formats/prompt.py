@@ -78,7 +78,7 @@ class PromptRenderer:
         healed = (
             heal(self.vocabulary, query) if self._scenarios[scenario].completes_prefix else None
         )
-        query_ids = healed.kept_ids if healed else self.vocabulary.encode(query)
+        query_ids = healed.kept_ids if healed else self.vocabulary.ids_of(query)
         ids = self._context(scenario, query_ids, side_information)
         allowed = healed.first_token_range if healed else (FIRST_TEXT_ID, self.vocabulary.size)
         return Prompt([*ids, self._respond_id], allowed, healed)
@@ -92,7 +92,7 @@ class PromptRenderer:
         model through its features.
         """
         kept = [item for item in side_information if item.kind != COOCCURRING]
-        return self._context(scenario, self.vocabulary.encode(query), kept)
+        return self._context(scenario, self.vocabulary.ids_of(query), kept)
 
     def slot_ids(self, scenario: str, mode: str = "slots") -> list[int]:
         """Returns the tokens that start each sequence of a scenario.
@@ -108,7 +108,7 @@ class PromptRenderer:
         return slots
 
     def _context(
-        self, scenario: str, query_ids: list[int], side_information: Sequence[SideInformation]
+        self, scenario: str, query_ids: Sequence[int], side_information: Sequence[SideInformation]
     ) -> list[int]:
         spec = self._spec
         tail = [self._query_id, *query_ids[-spec.max_query_tokens :]]
@@ -118,7 +118,7 @@ class PromptRenderer:
         for item in reversed(side_information):
             if item.kind not in self._kind_ids:
                 continue
-            ids = self.vocabulary.encode(item.text)[: spec.max_item_tokens]
+            ids = self.vocabulary.ids_of(item.text)[: spec.max_item_tokens]
             piece = [self._kind_ids[item.kind], *ids]
             if len(piece) > room:
                 break
