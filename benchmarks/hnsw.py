@@ -171,7 +171,6 @@ def measure(
             embeddings=embeddings_QD,
             m=spec.m,
             ef_construction=spec.ef_construction,
-            ef_search=spec.ef_search,
             num_threads=args.threads,
             report=_report,
         )

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from engine.execution.bundle import load_bundle
 from engine.execution.models import Encoder, Floats
-from engine.formats.index import Report, write_index
+from engine.formats.index import GRAPH, Report, write_index
 from engine.formats.manifest import MAX_ENCODER_TOKENS, Manifest
 from export.packing import packed, sealed
 from export.parity import session_of
 from train.mining.mine import QUERIES, SUMMARY, MineSummary
+from train.retrieval.effort import least_effort, probe_texts
 from train.retrieval.index import read_edges
 
 _BATCH_SIZE = 256
@@ -70,22 +71,33 @@ def refresh_index(
                 _link(bundle / name, directory / name)
         queries = pq.read_table(mined / QUERIES)
         texts: list[str] = queries["text"].to_pylist()
-        ids = [loaded.encoder_ids(t) for t in texts]
+        embeddings_QD = embed(encoder, [loaded.encoder_ids(t) for t in texts], report)
+        folder = directory / old.index.directory
         write_index(
-            directory / old.index.directory,
+            folder,
             texts=texts,
             popularity=queries["num_searches"].to_numpy().astype(np.float32),
             edges=read_edges(run_directory, texts, max_edges),
-            embeddings=embed(encoder, ids, report),
+            embeddings=embeddings_QD,
             m=old.index.m,
             ef_construction=old.index.ef_construction,
-            ef_search=old.index.ef_search,
             num_threads=num_threads,
             report=report,
         )
         summary = msgspec.json.decode((mined / SUMMARY).read_bytes(), type=MineSummary)
+        ef_search = old.index.ef_search
+        if old.index.min_recall:  # another number of queries may need another effort
+            probes = [loaded.encoder_ids(t) for t in probe_texts(texts, seed=0)]
+            ef_search = least_effort(
+                folder / GRAPH,
+                embeddings_QD,
+                embed(encoder, probes, report),
+                min_recall=old.index.min_recall,
+                report=report,
+            )
         index = msgspec.structs.replace(
             old.index,
+            ef_search=ef_search,
             num_queries=len(texts),
             min_users=summary.min_users,
             counted=summary.counted,

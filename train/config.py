@@ -279,14 +279,18 @@ class IndexConfig(_Section, frozen=True, kw_only=True):
 
     m: int = 32
     ef_construction: int = 100
-    ef_search: int = 144  # finds 98 % of the ten nearest of a million queries in less than 1 ms
+    ef_search: int = 0  # 0: the least that finds `min_recall` of the ten nearest queries
+    min_recall: float = 0.98
     max_edges: int = 32  # co-occurring queries kept per query
     num_threads: int = 1  # more build faster, but no two builds are the same
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for name in ("m", "ef_construction", "ef_search", "max_edges", "num_threads"):
-            _at_least(name, getattr(self, name), 1 if name != "m" else 2)
+        _at_least("m", self.m, 2)
+        _at_least("ef_search", self.ef_search, 0)
+        for name in ("ef_construction", "max_edges", "num_threads"):
+            _at_least(name, getattr(self, name), 1)
+        _within("min_recall", self.min_recall, 0.5, 1)
 
 
 def default_scenarios() -> list[ScenarioConfig]:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from engine.formats.manifest import BundleError, IndexSpec
 
+GRAPH = "hnsw.bin"
 _NUM_POPULAR = 1000
 _NUM_FENCES = 4096  # texts held as bytes objects: searching among them takes a microsecond
 _BEYOND = b"\xff"  # in no UTF-8: after all texts that start alike
@@ -52,7 +53,6 @@ def write_index(
     embeddings: NDArray[np.float32],
     m: int = 16,
     ef_construction: int = 100,
-    ef_search: int = 64,
     seed: int = 0,
     num_threads: int = 1,
     report: Report = lambda _: None,
@@ -65,9 +65,8 @@ def write_index(
         popularity: (Q) searches of each.
         edges: What was searched next.
         embeddings: float32 (Q, D) of unit norm.
-        m: Of HNSW, as the next two: links of a vector.
+        m: Of HNSW, as the next one: links of a vector.
         ef_construction: Effort when building.
-        ef_search: Effort when searching.
         seed: Of the graph.
         num_threads: With more than one, vectors are inserted in another order every time, so the
             graph differs from build to build.
@@ -103,8 +102,7 @@ def write_index(
         rows = np.arange(start, min(start + _CHUNK, num_queries))
         graph.add_items(embeddings[rows], rows, num_threads=num_threads)
         report(f"index: {rows[-1] + 1} of {num_queries} vectors linked")
-    graph.set_ef(ef_search)
-    graph.save_index(str(directory / "hnsw.bin"))
+    graph.save_index(str(directory / GRAPH))
 
 
 class CooccurrenceIndex:
@@ -131,7 +129,7 @@ class CooccurrenceIndex:
             self._edges: Rows = _mapped(directory / "edges.npy")
             self._npmi: NDArray[np.float32] = _mapped(directory / "npmi.npy")
             self._by_popularity: Rows = _mapped(directory / "by_popularity.npy")
-            self._graph = _loaded(directory / "hnsw.bin", spec) if has_graph else None
+            self._graph = _loaded(directory / GRAPH, spec) if has_graph else None
         except (OSError, ValueError, RuntimeError) as error:
             raise BundleError(f"{directory}: index cannot be loaded: {error}") from error
         num_vectors = spec.num_queries

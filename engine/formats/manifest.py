@@ -88,6 +88,7 @@ class IndexSpec(_Part, frozen=True, kw_only=True):
     m: int
     ef_construction: int
     ef_search: int
+    min_recall: float = 0.0  # of the ten nearest queries, for which ef_search was chosen; 0: given
     encoder_sha256: str  # of the encoder file whose embeddings are indexed
     min_users: int  # k of k-anonymity
     counted: str  # what k counts: "users" or "sessions"

@@ -11,7 +11,7 @@ import pytest
 
 from engine.execution.bundle import load_bundle
 from engine.execution.models import Encoder
-from engine.formats.manifest import MAX_ENCODER_TOKENS, read_manifest
+from engine.formats.manifest import MAX_ENCODER_TOKENS, read_manifest, write_manifest
 from export import parity
 from export.bundle import export_bundle
 from export.index import embed, refresh_index
@@ -71,6 +71,7 @@ def test_new_queries_are_found_and_models_stay(bundle: Path, newer: Path, tmp_pa
     assert similarity[0] == pytest.approx(1, abs=1e-3)
     assert manifest.index is not None
     assert manifest.index.min_users == 7
+    assert manifest.index.ef_search == before.index.ef_search  # it was given
     assert manifest.bundle_id != before.bundle_id
     assert manifest.provenance["models_of_bundle"] == before.bundle_id
     kept = {n: h for n, h in before.files.items() if not n.startswith("index/")}
@@ -78,6 +79,17 @@ def test_new_queries_are_found_and_models_stay(bundle: Path, newer: Path, tmp_pa
     assert {n for n in manifest.files if n.startswith("index/")} == {
         n for n in before.files if n.startswith("index/")
     }
+
+
+def test_effort_is_chosen_anew_if_it_was_chosen(bundle: Path, newer: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen"
+    shutil.copytree(bundle, chosen)
+    manifest = read_manifest(chosen)
+    index = msgspec.structs.replace(manifest.index, ef_search=500, min_recall=0.9)
+    write_manifest(chosen, msgspec.structs.replace(manifest, index=index))
+    fresh = refresh_index(chosen, newer, tmp_path / "fresh")
+    assert fresh.index.min_recall == 0.9
+    assert fresh.index.ef_search < 500  # few queries are found with the least there is
 
 
 def test_old_bundle_is_untouched(bundle: Path, newer: Path, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from engine.formats.index import Edges, Report, write_index
+from engine.formats.index import GRAPH, Edges, Report, write_index
 from engine.formats.manifest import IndexSpec, sha256_of
 from train.config import IndexConfig
 from train.mining.mine import SUMMARY, MineSummary
+from train.retrieval.effort import least_effort, probe_texts
 from train.retrieval.encoder import Encoder
 
 Ids = NDArray[np.int64]
@@ -40,17 +41,24 @@ def build_index(
     texts: list[str] = queries["text"].to_pylist()
     encoder = Encoder.load(run)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    embeddings_QD = encoder.embed(texts, report=report)
     write_index(
         output,
         texts=texts,
         popularity=queries["num_searches"].to_numpy().astype(np.float32),
         edges=read_edges(run, texts, config.max_edges),
-        embeddings=encoder.embed(texts, report=report),
+        embeddings=embeddings_QD,
         m=config.m,
         ef_construction=config.ef_construction,
-        ef_search=config.ef_search,
         seed=seed,
         num_threads=config.num_threads,
+        report=report,
+    )
+    ef_search = config.ef_search or least_effort(
+        output / GRAPH,
+        embeddings_QD,
+        encoder.embed(probe_texts(texts, seed=seed)),
+        min_recall=config.min_recall,
         report=report,
     )
     summary = msgspec.json.decode((run / "mined" / SUMMARY).read_bytes(), type=MineSummary)
@@ -59,7 +67,8 @@ def build_index(
         embedding_dim=encoder.embedding_dim,
         m=config.m,
         ef_construction=config.ef_construction,
-        ef_search=config.ef_search,
+        ef_search=ef_search,
+        min_recall=0.0 if config.ef_search else config.min_recall,
         encoder_sha256=sha256_of(run / "encoder/model.safetensors"),
         min_users=summary.min_users,
         counted=summary.counted,

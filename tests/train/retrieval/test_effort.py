@@ -1,0 +1,90 @@
+"""The chosen effort finds enough of the nearest, and no lesser one does."""
+
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+import pytest
+
+from train.retrieval.effort import least_effort, probe_texts
+
+NUM, DIM, K = 2000, 24, 10
+
+
+def unit(rng: np.random.Generator, num: int) -> np.ndarray:
+    vectors = rng.normal(size=(num, DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def embeddings_QD() -> np.ndarray:
+    return unit(np.random.default_rng(0), NUM)
+
+
+@pytest.fixture(scope="module")
+def probes_HD() -> np.ndarray:
+    return unit(np.random.default_rng(1), 200)
+
+
+@pytest.fixture(scope="module")
+def graph_file(embeddings_QD, tmp_path_factory) -> Path:
+    """A sparse graph: little effort finds little."""
+    graph = hnswlib.Index(space="ip", dim=DIM)
+    graph.init_index(NUM, M=5, ef_construction=40, random_seed=0)
+    graph.add_items(embeddings_QD, np.arange(NUM), num_threads=1)
+    path = tmp_path_factory.mktemp("graph") / "hnsw.bin"
+    graph.save_index(str(path))
+    return path
+
+
+def recall(graph_file: Path, embeddings_QD, probes_HD, effort: int) -> float:
+    graph = hnswlib.Index(space="ip", dim=DIM)
+    graph.load_index(str(graph_file))
+    graph.set_ef(effort)
+    num_found = 0
+    for probe_D in probes_HD:
+        exact = np.argsort(-(embeddings_QD @ probe_D))[:K]
+        found, _ = graph.knn_query(probe_D, k=K)
+        num_found += len(set(exact.tolist()) & set(found[0].tolist()))
+    return num_found / (K * len(probes_HD))
+
+
+@pytest.mark.parametrize("min_recall", [0.6, 0.9])
+def test_the_least_effort_that_finds_enough(graph_file, embeddings_QD, probes_HD, min_recall):
+    lines: list[str] = []
+    effort = least_effort(
+        graph_file, embeddings_QD, probes_HD, min_recall=min_recall, report=lines.append
+    )
+    found = recall(graph_file, embeddings_QD, probes_HD, effort)
+    assert found >= min_recall
+    assert lines == [f"index: ef_search {effort} finds {found:.3f} of the 10 nearest queries"]
+    lesser = {24: 16, 32: 24, 48: 32, 64: 48, 96: 64, 144: 96, 192: 144, 288: 192, 384: 288}
+    if effort > 16:
+        assert recall(graph_file, embeddings_QD, probes_HD, lesser[effort]) < min_recall
+
+
+def test_more_recall_takes_more_effort(graph_file, embeddings_QD, probes_HD):
+    efforts = [
+        least_effort(graph_file, embeddings_QD, probes_HD, min_recall=r) for r in (0.6, 0.9, 0.99)
+    ]
+    assert efforts == sorted(set(efforts))
+
+
+def test_an_index_of_fewer_than_ten_queries(embeddings_QD, probes_HD, tmp_path):
+    graph = hnswlib.Index(space="ip", dim=DIM)
+    graph.init_index(3, M=5, ef_construction=40, random_seed=0)
+    graph.add_items(embeddings_QD[:3], np.arange(3), num_threads=1)
+    graph.save_index(str(tmp_path / "hnsw.bin"))
+    assert least_effort(tmp_path / "hnsw.bin", embeddings_QD[:3], probes_HD, min_recall=1.0) == 16
+
+
+def test_probes_are_made_of_the_words_of_two_queries():
+    texts = [f"word{i} end{i}" for i in range(3000)] + ["alone"]
+    probes = probe_texts(texts, seed=1)
+    assert probes == probe_texts(texts, seed=1) != probe_texts(texts, seed=2)
+    assert len(probes) == 1000
+    assert len(set(probes) - set(texts)) > 990
+    for probe in probes:
+        first, last = probe.split()
+        assert first == "alone" or first.startswith("word")
+        assert last == "alone" or last.startswith("end")
