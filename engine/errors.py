@@ -281,12 +281,16 @@ def as_status(error: RequestError) -> status_pb2.Status:
     return status_pb2.Status(code=number, message=error.message, details=[detail])
 
 
+def trailing_metadata(error: RequestError) -> tuple[tuple[str, bytes], ...]:
+    """Returns what a call ends with besides the status: its details, with the ErrorInfo."""
+    return ((_DETAILS_KEY, as_status(error).SerializeToString()),)
+
+
 async def abort(context: aio.ServicerContext[Any, Any], error: RequestError) -> NoReturn:
     """Ends the call that ``context`` belongs to with the error's status and ErrorInfo.
 
     Trailing metadata that is already set is sent along.
     """
-    details: bytes = as_status(error).SerializeToString()
-    trailing = (*(context.trailing_metadata() or ()), (_DETAILS_KEY, details))
+    trailing = (*(context.trailing_metadata() or ()), *trailing_metadata(error))
     await context.abort(error.code, error.message, trailing)
     raise AssertionError("abort always raises")

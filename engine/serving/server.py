@@ -18,10 +18,12 @@ from engine.feedback.log import FeedbackLog
 from engine.scheduling.deadline import Clock, MonotonicClock
 from engine.serving.collector import ShortPauses
 from engine.serving.console import Signals, say, warn_of_ephemeral_keys
+from engine.serving.handlers import SERVICE_NAME, add_service
 from engine.serving.loading import load_pipeline, make_runtime
+from engine.serving.overload import QueueProbe, Shedding
 from engine.serving.places import Places
 from engine.serving.releases import Releases
-from engine.serving.service import SERVICE_NAME, Feedback, Service, add_service
+from engine.serving.service import Feedback, Service
 from engine.telemetry import tracing
 from engine.telemetry.metrics import Endpoint, Metrics, State
 from engine.telemetry.observation import Observer
@@ -119,7 +121,9 @@ class Server:
                 ("grpc.max_connection_age_grace_ms", _MAX_CONNECTION_AGE_GRACE_MS),
             ],
         )
-        add_service(self._service, server)
+        shedding = Shedding(self._config.server.default_budget_ms / 1000)
+        probe = QueueProbe(shedding, self._clock)
+        add_service(self._service, server, probe)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -129,7 +133,10 @@ class Server:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
             raise ValueError(f"cannot listen on {address}: {error}") from None
+        own_port = server.add_insecure_port("127.0.0.1:0")  # the port may be shared with others
         await server.start()
+        probing = asyncio.ensure_future(probe.run(own_port))
+        self._open.callback(probing.cancel)
         self._server = server
         _log.info("listening", extra={"address": f"{self._config.server.host}:{port}"})
         return port

@@ -6,13 +6,11 @@ Only translates: limits are checked in `translation`, answers are made in
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-import grpc
-from google.protobuf.message import DecodeError
 from grpc import aio
 
 from engine import errors
@@ -27,12 +25,7 @@ from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackRefusal
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceServicer
 
-SERVICE_NAME = "queryrec.v1.QueryRecommenderService"
 _MAX_EVENTS_ON_LOOP = 8  # tokens of more events are verified on another thread
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Method = Callable[[_Request, aio.ServicerContext[_Request, _Response]], Awaitable[_Response]]
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +151,10 @@ class Service(QueryRecommenderServiceServicer):
             raise error
         await errors.abort(context, error)
 
+    def shed(self, method: str, error: errors.RequestError) -> None:
+        """Counts a call of that method that was refused before it was read."""
+        self._observer.shed(method, error)
+
     def _check_load(self) -> None:
         if self._observer.metrics.num_in_flight > self._max_calls:
             raise errors.QueueFull("call")
@@ -185,44 +182,6 @@ class Service(QueryRecommenderServiceServicer):
                     FeedbackRefusal(event_index=index, reason=error.reason, message=error.message)
                 )
         return accepted, refusals
-
-
-def add_service(service: Service, server: aio.Server) -> None:
-    """Registers the service.
-
-    Unlike the generated function, a message that cannot be parsed (a string that is not UTF-8, cut
-    bytes) becomes INVALID_ARGUMENT with a reason, instead of UNKNOWN with a Python exception.
-    """
-    handlers = {
-        "Recommend": (service.Recommend, pb.RecommendRequest.FromString),
-        "RecordFeedback": (service.RecordFeedback, pb.RecordFeedbackRequest.FromString),
-        "ListScenarios": (service.ListScenarios, pb.ListScenariosRequest.FromString),
-    }
-    methods = {
-        name: _handler(service, name, method, parse) for name, (method, parse) in handlers.items()
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods),))
-
-
-def _handler(
-    service: Service, name: str, method: _Method[Any, Any], parse: Callable[[bytes], object]
-) -> "grpc.RpcMethodHandler[Any, Any]":  # not subscriptable at run time
-    def parsed(content: bytes) -> object:
-        try:
-            return parse(content)
-        except DecodeError:
-            return None
-
-    async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-        if request is None:
-            rule = "a message of the contract, its strings in UTF-8"
-            await service.refuse(name, context, errors.text_invalid("request", rule))
-        return await method(request, context)
-
-    def serialised(response: Any) -> bytes:
-        return response.SerializeToString()
-
-    return grpc.unary_unary_rpc_method_handler(call, parsed, serialised)
 
 
 def _time_left_s(context: aio.ServicerContext[Any, Any]) -> float | None:

@@ -52,6 +52,13 @@ class Observer:
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return call
 
+    def shed(self, method: str, error: RequestError) -> None:
+        """Counts a call that was refused before it was read: no log line, no trace."""
+        scenario = UNKNOWN_SCENARIO if method == "Recommend" else ""
+        self.metrics.call_began()
+        self.metrics.call_ended(method, scenario, error.code.name, 0.0)
+        self.metrics.failed(method, error.reason)
+
 
 class Call:
     """One call, from its arrival to its response or error.

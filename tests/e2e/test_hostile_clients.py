@@ -1,9 +1,11 @@
 """Clients that hold connections and never read: others must not notice."""
 
+import asyncio
 import resource
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -135,3 +137,35 @@ def test_calls_beyond_the_limit_are_refused_with_a_reason_wave_after_wave(
             assert ask(stub, 0)
     finally:
         stop_engine(engine)
+
+
+def test_a_flood_is_refused_with_a_reason_and_leaves_nothing_behind(engine):
+    codes: Counter[grpc.StatusCode] = Counter()
+    reasons: set[str] = set()
+
+    async def call_on(stub: QueryRecommenderServiceStub, ends_s: float, number: int) -> None:
+        while time.monotonic() < ends_s:
+            number += 1_000
+            request = RecommendRequest(scenario="suggestion", query=f"shoes {number}")
+            try:
+                await stub.Recommend(request, timeout=10)
+                codes[grpc.StatusCode.OK] += 1
+            except grpc.aio.AioRpcError as error:
+                codes[error.code()] += 1
+                reasons.add(reason_of(error))
+
+    async def flood() -> None:
+        """Has hundreds ask again and again: no engine answers that many within a budget."""
+        async with grpc.aio.insecure_channel(engine.target) as channel:
+            stub = QueryRecommenderServiceStub(channel)
+            ends_s = time.monotonic() + 4
+            await asyncio.gather(*(call_on(stub, ends_s, i) for i in range(600)))
+
+    resident = psutil.Process(engine.process.pid).memory_info().rss
+    asyncio.run(flood())
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert reasons == {"ERROR_REASON_QUEUE_FULL"}
+    assert psutil.Process(engine.process.pid).memory_info().rss < resident + (100 << 20)
+    time.sleep(1)
+    with asking(engine.target) as stub:
+        assert all(ask(stub, i) for i in range(50))  # none is refused any more

@@ -19,9 +19,10 @@ from engine.feedback.attribution import KeyRing
 from engine.feedback.log import FeedbackLog
 from engine.scheduling.deadline import MonotonicClock
 from engine.scheduling.stages import Stage
+from engine.serving.handlers import add_service
 from engine.serving.places import Places
 from engine.serving.releases import Releases
-from engine.serving.service import Feedback, Service, add_service
+from engine.serving.service import Feedback, Service
 from queryrec.v1.query_recommender_service_pb2 import RecommendRequest
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 
