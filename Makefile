@@ -16,7 +16,7 @@ MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report closed-loop \
   bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-sampler \
-  bench-triton bench-sft bench-index bench-mining bench-policies bench-swap clean
+  bench-triton bench-sft bench-index bench-mining bench-policies bench-swap bench-flood clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -159,6 +159,9 @@ bench-triton: setup triton ## What tritonserver adds to a model call; the last l
 
 bench-index: setup ## The index at a million queries: recall, look-ups, memory; the last line is JSON (long)
 	@$(BIN)/python -m benchmarks.hnsw $(INDEX)
+
+bench-flood: setup $(BUNDLE)/manifest.json ## More calls than an engine can look at; the last line is JSON
+	@$(BIN)/python -m benchmarks.flood --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz $(FLOOD)
 
 bench-mining: setup ## Mine 10 million simulated searches: time and memory; the last line is JSON
 	@$(BIN)/python -m benchmarks.mining
