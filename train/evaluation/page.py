@@ -19,7 +19,7 @@ table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabula
 caption { text-align: left; color: #555; padding-bottom: .3rem; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid #ddd;
          vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
+th.text, td.text { text-align: left; }
 td span { color: #777; font-size: .85em; white-space: nowrap; }
 svg { max-width: 100%; height: auto; }
 """
@@ -67,7 +67,14 @@ def _note(text: str) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.header)
+    is_text = [
+        not any(isinstance(row[i], int | float | Interval) for row in table.rows)
+        for i in range(len(table.header))
+    ]
+    head = "".join(
+        f'<th class="text">{escape(name)}</th>' if text else f"<th>{escape(name)}</th>"
+        for name, text in zip(table.header, is_text, strict=True)
+    )
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
     return (
@@ -82,7 +89,9 @@ def _cell(value: Cell) -> str:
         return f"<td>{number(value.mean)} <span>[{low}, {high}]</span></td>"
     if isinstance(value, float):
         return f"<td>{number(value)}</td>"
-    return f"<td>{'' if value is None else escape(str(value))}</td>"
+    if isinstance(value, int):
+        return f"<td>{value}</td>"
+    return f'<td class="text">{escape(value or "")}</td>'
 
 
 def number(value: float) -> str:
