@@ -125,7 +125,7 @@ def impressions(
     latest answers may be missing.
     """
     from engine.feedback.impressions import to_impressions
-    from engine.feedback.log import segments
+    from engine.feedback.segments import segments
 
     try:
         if not feedback.is_dir():

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.feedback.impressions import to_impressions
-from engine.feedback.log import segments
+from engine.feedback.segments import segments
 from train.alignment.rounds import align
 from train.clicks.training import train_click_model
 from train.config import TrainConfig

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.feedback.attribution import AttributionToken, Source
-from engine.feedback.log import Kind, as_line, read_events, sync_directory
+from engine.feedback.events import Kind
+from engine.feedback.segments import as_line, read_events, sync_directory
 
 ATTRIBUTION_WINDOW_S = 30 * 60.0
 

@@ -1,116 +1,25 @@
 """The feedback log: events that users' actions make, durable before anyone is told so.
 
-Knows nothing of gRPC calls, of training or of what becomes of events. Every process writes segments
-of its own, files of JSON lines named so that their order is their age; a segment that is still
-being written ends in ``.open`` and is locked. Tokens are verified before they are stored, so
-reading needs no keys.
+Knows nothing of gRPC calls, of training or of what becomes of events. Every process writes
+segments of its own.
 """
 
 import asyncio
 import concurrent.futures
 import contextlib
-import fcntl
-import json
 import logging
-import os
 import queue
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from engine.errors import (
-    FeedbackNotStored,
-    QueueFull,
-    TokenMalformed,
-    event_invalid,
-    text_invalid,
-    text_too_long,
-)
-from engine.feedback.attribution import AttributionToken, KeyRing
-from engine.formats.text import has_control_characters
-from queryrec.v1 import feedback_pb2
-
-MAX_EVENTS_PER_CALL = 256
-MAX_ID_BYTES = 128
+from engine.errors import FeedbackNotStored, QueueFull
+from engine.feedback.events import Event
+from engine.feedback.segments import Segment, as_line, close_abandoned
 
 _log = logging.getLogger(__name__)
-_MAX_UNIX_S = 253_402_300_799  # the end of year 9999, the last valid google.protobuf.Timestamp
-_CLOSED, _OPEN = ".jsonl", ".jsonl.open"
-
-
-class Kind(StrEnum):
-    """What a user did with a suggestion."""
-
-    IMPRESSION = "impression"
-    CLICK = "click"
-    DISMISS = "dismiss"
-
-
-_KINDS = {
-    feedback_pb2.FEEDBACK_KIND_IMPRESSION: Kind.IMPRESSION,
-    feedback_pb2.FEEDBACK_KIND_CLICK: Kind.CLICK,
-    feedback_pb2.FEEDBACK_KIND_DISMISS: Kind.DISMISS,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One verified event.
-
-    Attributes:
-        event_id: The caller's idempotency key.
-        kind: What the user did.
-        position: With which suggestion; 1 is the first.
-        time_unix_ms: When, by the caller's clock.
-        user_key: Opaque key of the user, only ever counted; None if unknown.
-        token: The response's attribution token, still sealed.
-    """
-
-    event_id: str
-    kind: Kind
-    position: int
-    time_unix_ms: int
-    user_key: str | None
-    token: str
-
-
-def checked_event(event: feedback_pb2.FeedbackEvent, keys: KeyRing) -> Event:
-    """Returns the event after checking it against the contract and its token against ``keys``.
-
-    Raises:
-        InvalidRequest: One of its fields breaks a rule; the error says which.
-    """
-    for field, text in (("event_id", event.event_id), ("user_key", event.user_key)):
-        if (size := len(text.encode())) > MAX_ID_BYTES:
-            raise text_too_long(field, size_bytes=size, max_bytes=MAX_ID_BYTES)
-        if has_control_characters(text):
-            raise text_invalid(field, "no control characters")
-    if not event.event_id:
-        raise event_invalid("event_id", "set, and unique over all events")
-    kind = _KINDS.get(event.kind)
-    if kind is None:
-        raise event_invalid("kind", "one of IMPRESSION, CLICK and DISMISS")
-    at = event.time
-    if not event.HasField("time"):
-        raise event_invalid("time", "set")
-    if not (0 <= at.seconds <= _MAX_UNIX_S and 0 <= at.nanos < 1_000_000_000):
-        raise event_invalid("time", "a valid timestamp from 1970 on")
-    num_positions = len(AttributionToken.open(event.attribution_token, keys).suggestions)
-    if not 1 <= event.position <= num_positions:
-        raise event_invalid("position", f"from 1 to {num_positions}, as the response had them")
-    return Event(
-        event_id=event.event_id,
-        kind=kind,
-        position=event.position,
-        time_unix_ms=at.seconds * 1000 + at.nanos // 1_000_000,
-        user_key=event.user_key or None,
-        token=event.attribution_token,
-    )
 
 
 class FeedbackLog:
@@ -149,7 +58,7 @@ class FeedbackLog:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            _close_abandoned(directory)
+            close_abandoned(directory)
         except OSError as error:
             raise ValueError(f"feedback directory {directory} cannot be used: {error}") from error
         self._directory = directory
@@ -157,7 +66,7 @@ class FeedbackLog:
         self._max_segment_age_s = max_segment_age_s
         self._max_waiting_events = max_waiting_events
         self._clock = clock
-        self._segment: _Segment | None = None
+        self._segment: Segment | None = None
         self._lock = threading.Lock()
         self._num_waiting = 0
         self._is_closed = False
@@ -229,7 +138,7 @@ class FeedbackLog:
     def _write(self, batch: Iterable["_Append"]) -> None:
         lines = [as_line(event) for append in batch for event in append.events]
         if self._segment is None:
-            self._segment = _Segment(self._directory, self._clock())
+            self._segment = Segment(self._directory, self._clock())
         self._segment.append(b"".join(lines))
 
     def _close_segment_if_due(self) -> None:
@@ -253,129 +162,3 @@ class FeedbackLog:
 class _Append(NamedTuple):
     events: tuple[Event, ...]
     done: concurrent.futures.Future[None]
-
-
-class _Segment:
-    """One file being written; locked for as long as it is."""
-
-    def __init__(self, directory: Path, opened_s: float) -> None:
-        # Nanoseconds, as a fast disk takes several segments in a millisecond. Containers that share
-        # a volume also share process ids, hence the random part.
-        name = f"{time.time_ns():019d}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.path = directory / (name + _OPEN)
-        self.opened_s = opened_s
-        self.size_bytes = 0  # durable bytes, always whole lines
-        # Locked under another name first: under this one, a starting process could take a segment
-        # that is not locked yet for an abandoned one.
-        unlocked = directory / f".{name}"
-        self._file = unlocked.open("xb", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            unlocked.rename(self.path)
-            sync_directory(directory)
-        except OSError:
-            self._file.close()
-            raise
-
-    def append(self, lines: bytes) -> None:
-        rest = memoryview(lines)
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        os.fsync(self._file.fileno())
-        self.size_bytes += len(lines)
-
-    def close(self) -> None:
-        with self._file:
-            if os.fstat(self._file.fileno()).st_size != self.size_bytes:
-                self._file.truncate(self.size_bytes)  # a failed append may have left half a line
-            _finish(self.path, self.size_bytes)
-
-
-def segments(directory: Path, *, include_open: bool = False) -> list[Path]:
-    """Returns the segments in ``directory``, oldest first.
-
-    Args:
-        directory: Where ``FeedbackLog`` wrote them.
-        include_open: Whether to list those still being written, whose last line may be torn.
-    """
-    suffixes = (_CLOSED, _OPEN) if include_open else (_CLOSED,)
-    return sorted(path for path in directory.iterdir() if path.name.endswith(suffixes))
-
-
-def read_events(paths: Iterable[Path], *, keep_duplicates: bool = False) -> Iterator[Event]:
-    """Yields the events of the segments in the order written, each event_id once (the first).
-
-    A torn last line is ignored; any other unreadable line is skipped with a warning that names file
-    and line. Keeps all event ids in memory, unless ``keep_duplicates``.
-    """
-    seen: set[str] = set()
-    for path in paths:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                event = _parsed(line)
-                if event is None:
-                    _log.warning("%s line %d is not a feedback event; skipped", path, number)
-                elif keep_duplicates:
-                    yield event
-                elif event.event_id not in seen:
-                    seen.add(event.event_id)
-                    yield event
-
-
-def as_line(event: Event) -> bytes:
-    """Returns the event as a line of a segment."""
-    return json.dumps(asdict(event), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _parsed(line: bytes) -> Event | None:
-    try:
-        fields: dict[str, Any] = json.loads(line)
-        fields["kind"] = Kind(fields["kind"])
-        event = Event(**fields)
-        AttributionToken.open_unverified(event.token)
-    except (ValueError, TypeError, KeyError, TokenMalformed):
-        return None
-    return event
-
-
-def _close_abandoned(directory: Path) -> None:
-    """Closes segments whose writer is gone, dropping torn last lines."""
-    for path in directory.glob(f"*{_OPEN}"):
-        try:
-            file = path.open("r+b")
-        except FileNotFoundError:  # another process was faster
-            continue
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # its writer lives
-                continue
-            if not path.exists():
-                continue
-            content = file.read()
-            size = content.rfind(b"\n") + 1
-            if size < len(content):
-                _log.warning("%s ended in a torn line; %d bytes dropped", path, len(content) - size)
-                file.truncate(size)
-            os.fsync(file.fileno())
-            _finish(path, size)
-
-
-def _finish(path: Path, size_bytes: int) -> None:
-    """Gives a segment its closed name, or removes it if it holds nothing."""
-    if size_bytes == 0:
-        path.unlink()
-    else:
-        path.rename(path.with_name(path.name.removesuffix(_OPEN) + _CLOSED))
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes the names in ``directory`` durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,8 @@ from grpc import aio
 
 from engine import errors
 from engine.feedback.attribution import KeyRing
-from engine.feedback.log import MAX_EVENTS_PER_CALL, Event, FeedbackLog, checked_event
+from engine.feedback.events import MAX_EVENTS_PER_CALL, Event, checked_event
+from engine.feedback.log import FeedbackLog
 from engine.scheduling.deadline import Clock
 from engine.scheduling.stages import Stage
 from engine.serving.releases import Release, Releases

@@ -11,7 +11,8 @@ import pytest
 from benchmarks.closed_loop.training import write_feedback
 from benchmarks.closed_loop.users import Answered, Users
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
-from engine.feedback.log import Event, FeedbackLog, Kind
+from engine.feedback.events import Event, Kind
+from engine.feedback.log import FeedbackLog
 from train.config import SimulateConfig
 from train.simulator import simulate
 

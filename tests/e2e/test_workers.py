@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from engine.feedback.log import read_events, segments
+from engine.feedback.segments import read_events, segments
 from engine.formats.manifest import read_manifest
 from queryrec.v1 import feedback_pb2
 from queryrec.v1 import query_recommender_service_pb2 as pb

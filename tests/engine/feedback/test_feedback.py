@@ -11,14 +11,9 @@ from google.protobuf import timestamp_pb2
 
 from engine.errors import FeedbackNotStored, InvalidRequest, QueueFull, TokenForged
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
-from engine.feedback.log import (
-    Event,
-    FeedbackLog,
-    Kind,
-    checked_event,
-    read_events,
-    segments,
-)
+from engine.feedback.events import Event, Kind, checked_event
+from engine.feedback.log import FeedbackLog
+from engine.feedback.segments import read_events, segments
 from queryrec.v1 import feedback_pb2
 from queryrec.v1.error_reason_pb2 import ErrorReason
 
@@ -212,7 +207,8 @@ def test_a_torn_last_line_of_a_dead_process_is_dropped_at_start(tmp_path, caplog
 
 CRASHING_WRITER = """
 import asyncio, pathlib, sys, time
-from engine.feedback.log import Event, FeedbackLog, Kind
+from engine.feedback.events import Event, Kind
+from engine.feedback.log import FeedbackLog
 log = FeedbackLog(pathlib.Path(sys.argv[1]))
 event = Event(event_id="a", kind=Kind.CLICK, position=1, time_unix_ms=1, user_key=None,
               token=sys.argv[2])

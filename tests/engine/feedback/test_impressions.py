@@ -14,8 +14,10 @@ from typer.testing import CliRunner, Result
 from engine.cli import app
 from engine.feedback import impressions
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
+from engine.feedback.events import Event, Kind
 from engine.feedback.impressions import to_impressions
-from engine.feedback.log import Event, FeedbackLog, Kind, segments
+from engine.feedback.log import FeedbackLog
+from engine.feedback.segments import segments
 
 KEYS = KeyRing(active_key_id="k", secrets={"k": b"s" * 32})
 MADE_MS = 1_772_323_200_000  # 2026-03-01, on the hour
