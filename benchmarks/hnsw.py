@@ -5,7 +5,8 @@
 Real queries of examples/data, and real queries with a word more, which `_MODIFIERS` holds: which
 query gets which word, before or behind, is drawn with a fixed seed until there are enough distinct
 texts. They are embedded by the bundle's encoder and written with the project's own index code.
-Then 1,000 held-out real queries are looked up on one thread, once for each --ef. Recall@10 is the
+The effort that training would choose is found (`chosen_ef`), and 1,000
+held-out real queries are looked up on one thread, once for that and for each --ef. Recall@10 is the
 share of the ten nearest by exact search; equal similarities count as equal. Memory is what resident
 memory grows by when a process of its own loads the index and looks all queries up. The last line of
 stdout is JSON: a list with an object for each size.
@@ -33,12 +34,13 @@ from benchmarks.load.arguments import read_lines
 from benchmarks.peers.machine import cpu_model
 from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.models import Encoder
-from engine.formats.index import CooccurrenceIndex, Edges, write_index
+from engine.formats.index import GRAPH, CooccurrenceIndex, Edges, write_index
 from engine.formats.manifest import MAX_ENCODER_TOKENS, IndexSpec
 from engine.formats.text import normalise
 from export.index import embed
 from export.parity import session_of
 from train.config import IndexConfig
+from train.retrieval.effort import least_effort, probe_texts
 
 _DATA = Path("examples/data")
 _MODIFIERS = (
@@ -175,9 +177,19 @@ def measure(
             report=_report,
         )
         build_s = time.perf_counter() - started_s
+        started_s = time.perf_counter()
+        chosen_ef = least_effort(
+            directory / GRAPH,
+            embeddings_QD,
+            embed(encoder, [bundle.encoder_ids(t) for t in probe_texts(texts, seed=0)], _report),
+            min_recall=IndexConfig().min_recall,
+            report=_report,
+        )
+        choose_s = time.perf_counter() - started_s
         exact_HK = exact_similarities(embeddings_QD, asked_HD)
+        efs = sorted({*args.ef, chosen_ef})
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            searched = pool.apply(search, (directory, spec, asked_HD, exact_HK, args.ef))
+            searched = pool.apply(search, (directory, spec, asked_HD, exact_HK, efs))
         disk_bytes = sum(p.stat().st_size for p in directory.iterdir())
     return {
         "num_queries": num,
@@ -187,6 +199,8 @@ def measure(
         "embed_s": round(embed_s, 1),
         "build_s": round(build_s, 1),
         "build_threads": args.threads,
+        "chosen_ef": chosen_ef,
+        "choose_s": round(choose_s, 1),
         "load_s": searched.load_s,
         "memory_bytes_a_query": round(searched.memory_bytes / num, 1),
         "disk_bytes_a_query": round(disk_bytes / num, 1),
