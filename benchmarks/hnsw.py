@@ -4,12 +4,12 @@
 
 Real queries of examples/data, and real queries with a word more, which `_MODIFIERS` holds: which
 query gets which word, before or behind, is drawn with a fixed seed until there are enough distinct
-texts. They are embedded by the bundle's encoder and written with the project's own index code.
-The effort that training would choose is found (`chosen_ef`), and 1,000
-held-out real queries are looked up on one thread, once for that and for each --ef. Recall@10 is the
-share of the ten nearest by exact search; equal similarities count as equal. Memory is what resident
-memory grows by when a process of its own loads the index and looks all queries up. The last line of
-stdout is JSON: a list with an object for each size.
+texts. They are embedded by the bundle's encoder and written with the project's own index code. The
+effort that training would choose is found (`chosen_ef`), and 1,000 held-out real queries are looked
+up on one thread, once for that and for each --ef. Recall@10 is the share of the ten nearest by
+exact search; equal similarities count as equal. Memory is what resident memory grows by when a
+process of its own loads the index and looks all queries up. The last line of stdout is JSON: a list
+with an object for each size.
 """
 
 import argparse

@@ -6,7 +6,8 @@ encoder, faiss HNSW (or the exact table), `transformers` decoding with a key-val
 click model over all candidates, on one thread of torch's. What is obvious is tuned: inference
 mode, prompts read once for all of their slots, left padding, finished sequences leave the batch,
 warm-up, and at the start the precision (float32, or bfloat16 where the CPU has it) and the number
-of threads that are fastest here.
+of threads that are fastest here. Beams are those of training's own search, which keeps a prompt's
+keys and values once.
 
 It has no planner, no deadlines, no degraded answers, no cache and no tokens for feedback. Where
 slots agree on a rare prefix it completes with fewer texts; the engine generates again.

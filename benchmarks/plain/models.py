@@ -19,6 +19,7 @@ from engine.formats.manifest import MAX_CANDIDATE_TOKENS
 from engine.formats.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from export.checkpoint import Run
 from train.clicks.model import load_click_model
+from train.generation.sampler import ListPrompt, Sampler
 from train.models.shared_prefix import collate, pack
 from train.retrieval.encoder import Encoder
 
@@ -44,17 +45,22 @@ class Models:
         """Loads the checkpoints.
 
         Raises:
-            ValueError: the run lacks one, or its generator was not taught slots.
+            ValueError: the run lacks one, or its generator was taught lists.
         """
         for part in ("encoder", "generator", "click_model"):
             if not run.has(part):
                 raise ValueError(
                     f"{run.directory}: has no {part}; the plain stack needs all models"
                 )
-        run.check_mode("slots")
+        if run.taught_mode() == "list":
+            raise ValueError(f"{run.directory}: was taught lists; the plain stack writes no lists")
         self._dtype = _DTYPES[precision]
         self._encoder = Encoder.load(run.directory).to(self._dtype)
-        self._generator: Any = run.generator().model.to(self._dtype)
+        model: Any = run.generator().model
+        self._sampler = None
+        if run.taught_mode() == "beam":
+            self._sampler = Sampler(model, bf16=precision == "bf16")
+        self._generator = model.to(self._dtype)
         self._click_model = load_click_model(run.directory / "click_model")
         self._click_model.backbone.to(self._dtype)  # pyright: ignore[reportArgumentType]
 
@@ -63,8 +69,28 @@ class Models:
         with torch.inference_mode():
             return self._encoder.embed(texts)
 
-    @torch.inference_mode()
     def write(self, rows: Sequence[GenerateRow]) -> list[Sequences]:
+        """Returns the sequences of each prompt, in the form that the generator was taught."""
+        return self._greedy(rows) if self._sampler is None else self._searched(rows, self._sampler)
+
+    def _searched(self, rows: Sequence[GenerateRow], sampler: Sampler) -> list[Sequences]:
+        """Returns what beam search finds, for the prompts of one panel at a time."""
+        found: dict[int, Sequences] = {}
+        for rung in dict.fromkeys(r.rung for r in rows):
+            places = [i for i, r in enumerate(rows) if r.rung == rung]
+            prompts = [
+                ListPrompt(
+                    rows[i].prompt_ids, rung.slots, rung.max_new_tokens, rows[i].first_token_range
+                )
+                for i in places
+            ]
+            lists = sampler.sample(prompts, [0] * len(prompts), mode="beam", temperature=0.0)
+            for i, ids_SN in zip(places, lists.ids[:, 0].tolist(), strict=True):
+                found[i] = _cut(list(zip(ids_SN, rung.max_new_tokens, strict=True)))
+        return [found[i] for i in range(len(rows))]
+
+    @torch.inference_mode()
+    def _greedy(self, rows: Sequence[GenerateRow]) -> list[Sequences]:
         """Returns the greedy sequences of each prompt."""
         starts_A = torch.tensor([slot for r in rows for slot in r.rung.slots])
         limits_A = torch.tensor([n for r in rows for n in r.rung.max_new_tokens])

@@ -68,7 +68,7 @@ class Recommender:
         self._inputs = CandidateInputs(run.vocabulary)
         self._rungs: dict[str, Rung] = {}
         for name in self.scenarios:
-            how = decoding(run, name, "slots")
+            how = decoding(run, name, run.taught_mode())
             self._rungs[name] = Rung(tuple(how.slots), tuple(how.max_new_tokens))
         self._click_model = _click_model(run)
         self._random = random.Random(0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import random
 import shutil
 from pathlib import Path
@@ -25,13 +26,14 @@ HELDOUT = Path(__file__).parents[2] / "examples/data/heldout.txt.gz"
 FP32 = Setting("fp32", 1)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["slots", "beam"])
+def run(request, tmp_path_factory) -> Path:
     """A run directory with random weights, and its bundle in float32."""
     directory = tmp_path_factory.mktemp("plain") / "run"
     write_sample_run(directory)
+    (directory / "generator/metrics.json").write_text(json.dumps({"mode": request.param}))
     export_bundle(
-        directory, directory / "bundle", mode="slots", precision="fp32", num_parity_requests=3
+        directory, directory / "bundle", mode=request.param, precision="fp32", num_parity_requests=3
     )
     return directory
 
