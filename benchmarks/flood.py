@@ -68,9 +68,11 @@ def _flood(engine: Served, queries: Path, rate_rps: float, num_callers: int) -> 
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    runs = _load(engine, queries, [rate_rps / num_callers] * num_callers, _FLOOD_S)
-    is_over.set()
-    watcher.join()
+    try:
+        runs = _load(engine, queries, [rate_rps / num_callers] * num_callers, _FLOOD_S)
+    finally:
+        is_over.set()
+        watcher.join()
     time.sleep(1)
     (after,) = _load(engine, queries, [_AFTER_RPS], _AFTER_S)
     statuses: Counter[str] = Counter()
@@ -105,12 +107,14 @@ def _load(
                 *("--deadline-ms", str(_DEADLINE_MS)),
             ],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
         )
         for seed, rate_rps in enumerate(rates_rps)
     ]
-    return [json.loads(p.communicate()[0].strip().splitlines()[-1]) for p in processes]
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError("a load generator failed")  # it has said why
+    return [json.loads(output.strip().splitlines()[-1]) for output in outputs]
 
 
 if __name__ == "__main__":

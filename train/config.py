@@ -280,7 +280,7 @@ class IndexConfig(_Section, frozen=True, kw_only=True):
     m: int = 32
     ef_construction: int = 100
     ef_search: int = 0  # 0: the least that finds `min_recall` of the ten nearest queries
-    min_recall: float = 0.98
+    min_recall: float = 0.985
     max_edges: int = 32  # co-occurring queries kept per query
     num_threads: int = 1  # more build faster, but no two builds are the same
 

@@ -28,8 +28,8 @@ SEP = "<|sep|>"
 EOS_ID = NUM_CONTROL_IDS
 SEP_ID = NUM_CONTROL_IDS + 1
 FIRST_TEXT_ID = NUM_CONTROL_IDS + 2
-_REMEMBERED = 65_536  # texts; about 20 MB
-_LONGEST_REMEMBERED = 64  # characters: what clients send may not fill the memory
+_REMEMBERED = 32_768  # texts; about 15 MB of usual ones, 60 at worst
+_LONGEST_REMEMBERED = 48  # bytes: clients send these texts, too
 
 
 def slot_token(slot: int) -> str:
@@ -156,7 +156,7 @@ class Vocabulary:
 
     def ids_of(self, text: str) -> tuple[int, ...]:
         """Returns `encode`, at once for short texts that came lately: for what comes again."""
-        if len(text) > _LONGEST_REMEMBERED:
+        if len(text.encode("utf-8", "replace")) > _LONGEST_REMEMBERED:
             return tuple(self.encode(text))
         return self._ids_of(text)
 

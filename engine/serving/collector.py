@@ -26,13 +26,13 @@ class ShortPauses:
         self,
         max_pause_s: float = _MAX_PAUSE_S,
         *,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """Does nothing until opened.
 
         Args:
             max_pause_s: How long a full collection may take.
-            clock: Seconds.
+            clock: Seconds that the thread which collects has computed.
         """
         self._max_pause_s = max_pause_s
         self._clock = clock

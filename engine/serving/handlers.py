@@ -12,10 +12,11 @@ from grpc import aio
 
 from engine import errors
 from engine.serving.overload import PROBE_METHOD, QueueProbe
-from engine.serving.service import Service
+from engine.serving.service import DRAINING, Service
 from queryrec.v1 import query_recommender_service_pb2 as pb
 
 SERVICE_NAME = "queryrec.v1.QueryRecommenderService"
+_SHED = f"/{SERVICE_NAME}/Recommend"
 _PARSERS: dict[str, Callable[[bytes], object]] = {
     "Recommend": pb.RecommendRequest.FromString,
     "RecordFeedback": pb.RecordFeedbackRequest.FromString,
@@ -38,7 +39,8 @@ def add_service(service: Service, server: aio.Server, probe: QueueProbe | None =
     Args:
         service: Has a method for each of the contract.
         server: Not started yet.
-        probe: Told of its calls; its `shedding` says which calls are refused before they are read.
+        probe: Told of its calls; its `shedding` says which calls of Recommend are refused before
+            they are read. Feedback cannot be asked for again.
     """
     server.add_generic_rpc_handlers((_Handlers(service, probe),))
 
@@ -47,22 +49,22 @@ class _Handlers(_GenericHandler):
     """Finds the handler of a call that has come, of which only the headers are known."""
 
     def __init__(self, service: Service, probe: QueueProbe | None) -> None:
+        self._service = service
         self._probe = probe
-        self._handlers = {
-            f"/{SERVICE_NAME}/{name}": (_reading(service, name, parse), _refusing(service, name))
+        self._reading = {
+            f"/{SERVICE_NAME}/{name}": _reading(service, name, parse)
             for name, parse in _PARSERS.items()
         }
+        self._refusing = _refusing(service)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler | None:
-        found = self._handlers.get(handler_call_details.method)
-        if found is None:
-            details = handler_call_details
-            if details.method == PROBE_METHOD and self._probe is not None:
-                self._probe.arrived(details.invocation_metadata or ())
-            return None
-        reading, refusing = found
-        is_refused = self._probe is not None and self._probe.shedding.refuses()
-        return refusing if is_refused else reading
+        method = handler_call_details.method
+        if self._probe is not None:
+            if method == PROBE_METHOD:
+                self._probe.arrived(handler_call_details.invocation_metadata or ())
+            elif method == _SHED and self._probe.shedding.refuses():
+                return self._refusing
+        return self._reading.get(method)
 
 
 def _reading(service: Service, name: str, parse: Callable[[bytes], object]) -> _Handler:
@@ -86,14 +88,15 @@ def _reading(service: Service, name: str, parse: Callable[[bytes], object]) -> _
     return grpc.unary_unary_rpc_method_handler(call, parsed, serialised)
 
 
-def _refusing(service: Service, name: str) -> _Handler:
+def _refusing(service: Service) -> _Handler:
     # As cheap as can be. Requests are said to be streams: then gRPC does not wait for the first.
     error = errors.QueueFull("call")
-    trailing = errors.trailing_metadata(error)
+    details = errors.trailing_metadata(error)
 
     async def call(_: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
-        service.shed(name, error)
-        context.set_trailing_metadata(trailing)
+        if service.is_draining:
+            await service.refuse("Recommend", context, errors.NotReady(DRAINING))
+        context.set_trailing_metadata((*service.shed("Recommend", context, error), *details))
         context.set_code(error.code)
         context.set_details(error.message)
         return b""

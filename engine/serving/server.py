@@ -121,7 +121,7 @@ class Server:
                 ("grpc.max_connection_age_grace_ms", _MAX_CONNECTION_AGE_GRACE_MS),
             ],
         )
-        shedding = Shedding(self._config.server.default_budget_ms / 1000)
+        shedding = Shedding(self._config.server.default_budget_ms / 1000, self._clock)
         probe = QueueProbe(shedding, self._clock)
         add_service(self._service, server, probe)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -131,9 +131,10 @@ class Server:
         address = f"{self._config.server.host}:{self._config.server.port}"
         try:
             port = server.add_insecure_port(address)
+            # For calls to itself: the other port may be shared with other processes.
+            own_port = server.add_insecure_port("127.0.0.1:0")
         except RuntimeError as error:
             raise ValueError(f"cannot listen on {address}: {error}") from None
-        own_port = server.add_insecure_port("127.0.0.1:0")  # the port may be shared with others
         await server.start()
         probing = asyncio.ensure_future(probe.run(own_port))
         self._open.callback(probing.cancel)

@@ -26,6 +26,7 @@ from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackRefusal
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceServicer
 
+DRAINING = "the server is shutting down"
 _MAX_EVENTS_ON_LOOP = 8  # tokens of more events are verified on another thread
 
 _log = logging.getLogger(__name__)
@@ -152,9 +153,11 @@ class Service(QueryRecommenderServiceServicer):
             raise error
         await errors.abort(context, error)
 
-    def shed(self, method: str, error: errors.RequestError) -> None:
-        """Counts a call of that method that was refused before it was read."""
-        self._observer.shed(method, error)
+    def shed(
+        self, method: str, context: aio.ServicerContext[Any, Any], error: errors.RequestError
+    ) -> tuple[tuple[str, str], ...]:
+        """Counts a call that is refused before it is read; returns its trailing metadata."""
+        return self._observer.shed(method, context, error)
 
     def _check_load(self) -> None:
         if self._observer.metrics.num_in_flight > self._max_calls:
@@ -163,7 +166,7 @@ class Service(QueryRecommenderServiceServicer):
     def _main(self) -> Release:
         self._check_load()
         if self.is_draining:
-            raise errors.NotReady("the server is shutting down")
+            raise errors.NotReady(DRAINING)
         if self._releases.main is None:
             raise errors.NotReady("the server is loading its bundle")
         return self._releases.main

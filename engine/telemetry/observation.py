@@ -52,12 +52,16 @@ class Observer:
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return call
 
-    def shed(self, method: str, error: RequestError) -> None:
-        """Counts a call that was refused before it was read: no log line, no trace."""
-        scenario = UNKNOWN_SCENARIO if method == "Recommend" else ""
-        self.metrics.call_began()
-        self.metrics.call_ended(method, scenario, error.code.name, 0.0)
+    def shed(
+        self, method: str, context: aio.ServicerContext[Any, Any], error: RequestError
+    ) -> tuple[tuple[str, str], ...]:
+        """Counts a call that is refused before it is read; returns its trailing metadata.
+
+        It took no time, so that it is in no histogram, no log and no trace.
+        """
         self.metrics.failed(method, error.reason)
+        given_id = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY)
+        return ((REQUEST_ID_KEY, _valid_id(given_id) or uuid.uuid4().hex),)
 
 
 class Call:
@@ -92,8 +96,7 @@ class Call:
     ) -> None:
         """Starts the time."""
         self.response_id = uuid.uuid4().hex
-        is_valid = isinstance(given_id, str) and _REQUEST_ID.fullmatch(given_id)
-        self.request_id = given_id if isinstance(given_id, str) and is_valid else self.response_id
+        self.request_id = _valid_id(given_id) or self.response_id
         self.probe = Probe(clock) if trace is None else trace.probe(clock)
         self._method = method
         self._metrics = metrics
@@ -165,6 +168,12 @@ class Call:
                 f"{o.stage} {o.kind.name} {o.reason.name}".lower() for o in self._omissions
             ]
         return fields
+
+
+def _valid_id(given_id: str | bytes | None) -> str:
+    """Returns a caller's request id; empty if it gave none that may stand in a log."""
+    is_valid = isinstance(given_id, str) and _REQUEST_ID.fullmatch(given_id)
+    return given_id if isinstance(given_id, str) and is_valid else ""
 
 
 def _status(error: BaseException | None, *, is_late: bool) -> StatusCode:

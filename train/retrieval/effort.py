@@ -18,7 +18,7 @@ from engine.formats.index import Report
 _EFFORTS = (16, 24, 32, 48, 64, 96, 144, 192, 288, 384, 512)
 _K = 10
 _NUM_PROBES = 1000
-_CHUNK = 50_000  # queries compared with all probes at once: 200 MB
+_CHUNK = 20_000  # queries compared with all probes at once: 240 MB
 _EQUAL = 1e-6  # similarities closer than this are one
 Floats = NDArray[np.float32]
 
@@ -29,10 +29,11 @@ def probe_texts(texts: Sequence[str], *, seed: int) -> list[str]:
     Queries of the index itself would be found too easily: each of them is linked.
     """
     rng = random.Random(seed)
-    probes: dict[str, None] = {}
+    known, probes = set(texts), dict[str, None]()
     for text in rng.sample(texts, min(_NUM_PROBES, len(texts))):
         words, other = text.split(), rng.choice(texts).split()
-        probes[" ".join([*(words[:-1] or words), *other[-1:]])] = None
+        if (probe := " ".join([*(words[:-1] or words), *other[-1:]])) not in known:
+            probes[probe] = None
     return list(probes)
 
 
@@ -52,8 +53,8 @@ def least_effort(
         probes_HD: embeddings to search with.
         min_recall: share of the ten nearest by exact search that has to be found, of all probes
             together. Queries as near as the tenth count as found.
-        report: called with a line that says what was found; if even the most effort finds less,
-            that is what is returned.
+        report: called with a line that says what was found, and with a warning if even the most
+            effort, which is returned then, finds less.
     """
     graph = hnswlib.Index(space="ip", dim=embeddings_QD.shape[1])
     graph.load_index(str(graph_file))
@@ -67,6 +68,11 @@ def least_effort(
         if recall >= min_recall:
             break
     report(f"index: ef_search {effort} finds {recall:.3f} of the {k} nearest queries")
+    if recall < min_recall:
+        report(
+            f"warning: index.min_recall {min_recall} is out of reach of ef_search {effort}: raise "
+            "index.m or index.ef_construction, or lower it"
+        )
     return effort
 
 
