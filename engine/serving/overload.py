@@ -25,6 +25,7 @@ _INTERVAL_S = 0.05
 _TIMEOUT_S = 5.0
 _LONG, _SHORT = 0.8, 0.3  # of a budget
 _PATIENCE_S = 0.4  # of waits that are all long; a pause of the process is over by then
+_WARY_S = 5.0  # after an overload, in which there is no patience
 _LEAST = 0.05  # share of calls that are answered as soon as the queue is gone
 _STEP, _GONE_STEP = 1.25, 2.0  # of that share, with every probe
 _CHANNEL = [("grpc.enable_http_proxy", 0)]  # the way to oneself leads through no proxy
@@ -60,6 +61,7 @@ class Shedding:
         self._randomness = randomness or random.Random()
         self._share = 1.0  # of calls that are answered
         self._long_since_s: float | None = None
+        self._wary_until_s = clock.now_s()
 
     def refuses(self) -> bool:
         """Returns whether to refuse the call that has just come."""
@@ -69,7 +71,7 @@ class Shedding:
         return is_refused
 
     def waited(self, wait_s: float) -> None:
-        """Notes for how long a call waits now until somebody looks at it."""
+        """Notes for how long a call waited until somebody looked at it."""
         if wait_s <= self._long_s:
             self._long_since_s = None
             if self._share == 0:
@@ -79,10 +81,19 @@ class Shedding:
                 self._set(min(1.0, self._share * step))
         elif self._share < 1:
             self._set(self._share / _STEP if wait_s < 2 * self._long_s else 0.0)
-        elif self._long_since_s is None:
-            self._long_since_s = self._clock.now_s()
-        elif self._clock.now_s() - self._long_since_s >= _PATIENCE_S:
-            self._set(0.0)
+        else:
+            now_s = self._clock.now_s()
+            if self._long_since_s is None:
+                self._long_since_s = now_s
+            if now_s < self._wary_until_s:
+                self._set(1 / _STEP)
+            elif now_s - self._long_since_s >= _PATIENCE_S:
+                self._set(0.0)
+
+    def waits(self, wait_s: float) -> None:
+        """Notes for how long a call has waited already that nobody has looked at."""
+        if wait_s > self._long_s:  # else it may still be a short wait
+            self.waited(wait_s)
 
     def reset(self) -> None:
         """Refuses none any more."""
@@ -92,6 +103,8 @@ class Shedding:
     def _set(self, share: float) -> None:
         was_over, is_over = self._share < 1, share < 1
         self._share = share
+        if was_over:
+            self._wary_until_s = self._clock.now_s() + _WARY_S
         if was_over != is_over:
             extra = {"num_refused": self.num_refused}
             _log.warning("overloaded" if is_over else "no longer overloaded", extra=extra)
@@ -132,8 +145,8 @@ class QueueProbe:
         while True:
             await asyncio.sleep(_INTERVAL_S)
             num_calls = self.shedding.num_calls
-            if self._secret:  # it may wait for longer, but it has waited this long
-                self.shedding.waited(self._clock.now_s() - self._sent_s)
+            if self._secret:
+                self.shedding.waits(self._clock.now_s() - self._sent_s)
             elif probe is None or probe.done():
                 if num_calls > num_before:
                     self._secret, self._sent_s = secrets.token_hex(8), self._clock.now_s()

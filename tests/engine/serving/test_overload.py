@@ -33,7 +33,7 @@ class Traffic:
                 if self._probe_s is None:
                     self._probe_s = now_s
                 else:
-                    self.shedding.waited(now_s - self._probe_s)
+                    self.shedding.waits(now_s - self._probe_s)
             if self._probe_s is not None and self._probe_s <= call_s:
                 self.shedding.waited(now_s - self._probe_s)
                 self._probe_s = None
