@@ -110,6 +110,8 @@ class Sampler:
         """
         _check_settings(mode, num_lists, temperature, top_p, chunk_size)
         check_prompts(prompts, self._decoder.shape.vocabulary)
+        if mode == "beam" and len({_beams_of(p) for p in prompts}) > 1:
+            raise ValueError("prompts differ in which sequences are beams: sample kinds apart")
         seeds = _seeds(random, len(prompts))
         if not prompts:
             return Lists.empty(0, num_lists, 0, 0)
@@ -227,6 +229,11 @@ class _Chunk:
             lists.logprobs[:, :, :num_alone, : decoded.ids.shape[-1]] = decoded.logprobs
             lists.ended[:, :, :num_alone] = decoded.ended
         return lists
+
+
+def _beams_of(prompt: ListPrompt) -> tuple[bool, ...]:
+    """Returns which sequences start like the last one, and so are beams of one search."""
+    return tuple(slot == prompt.slots[-1] for slot in prompt.slots)
 
 
 def _uniforms(seed: int, num_new: int, num_sequences: int) -> Tensor:

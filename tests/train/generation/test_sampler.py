@@ -160,6 +160,13 @@ def test_further_lists_of_beams_hold_the_next_best_texts(sampler: Sampler) -> No
     assert torch.equal(lists.ids[:, 0, 0], lists.ids[:, 1, 0])
 
 
+def test_prompts_that_differ_in_which_sequences_are_beams_are_refused(sampler: Sampler) -> None:
+    first, second = prompts_of(2, num_slots=2)
+    prompts = [first._replace(slots=[17, 17]), second._replace(slots=[16, 18])]
+    with pytest.raises(ValueError, match="which sequences are beams"):
+        sampler.sample(prompts, [0, 0], mode="beam", temperature=0)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     num_prompts=st.integers(1, 5),
@@ -175,6 +182,9 @@ def test_logprobs_equal_those_of_the_packed_model_in_any_shape(
     temperature: float, top_p: float, seed: int,
 ) -> None:  # fmt: skip
     prompts = prompts_of(num_prompts, seed, num_slots)
+    if mode == "beam":  # of one kind: a single beam, after sequences that start unlike it
+        leads = range(20, 19 + num_slots)
+        prompts = [p._replace(slots=[*leads, p.slots[-1]]) for p in prompts]
     lists = sampler.sample(
         prompts, torch.Generator().manual_seed(seed), mode=mode, num_lists=num_lists,
         temperature=temperature, top_p=top_p, chunk_size=2,
