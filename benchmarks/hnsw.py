@@ -40,7 +40,7 @@ from engine.formats.text import normalise
 from export.index import embed
 from export.parity import session_of
 from train.config import IndexConfig
-from train.retrieval.effort import least_effort, probe_texts
+from train.retrieval.effort import exact_similarities, least_effort, probe_texts
 
 _DATA = Path("examples/data")
 _MODIFIERS = (
@@ -94,16 +94,6 @@ def queries_of(num: int) -> list[str]:
         query, word = rng.choice(real), rng.choice(_MODIFIERS)
         texts[f"{word} {query}" if rng.random() < 0.5 else f"{query} {word}"] = None
     return sorted(texts, key=lambda text: text.encode("utf-8"))
-
-
-def exact_similarities(embeddings_QD: Floats, asked_HD: Floats) -> Floats:
-    """Returns float32 (H, 10): similarities of the nearest, best first."""
-    best_HK = np.full((len(asked_HD), _K), -np.inf, np.float32)
-    for start in range(0, len(embeddings_QD), 50_000):
-        part_HX = asked_HD @ embeddings_QD[start : start + 50_000].T
-        both_HX = np.concatenate([best_HK, part_HX], 1)
-        best_HK = np.partition(both_HX, -_K, axis=1)[:, -_K:]
-    return -np.sort(-best_HK, axis=1)
 
 
 def search(

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.hnsw import exact_similarities, parse, queries_of, search
+from benchmarks.hnsw import parse, queries_of, search
 from engine.formats.index import Edges, write_index
 from engine.formats.manifest import IndexSpec
+from train.retrieval.effort import exact_similarities
 
 NUM, DIM = 800, 16
 

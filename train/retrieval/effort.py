@@ -59,7 +59,7 @@ def least_effort(
     graph = hnswlib.Index(space="ip", dim=embeddings_QD.shape[1])
     graph.load_index(str(graph_file))
     k = min(_K, len(embeddings_QD))
-    tenth_H = _kth_similarities(embeddings_QD, probes_HD, k)
+    tenth_H = exact_similarities(embeddings_QD, probes_HD, k)[:, -1]
     effort, recall = 0, 0.0
     for effort in _EFFORTS:
         graph.set_ef(effort)
@@ -76,10 +76,11 @@ def least_effort(
     return effort
 
 
-def _kth_similarities(embeddings_QD: Floats, probes_HD: Floats, k: int) -> Floats:
-    best_HK = np.full((len(probes_HD), k), -np.inf, np.float32)
+def exact_similarities(embeddings_QD: Floats, asked_HD: Floats, k: int = _K) -> Floats:
+    """Returns float32 (H, k): similarities of the nearest by exact search, best first."""
+    best_HK = np.full((len(asked_HD), k), -np.inf, np.float32)
     for start in range(0, len(embeddings_QD), _CHUNK):
-        part_HX = probes_HD @ embeddings_QD[start : start + _CHUNK].T
+        part_HX = asked_HD @ embeddings_QD[start : start + _CHUNK].T
         both_HX = np.concatenate([best_HK, part_HX], 1)
         best_HK = np.partition(both_HX, -k, axis=1)[:, -k:]
-    return best_HK.min(axis=1)
+    return -np.sort(-best_HK, axis=1)
