@@ -193,7 +193,7 @@ class _Writer:
 
     def _generator_scales(
         self, checkpoint: DecoderCheckpoint, exact: ort.InferenceSession
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """Measures activations on prompts with what the fp32 graph writes for them."""
         inputs: list[list[int]] = []
         for request in sample_requests(self.run, _NUM_CALIBRATION, seed=4):

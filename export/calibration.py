@@ -1,4 +1,4 @@
-"""Activation scales for static int8, measured on sample inputs. Knows nothing of ONNX.
+"""Activation scales for int8, measured on sample inputs. Knows nothing of ONNX.
 
 A scale is shared by the linear layers that read the same input, under the key that
 `export.decoder` looks up: "layers.0.qkv", "layers.0.o", "layers.0.gate_up", "layers.0.down",
@@ -17,19 +17,20 @@ from torch import nn
 _KEYS = {"q_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up", "down_proj": "down"}
 _LEVELS = 127  # uint8 with zero point 128, used symmetrically
 _ROWS_PER_CALL = 12
-# An input is left in float32 if quantising it loses more of its rows than this share: a single
-# token with values far beyond all others (attention sinks have them) takes all levels for itself.
-_MAX_RELATIVE_ERROR = 0.02
+# The most of an input's rows that one scale for all of them may lose. A single token with values
+# far beyond all others (attention sinks have them) takes all levels for itself.
+_MAX_RELATIVE_ERROR = 0.01
 _HEAD = "lm_head"
 _CLIPS = np.geomspace(0.2, 1.0, 33)
 
 
-def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
+def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, float | None]:
     """Returns the scale of each linear input while `run` calls `model` on sample inputs.
 
     The clip is the one, among 33 fractions of the largest magnitude, that gives the least mean
-    squared quantisation error. An input that eight bits cannot hold, by `_MAX_RELATIVE_ERROR`, has
-    no scale: it stays real. The output layer always has one. Inputs of `run` must hold no padding.
+    squared quantisation error. An input of which one scale loses more than `_MAX_RELATIVE_ERROR`
+    has None in its place: every row takes a scale of its own. The output layer always has one for
+    all. Inputs of `run` must hold no padding.
 
     Raises:
         ValueError: `run` never reached some linear layer.
@@ -62,12 +63,12 @@ def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, 
             hook.remove()
     if missing := sorted(keys - samples.keys()):
         raise ValueError(f"calibration never reached {', '.join(missing)}: give sample inputs")
-    scales: dict[str, float] = {}
+    scales: dict[str, float | None] = {}
     for key in sorted(keys):
         rows = np.concatenate(samples[key])
         scale = best_scale(rows, largest[key])
-        if key == _HEAD or relative_error(rows, scale) <= _MAX_RELATIVE_ERROR:
-            scales[key] = scale
+        is_shared = key == _HEAD or relative_error(rows, scale) <= _MAX_RELATIVE_ERROR
+        scales[key] = scale if is_shared else None
     return scales
 
 

@@ -19,6 +19,7 @@ import onnx
 from export.attention import above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.decoder import Array, Decoder
+from export.linear import Scales
 from train.generation.decoder import DecoderShape
 
 
@@ -28,7 +29,7 @@ def build_click_model(
     shape: DecoderShape,
     cos_sin: tuple[Array, Array],
     *,
-    activation_scales: Mapping[str, float] | None = None,
+    activation_scales: Scales | None = None,
     real_type: str = "float32",
 ) -> onnx.ModelProto:
     """Returns the click model's graph.

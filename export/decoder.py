@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from export.attention import Attention, Heads
 from export.builder import Scope
-from export.linear import Array, Linears
+from export.linear import Array, Linears, Scales
 from train.generation.decoder import DecoderShape
 
 
@@ -30,7 +30,7 @@ class Decoder:
         state: Mapping[str, Array],
         shape: DecoderShape,
         cos_sin: tuple[Array, Array],
-        activation_scales: Mapping[str, float] | None,
+        activation_scales: Scales | None,
     ) -> None:
         """Stores embedding and rotary tables; layers are stored when first used.
 
@@ -41,7 +41,7 @@ class Decoder:
             cos_sin: rotary tables, float32 (positions, H / 2) each; a call may read no more
                 tokens of a row than they have positions.
             activation_scales: scale of the input of each linear layer, by the names that
-                `export.calibration` gives; a layer without one stays real, and with None all do.
+                `export.calibration` gives, see `Linears`.
         """
         self.shape = shape
         self.attention = Attention(

@@ -34,6 +34,7 @@ from export.attention import Heads, above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.choice import BeamSearch, Chooser
 from export.decoder import Array, Decoder
+from export.linear import Scales
 from train.generation.decoder import DecoderShape
 
 Mode = Literal["slots", "list", "beam"]
@@ -45,7 +46,7 @@ def build_generator(
     cos_sin: tuple[Array, Array],
     *,
     mode: Mode = "slots",
-    activation_scales: Mapping[str, float] | None = None,
+    activation_scales: Scales | None = None,
     with_logprobs: bool = False,
     real_type: str = "float32",
 ) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""Matrix products of a checkpoint as ONNX nodes, real-valued or static int8; stores each once.
+"""Matrix products of a checkpoint as ONNX nodes, real-valued or int8; stores each matrix once.
 
 Knows nothing of transformers beyond the names of their weights.
 """
@@ -16,6 +16,8 @@ Array = NDArray[np.float32]
 # CPUs without VNNI add pairs of uint8 x int8 products in 16 bits that saturate: 2 * 255 * 64 is
 # the most that fits. Weights of this range are exact everywhere, so one graph serves every CPU.
 _MAX_WEIGHT = 64
+_MAX_ACTIVATION = 127  # uint8 with zero point 128, used symmetrically
+Scales = Mapping[str, float | None]
 
 
 class Linears:
@@ -25,7 +27,7 @@ class Linears:
         self,
         outer: Scope,
         state: Mapping[str, Array],
-        activation_scales: Mapping[str, float] | None,
+        activation_scales: Scales | None,
     ) -> None:
         """Stores the embedding; other matrices are stored when first used.
 
@@ -33,14 +35,17 @@ class Linears:
             outer: the outermost scope, whose tensors all scopes see.
             state: arrays by their transformers names, without the leading "model.".
             activation_scales: scale of the input of each linear layer, by the names that
-                `export.calibration` gives; a layer without one stays real, and with None all do.
+                `export.calibration` gives; None in its place: each row of it has its own. Without
+                any scales all stay real.
         """
         self.state = state
         self._outer = outer
         self._weights = outer.weights
         self._scales = activation_scales
         self._stored: dict[str, _Matrix] = {}
-        self._quantised: dict[tuple[int, str, float], str] = {}  # by scope, input and scale
+        self._quantised: dict[
+            tuple[int, str, float | None], _Quantised
+        ] = {}  # by scope, input, scale
         embedding = state["embed_tokens.weight"]
         self._num_ids = len(embedding)
         self._is_tied = "lm_head.weight" not in state
@@ -84,39 +89,66 @@ class Linears:
             names: of the layers, in the order of their outputs.
         """
         name = names[0] if len(names) == 1 else key
-        scale = None if self._scales is None else self._scales.get(key)
         if name not in self._stored:
             matrix = np.concatenate([self.state[f"{n}.weight"] for n in names]).T
             biases = [self.state[f"{n}.bias"] for n in names if f"{n}.bias" in self.state]
             assert len(biases) in (0, len(names)), names
             bias = self._weights.add_real(f"{name}.bias", np.concatenate(biases)) if biases else ""
-            self._stored[name] = self._store(name, matrix, bias, is_int8=scale is not None)
-        if scale is not None:
-            return self._integer_matmul(scope, x, scale, name)
+            self._stored[name] = self._store(name, matrix, bias)
+        if self._scales is not None:
+            return self._integer_matmul(scope, x, self._scales[key], name)
         stored = self._stored[name]
         out = scope.op("MatMul", x, stored.values)
         return scope.op("Add", out, stored.bias) if stored.bias else out
 
-    def _store(self, name: str, matrix: Array, bias: str, *, is_int8: bool) -> "_Matrix":
-        if not is_int8:
+    def _store(self, name: str, matrix: Array, bias: str) -> "_Matrix":
+        if self._scales is None:
             return _Matrix(self._weights.add_real(f"{name}.weight", matrix), "", bias)
         quantised, scale = quantise_columns(matrix)
         values = self._weights.add(f"{name}.weight_q", quantised)
         return _Matrix(values, self._weights.add(f"{name}.weight_scale", scale), bias)
 
-    def _integer_matmul(self, scope: Scope, x: str, a_scale: float, name: str) -> str:
+    def _integer_matmul(self, scope: Scope, x: str, a_scale: float | None, name: str) -> str:
         """Multiplies uint8 activations by int8 weights: the fast pair on x86.
 
-        The activation scale is a constant and the zero point 128, so a row's result does not
-        depend on the other rows of its batch.
+        The activation scale is a constant or each row's own, and the zero point 128, so a row's
+        result does not depend on the other rows of its batch.
         """
-        scale, zero = scope.constant(a_scale, "float32"), scope.constant(128, "uint8")
         place = (id(scope), x, a_scale)
         if place not in self._quantised:
-            self._quantised[place] = scope.op("QuantizeLinear", x, scale, zero)
+            self._quantised[place] = _quantised(scope, x, a_scale)
+        values, scale, row_scale = self._quantised[place]
         matrix = self._stored[name]
-        inputs = [self._quantised[place], matrix.values, scale, matrix.scale, zero, "", matrix.bias]
-        return scope.op("MatMulIntegerToFloat", *(inputs if matrix.bias else inputs[:5]))
+        inputs = [values, matrix.values, scale, matrix.scale, scope.constant(128, "uint8")]
+        if not row_scale:
+            if matrix.bias:
+                inputs += ["", matrix.bias]
+            return scope.op("MatMulIntegerToFloat", *inputs)
+        out = scope.op("Mul", scope.op("MatMulIntegerToFloat", *inputs), row_scale)
+        return scope.op("Add", out, matrix.bias) if matrix.bias else out
+
+
+class _Quantised(NamedTuple):
+    """Names of uint8 activations, their scale, and one a row beside it; "" if there is none."""
+
+    values: str
+    scale: str
+    row_scale: str
+
+
+def _quantised(scope: Scope, x: str, a_scale: float | None) -> _Quantised:
+    zero = scope.constant(128, "uint8")
+    scale = scope.constant(1.0 if a_scale is None else a_scale, "float32")
+    if a_scale is not None:
+        return _Quantised(scope.op("QuantizeLinear", x, scale, zero), scale, "")
+    # The node's own scale is one number for all rows, so rows are brought to one range before.
+    largest = scope.op("ReduceMax", scope.op("Abs", x), scope.constant([-1]), keepdims=1)
+    least = scope.constant(1e-8, "float32")
+    row_scale = scope.op(
+        "Mul", scope.op("Max", largest, least), scope.constant(1 / _MAX_ACTIVATION, "float32")
+    )
+    values = scope.op("QuantizeLinear", scope.op("Div", x, row_scale), scale, zero)
+    return _Quantised(values, scale, row_scale)
 
 
 class _Matrix(NamedTuple):
