@@ -39,8 +39,8 @@ from engine.formats.manifest import MAX_ENCODER_TOKENS, IndexSpec
 from engine.formats.text import normalise
 from export.index import embed
 from export.parity import session_of
-from train.config import IndexConfig
 from train.retrieval.effort import exact_similarities, least_effort, probe_texts
+from train.settings import IndexConfig
 
 _DATA = Path("examples/data")
 _MODIFIERS = (

@@ -19,9 +19,9 @@ from engine.formats.index import Edges, write_index
 from engine.formats.manifest import IndexSpec, Manifest, PromptSpec, ScenarioSpec
 from engine.formats.prompt import ANSWER, COOCCURRING, SESSION
 from export.bundle import Mode, Precision, export_bundle
-from train.config import Size
 from train.models.backbone import bert_config, llama_config, shapes_of
 from train.models.tokenizer import train_tokenizer
+from train.settings import Size
 
 _HEADS = (
     *("wireless", "gaming", "kitchen", "garden", "running", "winter", "baby", "vintage"),

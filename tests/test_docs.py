@@ -10,8 +10,9 @@ import pytest
 from engine.config import Config
 from queryrec.v1.error_reason_pb2 import ErrorReason
 from queryrec.v1.stage_pb2 import OmissionKind, OmissionReason
-from train.config import ScenarioConfig, TrainConfig
+from train.config import TrainConfig
 from train.pipeline import stages_of
+from train.settings import ScenarioConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import msgspec
 
-from train.config import (
+from train.config import TrainConfig
+from train.settings import (
     AlignmentConfig,
     ClickModelConfig,
     EncoderConfig,
     GeneratorConfig,
     Places,
-    TrainConfig,
     places_of,
 )
 from train.stages import Stage
@@ -112,7 +112,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
 
     def encoder(out: Path) -> str:
         from train.models.backbone import shapes_of
-        from train.retrieval.encoder import train_encoder
+        from train.retrieval.training import train_encoder
 
         shape = shapes_of(config.size).encoder
         recall = train_encoder(

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.formats.text import normalise, normalise_prefix
 from train import simulator
-from train.config import SimulateConfig
+from train.settings import SimulateConfig
 from train.simulator import clicks, sessions, world
 from train.simulator.impressions import NUM_SESSION_QUERIES
 

@@ -13,7 +13,7 @@ from benchmarks.closed_loop.users import Answered, Users
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
 from engine.feedback.events import Event, Kind
 from engine.feedback.log import FeedbackLog
-from train.config import SimulateConfig
+from train.settings import SimulateConfig
 from train.simulator import simulate
 
 MADE_MS = 1_800_000_000_000

@@ -7,8 +7,8 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.config import MineConfig
 from train.mining.logs import connect, open_tables
+from train.settings import MineConfig
 
 
 def engine_command(*arguments: object) -> str:

@@ -15,11 +15,11 @@ import pytest
 
 from engine.formats.manifest import PromptSpec
 from train.clicks.training import train_click_model
-from train.config import ClickModelConfig, GeneratorConfig, default_scenarios
 from train.generation.generator import train_generator
 from train.mining.mine import MineSummary
 from train.models.backbone import shapes_of
 from train.models.tokenizer import train_tokenizer
+from train.settings import ClickModelConfig, GeneratorConfig, default_scenarios
 
 NUM_TOPICS = 40
 QUERIES_PER_TOPIC = 6

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import MineConfig, read_config, to_toml
+from train.config import read_config, to_toml
+from train.settings import MineConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples/configs"
 

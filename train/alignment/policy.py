@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 
 from train.alignment.objectives import OBJECTIVES
 from train.alignment.preferences import Preference
-from train.config import AlignmentConfig
 from train.generation.likelihood import list_logprobs
 from train.generation.sampler import ListPrompt
 from train.models.pace import PacedTrainer, trainer_arguments
+from train.settings import AlignmentConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

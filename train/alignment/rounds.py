@@ -24,40 +24,26 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import AutoModelForCausalLM, set_seed
 
-from engine.answering.candidates import key_of
 from train.alignment.policy import update
 from train.alignment.preferences import (
     Preference,
-    drawn_texts,
     prefer,
     prefer_texts,
-    reward_of,
 )
 from train.alignment.prompts import AlignmentPrompt, PromptSource
+from train.alignment.quality import HeldOut, PolicyQuality, by_scenario, mean_rewards
 from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
 from train.clicks.judge import ClickJudge, Judge
-from train.config import AlignmentConfig
 from train.generation.generator import METRICS, RunPrompts
-from train.generation.likelihood import list_logprobs
 from train.generation.sampler import Sampler
+from train.settings import AlignmentConfig
 
 POSITIONS = "position.json"
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
 _LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
 _LEAST_MEAN = 1.005  # the same over all scenarios: a reward that means nothing came to 1.002
 _LEAST_FOUND = 0.95  # the same of the clicked texts that are found, over all scenarios
-_CHUNK = 16  # prompts that are read at once
 Report = Callable[[str], None]
-
-
-class PolicyQuality(msgspec.Struct, frozen=True, kw_only=True):
-    """What the policy writes for held-out prompts of one scenario, by the click model."""
-
-    reward: float  # expected clicks on the list that it would serve (temperature 0)
-    found: float  # share of the texts clicked on logged panels that is in that list
-    distinct: float  # texts of that list that differ from one another and the query
-    known_share: float  # of them, how many the log knows
-    kl: float  # nats a drawn list between this policy and the round's reference
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +115,8 @@ class Aligner:
         self._source, self._judge, self._seen = source, judge, seen
         self._config, self._mode, self._seed, self._report = config, mode, seed, report
         self._processes = PartialState(cpu=not torch.cuda.is_available())
-        self._valid = source.draw("valid", config.num_valid_prompts, 0)
+        valid = source.draw("valid", config.num_valid_prompts, 0)
+        self._heldout = HeldOut(valid, self._draw, self._worth, seen)
 
     @property
     def is_first_process(self) -> bool:
@@ -167,7 +154,7 @@ class Aligner:
                 "click model"
             )
         judged_s = time.monotonic()
-        before = self._quality(model, None)
+        before = self._heldout.quality(model, None)
         num_steps, step, after = 0, 0.0, before
         update_s = 0.0
         if preferences:
@@ -191,8 +178,8 @@ class Aligner:
             judge_s=round(judged_s - drawn_s, 2),
             update_s=round(update_s, 2),
             num_steps=num_steps,
-            mean_reward=self._mean_rewards(drawn, worth),
-            gap=_by_scenario(
+            mean_reward=mean_rewards(drawn, worth, self._seen),
+            gap=by_scenario(
                 [(p.prompt, float(p.reward_J[0] - p.reward_J[-1])) for p in preferences]
             ),
             before=before,
@@ -263,7 +250,7 @@ class Aligner:
             model.load_state_dict(
                 {name: torch.lerp(old[name], value, step) for name, value in new.items()}
             )
-            after = self._quality(model, reference)
+            after = self._heldout.quality(model, reference)
             kl = max(q.kl for q in after.values())
             ratios = {name: after[name].reward / max(q.reward, 1e-12) for name, q in before.items()}
             worst = min(ratios, key=ratios.__getitem__)
@@ -278,63 +265,6 @@ class Aligner:
             self._report(f"{step:g} of the way is not taken: {why}")
         model.load_state_dict(old)
         return 0.0, before
-
-    def _quality(self, model: Any, reference: Any | None) -> dict[str, PolicyQuality]:
-        best = self._draw(model, self._valid, num_lists=1, seed=-1, temperature=0.0)
-        worth = self._worth(best)
-        kl = {} if reference is None else self._kl(model, reference)
-        rewards = self._mean_rewards(best, worth)
-        distinct: list[tuple[AlignmentPrompt, float]] = []
-        found: list[tuple[AlignmentPrompt, float]] = []
-        known: list[tuple[AlignmentPrompt, float]] = []
-        for d, w in zip(best, worth, strict=True):
-            texts = [t for texts in d.texts_KS[0] for t in texts]
-            keys = {key_of(t): w.is_known[t] for t in texts if w.p_seen[t] > 0}
-            distinct.append((d.prompt, len(keys)))
-            clicked = {key_of(t) for t in d.prompt.clicked}
-            if clicked:
-                found.append((d.prompt, len(clicked & keys.keys()) / len(clicked)))
-            known.append((d.prompt, sum(keys.values()) / max(1, len(keys))))
-        distinct_of, known_of = _by_scenario(distinct), _by_scenario(known)
-        found_of = _by_scenario(found)
-        return {
-            name: PolicyQuality(
-                reward=reward,
-                found=found_of.get(name, 0.0),
-                distinct=distinct_of[name],
-                known_share=known_of[name],
-                kl=kl.get(name, 0.0),
-            )
-            for name, reward in rewards.items()
-        }
-
-    def _kl(self, model: Any, reference: Any) -> dict[str, float]:
-        """Returns the mean over lists drawn from the model of log pi - log pi_ref, by scenario."""
-        drawn = self._draw(model, self._valid, num_lists=1, seed=-2, temperature=1.0)
-        differences: list[tuple[AlignmentPrompt, float]] = []
-        for start in range(0, len(drawn), _CHUNK):
-            part = drawn[start : start + _CHUNK]
-            for name in dict.fromkeys(d.prompt.scenario.name for d in part):
-                own = [d for d in part if d.prompt.scenario.name == name]
-                ids_BKSN = torch.stack([d.ids_KSN for d in own])
-                with torch.no_grad():
-                    then = list_logprobs(reference, [d.prompt.drawn for d in own], ids_BKSN)
-                for d, logprobs_KSN in zip(own, then, strict=True):
-                    difference = float(d.logprobs_KS.sum() - logprobs_KSN.sum())
-                    differences.append((d.prompt, difference))
-        return _by_scenario(differences)
-
-    def _mean_rewards(self, drawn: Sequence[Drawn], worth: Sequence[Worth]) -> dict[str, float]:
-        """Returns the mean over lists of what the click model expects of them, by scenario."""
-        rewards: list[tuple[AlignmentPrompt, float]] = []
-        for d, w in zip(drawn, worth, strict=True):
-            seen_P = self._seen.get(d.prompt.scenario.name, ())
-            own = [
-                reward_of(d.prompt, w.p_seen, seen_P, drawn_texts(d, k))
-                for k in range(len(d.texts_KS))
-            ]
-            rewards.append((d.prompt, fmean(own)))
-        return _by_scenario(rewards)
 
 
 def align(
@@ -415,11 +345,3 @@ def _gains(before: dict[str, PolicyQuality], after: dict[str, PolicyQuality]) ->
         f"{name} {quality.reward:.4f} to {after[name].reward:.4f}"
         for name, quality in before.items()
     )
-
-
-def _by_scenario(values: Sequence[tuple[AlignmentPrompt, float]]) -> dict[str, float]:
-    """Returns the mean of each scenario."""
-    groups: dict[str, list[float]] = {}
-    for prompt, value in values:
-        groups.setdefault(prompt.scenario.name, []).append(value)
-    return {name: fmean(own) for name, own in groups.items()}

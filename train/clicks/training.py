@@ -31,10 +31,10 @@ from train.clicks.pretraining import session_requests
 from train.clicks.scoring import click_logits
 from train.clicks.uncertainty import save_uncertainty
 from train.clicks.unknown import unknown_requests
-from train.config import ClickModelConfig, Places
 from train.models.backbone import Shape, llama_config
 from train.models.pace import PacedTrainer, trainer_arguments
 from train.models.shared_prefix import PackedBatch
+from train.settings import ClickModelConfig, Places
 
 _TOWER_SPEED = 20.0  # the tower has few parameters and far to go: its steps are so much larger
 _LOG_POPULARITY = FEATURE_NAMES.index("log_popularity")
@@ -268,6 +268,7 @@ def _train(
         data_collator=collator,
         max_train_s=max_train_s,
         warmup_share=0.05,
+        matrix_learning_rate=config.matrix_learning_rate,
     )
     trainer.train_resumable()
     return trainer

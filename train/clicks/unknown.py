@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.text import normalise, normalise_prefix
 from train.clicks.data import ClickRequests, requests_of
-from train.config import Places
 from train.mining import logs
 from train.mining.mine import QUERIES, SCENARIOS
 from train.mining.shown import IMPRESSIONS
+from train.settings import Places
 
 MAX_REQUESTS = 10_000
 _MAX_ROWS = 500_000  # of the raw log; the first of the held-out time

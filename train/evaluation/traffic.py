@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.config import MineConfig, TrainConfig, read_config
+from train.config import TrainConfig, read_config
 from train.evaluation.baselines import SearchLog
 from train.mining import logs, mine
 from train.mining.anonymity import TextFilter, read_unsafe_words
 from train.pipeline import SIMULATED
+from train.settings import MineConfig
 
 CONFIG = "config.toml"
 

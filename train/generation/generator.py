@@ -19,7 +19,6 @@ from transformers import LlamaForCausalLM, PreTrainedModel, set_seed
 from engine.formats.manifest import PromptSpec, ScenarioSpec
 from engine.formats.prompt import PromptRenderer
 from engine.formats.vocabulary import Vocabulary
-from train.config import GeneratorConfig
 from train.generation.associations import Associations
 from train.generation.examples import ExampleConfig, ExampleMaker, Source, read_clicks, read_sources
 from train.generation.responses import ResponseEncoder, Responses, to_batch
@@ -27,6 +26,7 @@ from train.mining.mine import PROMPT, SCENARIOS
 from train.models.backbone import Shape, llama_config
 from train.models.pace import PacedTrainer, trainer_arguments
 from train.models.shared_prefix import IGNORED_LABEL, Packed
+from train.settings import GeneratorConfig
 
 METRICS = "metrics.json"
 _MAX_VALID = 400  # examples per scenario that the validation loss is measured on

@@ -24,9 +24,9 @@ from engine.formats.completion import continuation
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.prompt import PromptRenderer, spread
 from engine.formats.vocabulary import EOS_ID, LIST, SEP_ID
-from train.config import Mode
 from train.generation.examples import Example, Source
 from train.models.shared_prefix import Packed, collate, next_token_labels, pack
+from train.settings import Mode
 
 _WINDOW_BATCHES = 32  # examples are sorted by length within so many batches
 

@@ -5,9 +5,9 @@ Knows nothing of impressions.
 
 import ibis
 
-from train.config import MineConfig
 from train.mining.logs import Table
 from train.mining.sessions import ORDER
+from train.settings import MineConfig
 
 
 def all_pairs(steps: Table, max_steps: int) -> Table:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import ibis
 import ibis.expr.datatypes as dt
 
-from train.config import MineConfig, Places, places_of
+from train.settings import MineConfig, Places, places_of
 
 # Ibis types columns by their base class only, so a type checker refuses every expression.
 Table: TypeAlias = Any

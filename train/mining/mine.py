@@ -17,11 +17,12 @@ import ibis
 import msgspec
 import pyarrow.parquet as pq
 
-from train.config import MineConfig, Places, TrainConfig
+from train.config import TrainConfig
 from train.mining import cooccurrence, logs, sessions, shown, variants
 from train.mining.anonymity import CLEAN_SCHEMA, TextFilter, read_unsafe_words
 from train.mining.logs import Table
 from train.mining.workspace import Workspace, number_of, rows_of
+from train.settings import MineConfig, Places
 
 QUERIES = "queries.parquet"  # text (sorted by UTF-8 bytes), num_searches, num_users
 PAIRS = "pairs.parquet"  # source, target, num_pairs, num_users, association in [-1, 1]

@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, LlamaConfig
 
 from engine.formats.vocabulary import EOS_ID
-from train.config import Size
+from train.settings import Size
 
 MAX_POSITIONS = 512  # rotary positions: prompt and the longest response
 
@@ -63,7 +63,7 @@ _SHAPES: dict[str, Shapes] = {
         vocab_size=16000,
         generator=_shape(384, 6, 6, 6, 1024),
         encoder=_shape(128, 4, 4, 4, 512),
-        click_model=_shape(256, 4, 4, 4, 512),
+        click_model=_shape(256, 3, 4, 4, 512),
     ),
     # The generator's and encoder's own come with their checkpoints.
     "base": Shapes(

@@ -11,7 +11,7 @@ import msgspec
 
 from train import simulator
 from train.alignment.rounds import AlignmentMetrics, align
-from train.config import AlignmentConfig, TrainConfig, read_config
+from train.config import TrainConfig, read_config
 from train.evaluation.intervals import Interval, ratio_interval
 from train.evaluation.lists import ProducedList
 from train.evaluation.served import ServedBundle
@@ -20,6 +20,7 @@ from train.generation.generator import METRICS, read_prompts
 from train.report.ablation import AblationRow, ablation_rows, list_ctr
 from train.report.placebo import PlaceboJudge
 from train.report.policies import PolicyLists, Question
+from train.settings import AlignmentConfig
 from train.simulator.truth import Truth
 
 NUM_LISTED = 5

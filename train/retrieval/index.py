@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from engine.formats.index import GRAPH, Edges, Report, write_index
 from engine.formats.manifest import IndexSpec, sha256_of
-from train.config import IndexConfig
 from train.mining.mine import SUMMARY, MineSummary
 from train.retrieval.effort import least_effort, probe_texts
 from train.retrieval.encoder import Encoder
+from train.settings import IndexConfig
 
 Ids = NDArray[np.int64]
 

@@ -237,9 +237,10 @@ def test_the_command_refuses_what_it_cannot_do_in_one_line(tmp_path):
 
 
 def test_training_accepts_the_table_and_mines_it(tmp_path):
-    from train.config import MineConfig, read_config
+    from train.config import read_config
     from train.mining.logs import connect, open_tables
     from train.mining.mine import mine
+    from train.settings import MineConfig
 
     users = ("u1", "u2")
     batch: list[Event] = []

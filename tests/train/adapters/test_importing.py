@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from train.adapters import ADAPTERS
 from train.adapters.importing import ImportSummary, import_logs
 from train.cli import app
-from train.config import MineConfig
 from train.mining import logs
+from train.settings import MineConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = {

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from train.alignment.policy import PreferenceBatch, PreferenceLoss
 from train.alignment.prompts import PromptSource
-from train.config import AlignmentConfig
 from train.generation.generator import read_prompts
 from train.generation.likelihood import list_logprobs
 from train.generation.sampler import Sampler
+from train.settings import AlignmentConfig
 
 
 @pytest.fixture(scope="module")

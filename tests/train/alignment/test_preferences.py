@@ -16,8 +16,8 @@ from train.alignment.preferences import (
 )
 from train.alignment.prompts import AlignmentPrompt
 from train.alignment.rollouts import Drawn, Worth
-from train.config import ScenarioConfig
 from train.generation.sampler import ListPrompt
+from train.settings import ScenarioConfig
 
 SUGGESTION = ScenarioConfig(name="suggestion", description="next", num_suggestions=3, num_slots=3)
 ASKING = ScenarioConfig(

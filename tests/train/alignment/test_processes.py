@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from train.alignment.rounds import align
-from train.config import AlignmentConfig
+from train.settings import AlignmentConfig
 from train.generation.generator import read_prompts
 
 torch.set_num_threads(1)
 run, output, num_rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 config = AlignmentConfig(
-    num_rounds=num_rounds, num_prompts=192, num_valid_prompts=60, num_lists=6, learning_rate=2e-3,
-    batch_size=int(sys.argv[4]), cold_share=1.0,
+    num_rounds=num_rounds, num_prompts=192, num_valid_prompts=60, num_lists=6, num_kept=4,
+    beta=0.1, anchor_weight=1.0, learning_rate=2e-3, batch_size=int(sys.argv[4]), cold_share=1.0,
 )
 align(run, config, read_prompts(run), max_edges=32, seed=0, output=output, report=lambda _: None)
 """

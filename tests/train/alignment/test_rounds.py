@@ -17,10 +17,10 @@ from train.alignment.rollouts import read_lists
 from train.alignment.rounds import AlignmentMetrics, align
 from train.clicks.judge import Judge, Judgement
 from train.clicks.uncertainty import load_uncertainty, save_uncertainty
-from train.config import AlignmentConfig, GeneratorConfig
 from train.generation.generator import read_prompts, train_generator
 from train.generation.sampler import Sampler
 from train.models.backbone import shapes_of
+from train.settings import AlignmentConfig, GeneratorConfig
 
 WORTH = {word(90000 + i): a for i, a in enumerate(ATTRACTION)}
 CONFIG = AlignmentConfig(
@@ -28,6 +28,9 @@ CONFIG = AlignmentConfig(
     num_prompts=192,
     num_valid_prompts=60,
     num_lists=6,
+    num_kept=4,
+    beta=0.1,
+    anchor_weight=1.0,
     learning_rate=2e-3,
     batch_size=8,
     cold_share=1.0,

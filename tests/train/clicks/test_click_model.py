@@ -15,9 +15,9 @@ from train.clicks.fitting import check_logits
 from train.clicks.model import ClickModel, load_click_model, save_click_model
 from train.clicks.scoring import click_logits
 from train.clicks.training import ClickReport, train_click_model
-from train.config import ClickModelConfig
 from train.models.backbone import llama_config, shapes_of
 from train.models.shared_prefix import collate, pack
+from train.settings import ClickModelConfig
 
 SHAPE = shapes_of("tiny").click_model
 EXAMINATION = [1.0, 0.7, 0.5, 0.35, 0.25]  # of the hand-made log

@@ -10,7 +10,7 @@ import pytest
 from engine.formats.manifest import PromptSpec, ScenarioSpec
 from engine.formats.prompt import ANSWER, COOCCURRING, SESSION, SideInformation
 from engine.formats.text import match_key
-from train.config import default_scenarios, read_config
+from train.config import read_config
 from train.generation.associations import Associations, Clicks
 from train.generation.examples import (
     Example,
@@ -21,6 +21,7 @@ from train.generation.examples import (
     read_sources,
 )
 from train.mining.mine import mine
+from train.settings import default_scenarios
 
 SCENARIOS = [s.spec([1.0, 0.5]) for s in default_scenarios()]
 SEARCHES = {

@@ -9,7 +9,6 @@ from transformers import LlamaForCausalLM
 from engine.formats.completion import completed
 from engine.formats.prompt import COOCCURRING, SideInformation, spread
 from engine.formats.vocabulary import EOS_ID, LIST, SEP_ID, slot_token
-from train.config import GeneratorConfig, Mode
 from train.generation.examples import Example, Source
 from train.generation.generator import (
     GeneratorMetrics,
@@ -21,6 +20,7 @@ from train.generation.generator import (
 from train.generation.responses import ResponseEncoder, Responses, num_tokens, to_batch
 from train.models.backbone import Shape, llama_config, shapes_of
 from train.models.shared_prefix import Packed
+from train.settings import GeneratorConfig, Mode
 
 SHAPE = shapes_of("tiny").generator
 

@@ -24,12 +24,13 @@ from transformers import BertModel
 from engine.formats.index import CooccurrenceIndex
 from engine.formats.text import normalise, normalise_prefix
 from engine.formats.vocabulary import FIRST_TEXT_ID, Vocabulary
-from train.config import IndexConfig, TrainConfig, read_config
+from train.config import TrainConfig, read_config
 from train.mining.anonymity import TextFilter
 from train.mining.mine import mine
 from train.models.backbone import bert_config, shapes_of
 from train.pipeline import stages_of
 from train.retrieval.index import build_index
+from train.settings import IndexConfig
 
 K, GAP_S, MAX_STEPS, MAX_SEARCHES = 3, 1800, 2, 8
 START = datetime(2024, 1, 1)

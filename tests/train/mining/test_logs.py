@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from train.config import MineConfig, Places
 from train.mining import logs
+from train.settings import MineConfig, Places
 
 
 def opened(directory: Path, searches: Places, impressions: Places = "") -> logs.LogTables:

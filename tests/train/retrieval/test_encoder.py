@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from transformers import BertModel, BertTokenizerFast
 
-from train.config import EncoderConfig
 from train.models.backbone import bert_config, shapes_of
 from train.models.pace import TimeLimit, learning_rate_factor
 from train.retrieval.contrast import CooccurrenceGraph, hard_negatives, info_nce
-from train.retrieval.encoder import Encoder, recall_at_20, train_encoder
+from train.retrieval.encoder import Encoder
+from train.retrieval.training import recall_at_20, train_encoder
+from train.settings import EncoderConfig
 
 
 def test_loss_by_hand() -> None:

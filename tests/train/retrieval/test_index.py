@@ -10,10 +10,10 @@ from transformers import BertModel
 from engine.formats.index import CooccurrenceIndex
 from engine.formats.manifest import IndexSpec
 from engine.formats.vocabulary import Vocabulary
-from train.config import IndexConfig
 from train.models.backbone import bert_config, shapes_of
 from train.retrieval.encoder import Encoder
 from train.retrieval.index import build_index, edge_lists
+from train.settings import IndexConfig
 
 
 @pytest.fixture(scope="module")
