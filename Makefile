@@ -15,7 +15,7 @@ RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report closed-loop \
-  bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-sampler \
+  bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-stages bench-sampler \
   bench-triton bench-sft bench-index bench-mining bench-policies bench-swap bench-flood clean
 
 help: ## List the targets
@@ -147,6 +147,9 @@ bench-peers: setup ## Compare our generator with other engines on the same weigh
 
 bench-profile: setup ## Where the time of our generator graph goes, by operator
 	@$(BIN)/python -m benchmarks.profile $(if $(MODELS),--models $(MODELS))
+
+bench-stages: setup ## What embedding, generating and scoring cost beside one another; the last line is JSON
+	@$(BIN)/python -m benchmarks.stages
 
 bench-sft: setup ## Speed of fine-tuning against a plain Trainer on the demo's logs; the last line is JSON
 	@$(BIN)/python -m benchmarks.sft --run $(RUN)
