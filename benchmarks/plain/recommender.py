@@ -66,6 +66,7 @@ class Recommender:
             num_nearest=self._ranking.num_nearest,
         )
         self._inputs = CandidateInputs(run.vocabulary)
+        self._is_best_first = run.taught_mode() == "beam"
         self._rungs: dict[str, Rung] = {}
         for name in self.scenarios:
             how = decoding(run, name, run.taught_mode())
@@ -139,6 +140,7 @@ class Recommender:
                 candidates[i],
                 p_seen_C,
                 is_scored=i in logits,
+                is_best_first=self._is_best_first,
                 config=self._ranking,
                 randomness=self._random,
             )

@@ -28,6 +28,7 @@ class Candidate:
     source: Source
     popularity: float = 0.0  # searches in the log
     npmi: float = 0.0  # association with the query
+    place: int | None = None  # among the texts that the generator wrote, from 0
     ids: Sequence[int] | None = None  # set by `engine.answering.scoring`
     features_F: Floats | None = None  # set by `engine.answering.scoring`
 
@@ -116,7 +117,7 @@ def merged(
     """
     by_key: dict[str, Candidate] = {}
     log_by_key = {c.key: c for c in reversed(log)}
-    generated_keys = {c.key for c in generated}
+    place_of = {c.key: c.place for c in reversed(generated)}
     for pair in zip_longest(generated, log):
         for candidate in pair:
             if candidate is None or candidate.key in by_key or candidate.key in excluded_keys:
@@ -124,8 +125,9 @@ def merged(
             if is_blocked(candidate.key):
                 continue
             chosen = log_by_key.get(candidate.key, candidate)
-            if chosen.source is Source.LOG and candidate.key in generated_keys:
+            if chosen.source is Source.LOG and candidate.key in place_of:
                 chosen.source = Source.LOG | Source.GENERATED
+                chosen.place = place_of[candidate.key]
             by_key[candidate.key] = chosen
             if len(by_key) == limit:
                 return list(by_key.values())
@@ -142,6 +144,8 @@ def gathered(
     limit: int,
 ) -> list[Candidate]:
     """Returns `merged` finished texts and log; cut ones only where these are fewer than wanted."""
+    for place, candidate in enumerate([*texts.finished, *texts.cut]):
+        candidate.place = place
     candidates = merged(
         texts.finished, log, excluded_keys=excluded_keys, is_blocked=is_blocked, limit=limit
     )

@@ -23,7 +23,11 @@ _MAX_OTHER_RANGES = 2  # further rows of a completion whose slots agree
 
 
 class Generation:
-    """Writes texts with the generator of one bundle."""
+    """Writes texts with the generator of one bundle.
+
+    Attributes:
+        is_best_first: Whether it writes its most probable text first.
+    """
 
     def __init__(self, bundle: Bundle, dispatcher: Dispatcher) -> None:
         """Remembers the parts."""
@@ -32,6 +36,7 @@ class Generation:
         self._worker = dispatcher.worker
         generator = bundle.manifest.generator
         self._is_list = generator is not None and generator.mode == "list"
+        self.is_best_first = generator is not None and generator.mode == "beam"
 
     def rungs(self, question: Question) -> tuple[Rung, ...]:
         """Returns the amounts of generation that the question's scenario may get, best first."""

@@ -158,6 +158,7 @@ class Pipeline:
                 candidates,
                 p_seen_C,
                 is_scored=is_scored,
+                is_best_first=self._generation.is_best_first,
                 config=self._config.ranking,
                 randomness=self._random,
             )

@@ -26,6 +26,7 @@ def ranked(
     p_seen_C: Floats,
     *,
     is_scored: bool,
+    is_best_first: bool,
     config: RankingConfig,
     randomness: random.Random,
 ) -> tuple[Suggestion, ...]:
@@ -36,13 +37,16 @@ def ranked(
         candidates: In the order of the prior.
         p_seen_C: p(click | seen) of the first candidates.
         is_scored: Whether a model gave it; else candidates stay in their order.
-        config: Diversity and exploration.
+        is_best_first: Whether the generator writes its most probable text first.
+        config: What else counts, and exploration.
         randomness: Of exploration.
     """
     if is_scored:
+        scored = candidates[: len(p_seen_C)]
+        weight = config.generator_weight if is_best_first else 0.0
         order = diverse_order(
-            p_seen_C,
-            [c.text for c in candidates[: len(p_seen_C)]],
+            p_seen_C * trust([c.place for c in scored], weight),
+            [c.text for c in scored],
             question.query,
             diversity=config.diversity,
             k=question.num_suggestions,
@@ -62,6 +66,22 @@ def ranked(
         p_click = click_probability(p_seen, question.scenario, position)
         suggestions.append(Suggestion(candidate.text, p_click, candidate.source, propensity))
     return tuple(suggestions)
+
+
+def trust(places: Sequence[int | None], weight: float) -> Floats:
+    """Returns what the generator's order makes of each score: (1 + place) ** -weight, (C).
+
+    A click model overrates texts unlike those that it learnt from, and what is picked is what it
+    overrates most. What the generator finds probable is a second opinion.
+
+    Args:
+        places: Among the texts that the generator wrote, from 0, the most probable first; None for
+            a candidate that it did not write, which would have come after them.
+        weight: Of that opinion; 0: none.
+    """
+    num_written = 1 + max((p for p in places if p is not None), default=-1)
+    place_C = np.array([num_written if p is None else p for p in places], np.float32)
+    return (1 + place_C) ** np.float32(-weight)
 
 
 def seen_probabilities(

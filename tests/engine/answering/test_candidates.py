@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.answering.candidates import Candidate, key_of, merged, written_texts
+from engine.answering.candidates import (
+    Candidate,
+    WrittenTexts,
+    gathered,
+    key_of,
+    merged,
+    written_texts,
+)
 from engine.execution.models import Sequences
 from engine.feedback.attribution import Source
 from engine.formats.completion import continuation, heal
@@ -45,6 +52,19 @@ def test_a_text_from_both_sources_is_one_candidate_with_the_figures_of_the_log()
     assert [c.text for c in result] == ["usb-c cable", "x"]
     assert result[0].source == Source.LOG | Source.GENERATED
     assert result[0].popularity == 7
+
+
+def test_candidates_know_their_place_among_what_was_written():
+    texts = WrittenTexts([generated("b"), generated("a"), generated("b")], [generated("c")], None)
+    found = gathered(
+        texts,
+        [log("a"), log("d")],
+        excluded_keys=frozenset(),
+        is_blocked=lambda _: False,
+        num_wanted=4,
+        limit=32,
+    )
+    assert {c.text: c.place for c in found} == {"b": 0, "a": 1, "d": None, "c": 3}
 
 
 def test_spelling_variants_count_once():

@@ -6,7 +6,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from engine.answering.ranking import click_probability, diverse_order, explored, seen_probabilities
+from engine.answering.answer import Question
+from engine.answering.candidates import Candidate
+from engine.answering.ranking import (
+    click_probability,
+    diverse_order,
+    explored,
+    ranked,
+    seen_probabilities,
+    trust,
+)
+from engine.config import RankingConfig
+from engine.feedback.attribution import Source
 from engine.formats.manifest import ClickModelSpec, ScenarioSpec
 
 SCENARIO = ScenarioSpec(name="s", description="", position_ctr=[1.0, 0.5, 0.25])
@@ -57,6 +68,39 @@ def test_sharing_only_the_words_of_the_query_is_no_repetition():
 
 def test_no_more_than_k_are_picked():
     assert len(order([0.1] * 5, list("abcde"), k=3)) == 3
+
+
+def test_what_the_generator_finds_less_probable_counts_less_and_what_it_did_not_write_least():
+    assert trust([0, 1, None, 3], 0.5) == pytest.approx([1, 2**-0.5, 5**-0.5, 4**-0.5])
+    assert trust([0, 1, None], 0.0).tolist() == [1, 1, 1]
+    assert trust([None, None], 0.5).tolist() == [1, 1]  # nothing was written
+
+
+def ranked_texts(places, p_seen, *, is_best_first=True, **config):
+    candidates = [Candidate(f"text{i}", f"text{i}", Source.LOG, place=p) for i, p in places.items()]
+    question = Question(scenario=SCENARIO, query="q", num_suggestions=3, deadline=None)
+    return ranked(
+        question,
+        candidates,
+        np.array(p_seen, np.float32),
+        is_scored=True,
+        is_best_first=is_best_first,
+        config=RankingConfig(**config),
+        randomness=random.Random(0),
+    )
+
+
+def test_the_second_opinion_turns_near_ties_and_leaves_probabilities_alone():
+    places, p_seen = {0: None, 1: 1, 2: 0}, [0.20, 0.18, 0.12]
+    found = ranked_texts(places, p_seen)
+    assert [s.text for s in found] == ["text1", "text0", "text2"]
+    assert [s.click_probability for s in found] == pytest.approx([0.18, 0.20 / 2, 0.12 / 4])
+    for change in ({"generator_weight": 0.0}, {"is_best_first": False}):
+        assert [s.text for s in ranked_texts(places, p_seen, **change)] == [
+            "text0",
+            "text1",
+            "text2",
+        ]
 
 
 def test_click_probability_falls_with_the_position_and_holds_beyond_the_last_known():
