@@ -211,7 +211,7 @@ class ClickModelConfig(Section, frozen=True, kw_only=True):
     session_share: float = 1.0  # requests made from sessions, read before clicks, per logged one
     hidden_log_share: float = 0.3  # candidates trained on as if the log did not know them
     learning_rate: float = 1e-3  # of embeddings and norms; of everything where Muon is off
-    matrix_learning_rate: float = 0.02  # Muon's (train.models.optimizer); 0: AdamW for everything
+    matrix_learning_rate: float = 0.005  # Muon's (train.models.optimizer); 0: AdamW for everything
     weight_decay: float = 0.01
     bf16: bool = False  # compute in bfloat16 where the hardware does that fast
     max_train_s: float = 0  # stop cleanly after that long; 0: no limit
