@@ -2,8 +2,8 @@
 
     python -m benchmarks.stages [--size small --bundle DIR --threads 2]
 
-A bundle with random weights, unless one is given: times depend on shapes alone. One request: a
-query of 8 tokens is embedded, the panel of the first scenario (unless configured otherwise, 8 texts
+A bundle with random weights, unless one is given; trained generators may end early. One request: a
+query of 8 tokens is embedded, the panel of the first scenario (unless configured otherwise, 8 beams
 of up to 8 tokens) is generated for a prompt of 64, and 32 candidates of 156 tokens together are
 scored in a context of 40. The stages run in turns; the last line of stdout is JSON: medians in
 milliseconds, and the median of each turn's ratio to the generation of that turn.
@@ -26,7 +26,7 @@ from engine.execution.cpu import num_usable_cpus
 from engine.execution.models import GenerateRow, ScoreRow
 from engine.execution.runtime import Runtime
 from engine.formats.features import FEATURE_NAMES
-from engine.formats.vocabulary import NUM_CONTROL_IDS
+from engine.formats.vocabulary import FIRST_TEXT_ID
 from export.sample import write_sample_bundle
 from train.models.backbone import shapes_of
 
@@ -49,11 +49,12 @@ def stages_of(bundle: Bundle, seed: int) -> dict[str, Callable[[], object]]:
     rng = np.random.default_rng(seed)
 
     def drawn(num: int) -> list[int]:
-        return rng.integers(NUM_CONTROL_IDS + 2, bundle.vocabulary.size, num).tolist()
+        return rng.integers(FIRST_TEXT_ID, bundle.vocabulary.size, num).tolist()
 
-    query = drawn(QUERY_TOKENS)
+    # The encoder may have a tokenizer, and so a number of ids, of its own.
+    query = [*bundle.encoder_ids("wireless earbuds for kids")] * QUERY_TOKENS
     rung = next(iter(bundle.rungs.values()))[0]  # the whole panel of a scenario
-    prompt = GenerateRow(drawn(PROMPT_TOKENS), (NUM_CONTROL_IDS + 2, bundle.vocabulary.size), rung)
+    prompt = GenerateRow(drawn(PROMPT_TOKENS), (FIRST_TEXT_ID, bundle.vocabulary.size), rung)
     cuts = np.linspace(0, CANDIDATE_TOKENS, NUM_CANDIDATES + 1).astype(int)
     scored = ScoreRow(
         drawn(CONTEXT_TOKENS),
@@ -61,7 +62,7 @@ def stages_of(bundle: Bundle, seed: int) -> dict[str, Callable[[], object]]:
         rng.random((NUM_CANDIDATES, len(FEATURE_NAMES)), np.float32),
     )
     return {
-        "embed": lambda: encoder.run([query]),
+        "embed": lambda: encoder.run([query[:QUERY_TOKENS]]),
         "generate": lambda: generator.run([prompt]),
         "score": lambda: click.run([scored], NUM_CANDIDATES),
     }
@@ -88,8 +89,9 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--size", default="small", choices=("tiny", "demo", "small"))
-    parser.add_argument("--bundle", type=Path, help="instead of one with random weights")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--size", default="small", choices=("tiny", "demo", "small"))
+    chosen.add_argument("--bundle", type=Path, help="instead of one with random weights")
     parser.add_argument("--threads", type=int, default=num_usable_cpus(), help="(usable CPUs)")
     parser.add_argument("--rounds", type=int, default=51, help="turns that count (51)")
     args = parser.parse_args(arguments)
@@ -97,10 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         directory = args.bundle
         if temporary is not None:
             directory = Path(temporary) / "bundle"
-            write_sample_bundle(directory, size=args.size)
+            write_sample_bundle(directory, size=args.size, mode="beam")
         runtime = Runtime(num_threads=args.threads)
         try:
             bundle = load_bundle(directory, runtime)
+            vocabulary_size = bundle.vocabulary.size
             milliseconds, ratios = measure(stages_of(bundle, seed=0), args.rounds)
         finally:
             runtime.close()
@@ -108,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = {
         "bundle": str(args.bundle or f"{args.size}, random weights"),
         "click_model": None if args.bundle else [shape.num_layers, shape.hidden_size],
+        "vocabulary": vocabulary_size,
         "threads": args.threads,
         "ms": {name: round(ms, 3) for name, ms in milliseconds.items()},
         "of_a_generation": {name: round(ratio, 3) for name, ratio in ratios.items()},

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 _KEYS = {"q_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up", "down_proj": "down"}
-_LEVELS = 127  # uint8 with zero point 128, used symmetrically
+LEVELS = 127  # uint8 with zero point 128, used symmetrically
 _ROWS_PER_CALL = 12
 # The most of an input's rows that one scale for all of them may lose. A single token with values
 # far beyond all others (attention sinks have them) takes all levels for itself.
@@ -74,7 +74,7 @@ def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, 
 
 def relative_error(rows: NDArray[np.float32], scale: float) -> float:
     """Returns the mean over rows of the squared quantisation error by the squared norm."""
-    levels = np.minimum(np.rint(rows / scale), _LEVELS)
+    levels = np.minimum(np.rint(rows / scale), LEVELS)
     errors = np.square(levels * scale - rows).sum(1)
     return float(np.mean(errors / np.maximum(np.square(rows).sum(1), 1e-12)))
 
@@ -85,10 +85,10 @@ def best_scale(magnitudes: NDArray[np.float32], largest: float) -> float:
         return 1.0
     errors = []
     for clip in _CLIPS * largest:
-        scale = clip / _LEVELS
-        levels = np.minimum(np.rint(magnitudes / scale), _LEVELS)
+        scale = clip / LEVELS
+        levels = np.minimum(np.rint(magnitudes / scale), LEVELS)
         errors.append(float(np.mean((levels * scale - magnitudes) ** 2)))
-    return float(_CLIPS[int(np.argmin(errors))] * largest / _LEVELS)
+    return float(_CLIPS[int(np.argmin(errors))] * largest / LEVELS)
 
 
 def _key_of(name: str) -> str | None:

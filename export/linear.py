@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.builder import Scope
+from export.calibration import LEVELS
 
 Array = NDArray[np.float32]
 
 # CPUs without VNNI add pairs of uint8 x int8 products in 16 bits that saturate: 2 * 255 * 64 is
 # the most that fits. Weights of this range are exact everywhere, so one graph serves every CPU.
 _MAX_WEIGHT = 64
-_MAX_ACTIVATION = 127  # uint8 with zero point 128, used symmetrically
 Scales = Mapping[str, float | None]
 
 
@@ -43,9 +43,8 @@ class Linears:
         self._weights = outer.weights
         self._scales = activation_scales
         self._stored: dict[str, _Matrix] = {}
-        self._quantised: dict[
-            tuple[int, str, float | None], _Quantised
-        ] = {}  # by scope, input, scale
+        # By scope, input and scale.
+        self._quantised: dict[tuple[int, str, float | None], _Quantised] = {}
         embedding = state["embed_tokens.weight"]
         self._num_ids = len(embedding)
         self._is_tied = "lm_head.weight" not in state
@@ -116,7 +115,7 @@ class Linears:
         """
         place = (id(scope), x, a_scale)
         if place not in self._quantised:
-            self._quantised[place] = _quantised(scope, x, a_scale)
+            self._quantised[place] = _quantise(scope, x, a_scale)
         values, scale, row_scale = self._quantised[place]
         matrix = self._stored[name]
         inputs = [values, matrix.values, scale, matrix.scale, scope.constant(128, "uint8")]
@@ -136,7 +135,7 @@ class _Quantised(NamedTuple):
     row_scale: str
 
 
-def _quantised(scope: Scope, x: str, a_scale: float | None) -> _Quantised:
+def _quantise(scope: Scope, x: str, a_scale: float | None) -> _Quantised:
     zero = scope.constant(128, "uint8")
     scale = scope.constant(1.0 if a_scale is None else a_scale, "float32")
     if a_scale is not None:
@@ -145,7 +144,7 @@ def _quantised(scope: Scope, x: str, a_scale: float | None) -> _Quantised:
     largest = scope.op("ReduceMax", scope.op("Abs", x), scope.constant([-1]), keepdims=1)
     least = scope.constant(1e-8, "float32")
     row_scale = scope.op(
-        "Mul", scope.op("Max", largest, least), scope.constant(1 / _MAX_ACTIVATION, "float32")
+        "Mul", scope.op("Max", largest, least), scope.constant(1 / LEVELS, "float32")
     )
     values = scope.op("QuantizeLinear", scope.op("Div", x, row_scale), scale, zero)
     return _Quantised(values, scale, row_scale)

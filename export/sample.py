@@ -32,6 +32,7 @@ _NOUNS = (
     *("backpack", "speaker", "blanket", "bottle", "keyboard", "headphones", "umbrella"),
 )
 _TAILS = ("", " for kids", " cheap", " black", " 2024")
+_SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 _ODD = ("ベルト メンズ", "sudadera niño", "c++ book", "50% off", "😀 sticker", "<|sep|> pillow")
 
 SCENARIOS = (
@@ -74,9 +75,11 @@ def write_sample_run(directory: Path, *, size: Size = "tiny", seed: int = 0) -> 
     (mined / "prompt.json").write_bytes(msgspec.json.encode(prompt))
 
     shapes = shapes_of(size)
+    # Graphs have the size of trained ones; the smallest is for tests, which have no time for it.
+    words = [] if size == "tiny" else _made_up_words(2 * shapes.vocab_size, rng)
     vocabulary = train_tokenizer(
-        queries,
-        popularity.tolist(),
+        [*queries, *words],
+        [*popularity.tolist(), *([100] * len(words))],
         size=shapes.vocab_size,
         scenarios=[s.name for s in SCENARIOS],
         kinds=prompt.side_information_kinds,
@@ -104,6 +107,15 @@ def write_sample_run(directory: Path, *, size: Size = "tiny", seed: int = 0) -> 
     calibration = {s.name: (1.0, 0.0) for s in SCENARIOS}
     (directory / "click_model/calibration.json").write_bytes(msgspec.json.encode(calibration))
     _write_sample_index(directory, queries, popularity, shapes.encoder.hidden_size, rng)
+
+
+def _made_up_words(num: int, rng: np.random.Generator) -> list[str]:
+    """Returns distinct words of two to four syllables."""
+    words: dict[str, None] = {}
+    while len(words) < num:
+        drawn = rng.choice(_SYLLABLES, rng.integers(2, 5))
+        words["".join(drawn.tolist())] = None
+    return list(words)
 
 
 def _write_sample_index(

@@ -28,7 +28,9 @@ class Candidate:
     source: Source
     popularity: float = 0.0  # searches in the log
     npmi: float = 0.0  # association with the query
-    place: int | None = None  # among the texts that the generator wrote, from 0
+    # Among the texts that the generator wrote, from 0, as they were written: further searches for
+    # the same request come after the first, cut texts last. Set by `gathered`.
+    place: int | None = None
     ids: Sequence[int] | None = None  # set by `engine.answering.scoring`
     features_F: Floats | None = None  # set by `engine.answering.scoring`
 

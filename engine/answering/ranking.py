@@ -42,11 +42,11 @@ def ranked(
         randomness: Of exploration.
     """
     if is_scored:
-        scored = candidates[: len(p_seen_C)]
         weight = config.generator_weight if is_best_first else 0.0
+        trust_C = trust([c.place for c in candidates], weight)[: len(p_seen_C)]
         order = diverse_order(
-            p_seen_C * trust([c.place for c in scored], weight),
-            [c.text for c in scored],
+            p_seen_C * trust_C,
+            [c.text for c in candidates[: len(p_seen_C)]],
             question.query,
             diversity=config.diversity,
             k=question.num_suggestions,

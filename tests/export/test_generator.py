@@ -1,6 +1,7 @@
 """The decode graph equals one obvious forward pass per token, in any batch and padding."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -300,6 +301,48 @@ def test_other_architectures_equal_the_reference(config: LlamaConfig) -> None:
     expected = decode(model, prompt, (5, 6, 7), (6, 6, 6), (FIRST_TEXT_ID, 512))
     for got, one in zip(sequences, expected, strict=True):
         assert got[: len(one.ids)] == one.ids
+
+
+@pytest.mark.parametrize("is_by_row", [False, True])
+def test_biases_count_in_int8(is_by_row: bool) -> None:
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=96, attention_bias=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (1.0 if "bias" in name else 0.2))
+    checkpoint = decoder_checkpoint(model)
+    prompts = torch.randint(FIRST_TEXT_ID, 512, (24, 11))
+    scales = activation_scales(model, lambda: model(prompts))
+    if is_by_row:
+        scales = {key: scale if key == "lm_head" else None for key, scale in scales.items()}
+    bare = {k: v * 0 if k.endswith(".bias") else v for k, v in checkpoint.state.items()}
+    feed = {
+        "input_ids": prompts.numpy(),
+        "attention_mask": np.ones_like(prompts.numpy()),
+        "slots": np.full((24, 1), 5),
+        "max_new_tokens": np.full((24, 1), 1),
+        "first_token_range": np.full((24, 2), [FIRST_TEXT_ID, 512]),
+    }
+
+    def logprobs(state: Any, scales: Any) -> Any:
+        graph = build_generator(
+            state,
+            checkpoint.shape,
+            checkpoint.cos_sin(64),
+            activation_scales=scales,
+            with_logprobs=True,
+        )
+        return parity.session_of(graph).run(["logprobs"], feed)[0]
+
+    exact = logprobs(checkpoint.state, None)
+    gap, gap_without = (
+        np.abs(logprobs(state, scales) - exact).mean() for state in (checkpoint.state, bare)
+    )
+    assert gap < 0.3 * gap_without
 
 
 def test_unsupported_architecture_is_refused_by_name() -> None:

@@ -1,8 +1,9 @@
 """Updates the policy on preferences, against what it was when the lists were drawn.
 
-The loss of a prompt is that of a list-wise objective over its lists, plus an anchor: the negative
-log-likelihood per token of the best list, without which preferences are often met by making the
-worse lists unlikely only. The auxiliary text, which has no reward, is anchored but not preferred.
+The loss of a prompt is that of a list-wise objective over its lists, plus an anchor where it has a
+weight: the negative log-likelihood per token of the best list, without which preferences are often
+met by making the worse lists unlikely only. The auxiliary text, which has no reward, is anchored
+but not preferred.
 Knows nothing of rewards.
 """
 

@@ -3,7 +3,7 @@
 Knows nothing of how lists are drawn or judged, nor of how a policy learns.
 """
 
-# K lists of a prompt, S sequences of a list, N new tokens
+# B prompts, K lists of each, S sequences of a list, N new tokens, P positions
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Protocol

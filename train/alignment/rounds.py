@@ -10,7 +10,7 @@ that does all three is taken.
 Knows nothing of how prompts, rewards or losses are made.
 """
 
-# K lists of a prompt, S sequences of a list
+# J lists of a prompt that are learnt from
 import copy
 import time
 from collections.abc import Callable, Sequence
@@ -25,11 +25,7 @@ from accelerate.utils import gather_object
 from transformers import AutoModelForCausalLM, set_seed
 
 from train.alignment.policy import update
-from train.alignment.preferences import (
-    Preference,
-    prefer,
-    prefer_texts,
-)
+from train.alignment.preferences import Preference, prefer, prefer_texts
 from train.alignment.prompts import AlignmentPrompt, PromptSource
 from train.alignment.quality import HeldOut, PolicyQuality, by_scenario, mean_rewards
 from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
@@ -304,6 +300,11 @@ def align(
     )
     taught = msgspec.json.decode((run / "generator" / METRICS).read_bytes())["mode"]
     mode = "slots" if taught == "both" else taught
+    if mode != "beam" and not config.anchor_weight:
+        report(
+            f"alignment.anchor_weight is 0: without an anchor, lists in {mode} form end in texts "
+            "that repeat one another; 1 is better"
+        )
     source = PromptSource(
         run / "mined", prompts, mode=mode, cold_share=config.cold_share, seed=seed
     )

@@ -193,12 +193,13 @@ class _Pal(nn.Module):
         start_P = torch.special.logit(torch.arange(2.0, num_positions + 1) ** -0.5)
         self.start: Tensor
         self.register_buffer("start", start_P.expand(num_scenarios, -1).clone())
-        self.tower = nn.Parameter(torch.zeros(num_scenarios, num_positions - 1))
+        # A vector, as what is no matrix of a layer: Muon takes matrices (train.models.optimizer).
+        self.tower = nn.Parameter(torch.zeros(start_P.numel() * num_scenarios))
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Returns the mean loss of the shown candidates, a scalar."""
         logits_BC = self.model.packed_logits(batch.packed, batch.features)
-        seen_SP = torch.sigmoid(self.start + _TOWER_SPEED * self.tower)
+        seen_SP = torch.sigmoid(self.start + _TOWER_SPEED * self.tower.view_as(self.start))
         seen_SP = torch.cat([torch.ones_like(seen_SP[:, :1]), seen_SP], dim=1)
         seen_BC = seen_SP[batch.scenario[:, None], batch.position]
         shown_BC = batch.packed.suffix_mask

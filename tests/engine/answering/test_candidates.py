@@ -65,6 +65,16 @@ def test_candidates_know_their_place_among_what_was_written():
         limit=32,
     )
     assert {c.text: c.place for c in found} == {"b": 0, "a": 1, "d": None, "c": 3}
+    further = WrittenTexts([generated("d"), generated("e")], [], None)
+    found = gathered(
+        texts.joined(further),
+        [log("a"), log("d"), log("f")],
+        excluded_keys=frozenset(),
+        is_blocked=lambda _: False,
+        num_wanted=4,
+        limit=32,
+    )
+    assert {c.text: c.place for c in found} == {"b": 0, "a": 1, "d": 3, "e": 4, "f": None}
 
 
 def test_spelling_variants_count_once():

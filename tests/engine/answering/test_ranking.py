@@ -92,7 +92,7 @@ def ranked_texts(places, p_seen, *, is_best_first=True, **config):
 
 def test_the_second_opinion_turns_near_ties_and_leaves_probabilities_alone():
     places, p_seen = {0: None, 1: 1, 2: 0}, [0.20, 0.18, 0.12]
-    found = ranked_texts(places, p_seen)
+    found = ranked_texts(places, p_seen, generator_weight=0.3)
     assert [s.text for s in found] == ["text1", "text0", "text2"]
     assert [s.click_probability for s in found] == pytest.approx([0.18, 0.20 / 2, 0.12 / 4])
     for change in ({"generator_weight": 0.0}, {"is_best_first": False}):
@@ -101,6 +101,15 @@ def test_the_second_opinion_turns_near_ties_and_leaves_probabilities_alone():
             "text1",
             "text2",
         ]
+
+
+def test_what_was_written_counts_whether_or_not_it_is_scored():
+    """Three texts were written, of which one is scored: the log's is after all of them."""
+    found = ranked_texts({0: 0, 1: None, 2: 1, 3: 2}, [0.2, 0.35], generator_weight=0.5)
+    assert [s.text for s in found[:2]] == [
+        "text0",
+        "text1",
+    ]  # .35 / 2 is less than .2, .35 / 1.4 not
 
 
 def test_click_probability_falls_with_the_position_and_holds_beyond_the_last_known():
