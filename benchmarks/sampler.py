@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import transformers
 from benchmarks.peers import models
 from benchmarks.peers.machine import Neighbours, cpu_model, features
 from benchmarks.peers.workers.ours import feed_of
+from benchmarks.turns import times_ms
 from engine.execution.cpu import num_usable_cpus
 from engine.formats.vocabulary import NUM_CONTROL_IDS
 from train.generation.sampler import ListPrompt, Sampler
@@ -71,20 +71,6 @@ def generate_runner(model: Any, prompts: list[ListPrompt]) -> Callable[[], Any]:
     )
 
 
-def measure(runners: dict[str, Callable[[], Any]], num_rounds: int) -> dict[str, list[float]]:
-    """Returns milliseconds by contender, one of each round."""
-    for run in runners.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(num_rounds):
-        for name, run in runners.items():
-            time.sleep(0.05)  # threads of the one before stop spinning
-            start_s = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - start_s) * 1000)
-    return times
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--prompts", type=int, default=16, help="lists of a round (16)")
@@ -118,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runners["graph_fp32"] = graph
     greedy = sampling(1, temperature=0)().ids[:, 0].numpy()
     neighbours = Neighbours([os.getpid()])
-    times = measure(runners, args.rounds)
+    times = times_ms(runners, args.rounds, pause_s=0.05)
     figures: dict[str, object] = {}
     for name, ms in times.items():
         median = statistics.median(ms)

@@ -14,13 +14,13 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.turns import times_ms
 from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.cpu import num_usable_cpus
 from engine.execution.models import GenerateRow, ScoreRow
@@ -72,13 +72,7 @@ def measure(
     stages: dict[str, Callable[[], object]], num_rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Returns medians in milliseconds, and of the ratios to the generation of the same turn."""
-    times: dict[str, list[float]] = {name: [] for name in stages}
-    for number in range(_NUM_WARM + num_rounds):
-        for name, run in stages.items():
-            start_s = time.perf_counter()
-            run()
-            if number >= _NUM_WARM:
-                times[name].append((time.perf_counter() - start_s) * 1000)
+    times = times_ms(stages, num_rounds, num_warm=_NUM_WARM)
     ratios = {
         name: statistics.median(t / g for t, g in zip(own, times["generate"], strict=True))
         for name, own in times.items()

@@ -57,7 +57,7 @@ def test_ratios_are_to_the_generation_of_the_same_turn(monkeypatch):
         return run
 
     factor = 1.0
-    monkeypatch.setattr(stages.time, "perf_counter", lambda: now_s)
+    monkeypatch.setattr("time.perf_counter", lambda: now_s)
     runs = {
         "embed": taking(0.001, starts_turn=True),
         "generate": taking(0.01),

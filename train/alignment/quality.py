@@ -6,7 +6,7 @@ Knows nothing of how lists are drawn or judged, nor of how a policy learns.
 # B prompts, K lists of each, S sequences of a list, N new tokens, P positions
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import torch
@@ -14,26 +14,10 @@ import torch
 from engine.answering.candidates import key_of
 from train.alignment.preferences import drawn_texts, reward_of
 from train.alignment.prompts import AlignmentPrompt
-from train.alignment.rollouts import Drawn, Worth
+from train.alignment.rollouts import Drawer, Drawn, Worth
 from train.generation.likelihood import list_logprobs
 
 _CHUNK = 16  # prompts that are read at once
-
-
-class Draw(Protocol):
-    """Draws lists from a model."""
-
-    def __call__(
-        self,
-        model: Any,
-        prompts: Sequence[AlignmentPrompt],
-        *,
-        num_lists: int,
-        seed: int,
-        temperature: float,
-    ) -> list[Drawn]:
-        """Returns the lists of each prompt, in their order."""
-        ...
 
 
 class PolicyQuality(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +36,7 @@ class HeldOut:
     def __init__(
         self,
         prompts: Sequence[AlignmentPrompt],
-        draw: Draw,
+        draw: Drawer,
         judge: Callable[[Sequence[Drawn]], list[Worth]],
         seen: Mapping[str, Sequence[float]],
     ) -> None:

@@ -5,9 +5,12 @@ Knows nothing of losses.
 
 # K lists of a prompt, S sequences of a list, N new tokens
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -61,6 +64,47 @@ def read_lists(
         auxiliary_K = [first.text if first else "" for first in first_K]
         drawn.append(Drawn(prompt, lists.ids[b], logprobs_BKS[b], texts_KS, auxiliary_K))
     return drawn
+
+
+class Drawer:
+    """Draws lists from models; under torchrun each process draws its share, and gets all."""
+
+    def __init__(self, vocabulary: Vocabulary, *, mode: str, bf16: bool, seed: int) -> None:
+        """Takes how lists are drawn; see `draw_lists`. `seed` is that of all draws."""
+        self._vocabulary, self._mode, self._bf16, self._seed = vocabulary, mode, bf16, seed
+        self._processes = PartialState(cpu=not torch.cuda.is_available())
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process writes the results; the others hold the same ones."""
+        return self._processes.is_main_process
+
+    def __call__(
+        self,
+        model: Any,
+        prompts: Sequence[AlignmentPrompt],
+        *,
+        num_lists: int,
+        seed: int,
+        temperature: float,
+    ) -> list[Drawn]:
+        """Returns the lists of each prompt, in their order; `seed` is that of these draws."""
+        sampler = Sampler(model.eval(), bf16=self._bf16)
+        first, step = self._processes.process_index, self._processes.num_processes
+        shared = range(first, len(prompts), step)
+        own = draw_lists(
+            sampler,
+            self._vocabulary,
+            [prompts[i] for i in shared],
+            [hash((self._seed, seed, i)) % 2**62 for i in shared],
+            mode=self._mode,
+            num_lists=num_lists,
+            temperature=temperature,
+        )
+        drawn = dict(zip(shared, own, strict=True))
+        if step > 1:
+            drawn = dict(gather_object(list(drawn.items())))
+        return [drawn[i] for i in range(len(prompts))]
 
 
 def draw_lists(

@@ -20,18 +20,15 @@ from typing import Any
 
 import msgspec
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import AutoModelForCausalLM, set_seed
 
 from train.alignment.policy import update
 from train.alignment.preferences import Preference, prefer, prefer_texts
-from train.alignment.prompts import AlignmentPrompt, PromptSource
+from train.alignment.prompts import PromptSource
 from train.alignment.quality import HeldOut, PolicyQuality, by_scenario, mean_rewards
-from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
+from train.alignment.rollouts import Drawer, Drawn, Worth, judge_lists
 from train.clicks.judge import ClickJudge, Judge
 from train.generation.generator import METRICS, RunPrompts
-from train.generation.sampler import Sampler
 from train.settings import AlignmentConfig
 
 POSITIONS = "position.json"
@@ -110,14 +107,14 @@ class Aligner:
         self._vocabulary = prompts.renderer.vocabulary
         self._source, self._judge, self._seen = source, judge, seen
         self._config, self._mode, self._seed, self._report = config, mode, seed, report
-        self._processes = PartialState(cpu=not torch.cuda.is_available())
+        self._draw = Drawer(self._vocabulary, mode=mode, bf16=config.bf16, seed=seed)
         valid = source.draw("valid", config.num_valid_prompts, 0)
         self._heldout = HeldOut(valid, self._draw, self._worth, seen)
 
     @property
     def is_first_process(self) -> bool:
         """Whether this process writes the results; the others hold the same ones."""
-        return self._processes.is_main_process
+        return self._draw.is_first_process
 
     def round(self, model: Any, number: int, checkpoints: Path) -> Round:
         """Runs one round and returns how it went; the model is changed in place.
@@ -182,33 +179,6 @@ class Aligner:
             after=after,
             step=step,
         )
-
-    def _draw(
-        self,
-        model: Any,
-        prompts: Sequence[AlignmentPrompt],
-        *,
-        num_lists: int,
-        seed: int,
-        temperature: float,
-    ) -> list[Drawn]:
-        """Returns the lists of each prompt, in their order; each process draws its share."""
-        sampler = Sampler(model.eval(), bf16=self._config.bf16)
-        first, step = self._processes.process_index, self._processes.num_processes
-        shared = range(first, len(prompts), step)
-        own = draw_lists(
-            sampler,
-            self._vocabulary,
-            [prompts[i] for i in shared],
-            [hash((self._seed, seed, i)) % 2**62 for i in shared],
-            mode=self._mode,
-            num_lists=num_lists,
-            temperature=temperature,
-        )
-        drawn = dict(zip(shared, own, strict=True))
-        if step > 1:
-            drawn = dict(gather_object(list(drawn.items())))
-        return [drawn[i] for i in range(len(prompts))]
 
     def _worth(self, drawn: Sequence[Drawn]) -> list[Worth]:
         config = self._config
