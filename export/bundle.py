@@ -26,6 +26,7 @@ from engine.formats.manifest import (
     ModelSpec,
     sha256_of,
 )
+from engine.formats.token_statistics import TOKEN_STATISTICS
 from engine.formats.vocabulary import MAX_SLOTS
 from engine.scheduling.planner import SCORED_SIZES
 from export import parity
@@ -251,11 +252,16 @@ class _Writer:
                 raise parity.ParityError(
                     f"{self.precision} click model gives another answer in a batch"
                 )
+        shutil.copy(
+            self.run.directory / "click_model" / TOKEN_STATISTICS,
+            self.directory / TOKEN_STATISTICS,
+        )
         self.parity["click_model"] = figures
         self.quality |= {f"click_model_{k}": v for k, v in self.run.metrics("click_model").items()}
         return ClickModelSpec(
             **_fields(self._save(graph, "click_model")),
             feature_names=list(FEATURE_NAMES),
+            statistics=TOKEN_STATISTICS,
             calibration=self.run.calibration(),
             unknown_calibration=self.run.unknown_calibration(),
             max_candidate_tokens=MAX_CANDIDATE_TOKENS,

@@ -20,6 +20,7 @@ from export.attention import above_prefix, by_group, mask_where
 from export.builder import Scope, Weights, make_model, value
 from export.decoder import Array, Decoder
 from export.linear import Scales
+from train.clicks.model import MAX_DEVIATIONS
 from train.generation.decoder import DecoderShape
 
 
@@ -36,8 +37,11 @@ def build_click_model(
 
     Args:
         state: the backbone's arrays, see `Decoder`.
-        head: "hidden.weight" (E, D + F), "hidden.bias" (E), "out.weight" (1, E), "out.bias" (1);
-            logit = out(silu(hidden([last hidden state, features]))). It is never int8: it is small.
+        head: weights and biases of "features" (E, F), "mixed" (E, E), "hidden" (E, D + F) and
+            "out" (1, 2 E), "mean" and "scale" (F). With s = silu, and f the features less their
+            mean over their scale, cut at `MAX_DEVIATIONS`,
+            logit = out([s(mixed(s(features(f)))), s(hidden([last hidden state, f]))]). It is
+            never int8: it is small.
         shape: sizes of the backbone.
         cos_sin: rotary tables.
         activation_scales: see `Decoder`.
@@ -71,12 +75,22 @@ def build_click_model(
             x = scope.op("GatherND", x, tokens.last, batch_dims=1)
         stream = decoder.after_attention(scope, layer, x, mixed)
     hidden = decoder.final_norm(scope, stream)  # (B, C, D)
-    joint = scope.op("Concat", hidden, scope.cast("features", real_type), axis=2)
-    h = scope.op("MatMul", joint, weights.add_real("head.hidden.weight", head["hidden.weight"].T))
-    h = scope.op("Add", h, weights.add_real("head.hidden.bias", head["hidden.bias"]))
-    h = scope.op("QuickGelu", h, alpha=1.0)  # alpha 1 is silu
-    logit = scope.op("MatMul", h, weights.add_real("head.out.weight", head["out.weight"].T))
-    logit = scope.op("Add", logit, weights.add_real("head.out.bias", head["out.bias"]))
+
+    def linear(name: str, x: str) -> str:
+        weight = weights.add_real(f"head.{name}.weight", head[f"{name}.weight"].T)
+        bias = weights.add_real(f"head.{name}.bias", head[f"{name}.bias"])
+        return scope.op("Add", scope.op("MatMul", x, weight), bias)
+
+    def silu(x: str) -> str:
+        return scope.op("QuickGelu", x, alpha=1.0)
+
+    features = scope.op("Sub", "features", scope.constant(head["mean"], "float32"))
+    features = scope.op("Div", features, scope.constant(head["scale"], "float32"))
+    limits = [scope.constant(bound, "float32") for bound in (-MAX_DEVIATIONS, MAX_DEVIATIONS)]
+    features = scope.cast(scope.op("Clip", features, *limits), real_type)
+    of_features = silu(linear("mixed", silu(linear("features", features))))
+    of_text = silu(linear("hidden", scope.op("Concat", hidden, features, axis=2)))
+    logit = linear("out", scope.op("Concat", of_features, of_text, axis=2))
     logit = scope.op("Squeeze", scope.cast(logit, "float32"), scope.constant([2]))
     scope.nodes.append(onnx.helper.make_node("Identity", [logit], ["click_logit"]))
     num_features = head["hidden.weight"].shape[1] - shape.hidden

@@ -12,10 +12,12 @@ import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import silu
 
 from engine.execution.device import CPU, Device, providers
 from export.checkpoint import DecoderCheckpoint, Run
 from export.requests import Decoding, SampleRequest, candidate_ids, decoding
+from train.clicks.model import MAX_DEVIATIONS
 from train.generation.reference import Decoded, decode
 
 _PAD = 0
@@ -181,14 +183,20 @@ def click_reference(
 ) -> np.ndarray:
     """Returns the torch reference's float32 (B, C) logits: one full forward per candidate."""
     w = {name: torch.from_numpy(array) for name, array in head.items()}
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return w[f"{name}.weight"] @ x + w[f"{name}.bias"]
+
     logits = np.zeros(features.shape[:2], np.float32)
     for b, request in enumerate(requests):
         for c, ids in enumerate(candidate_ids(run, request.candidates)):
             row = torch.tensor([[*request.context_ids, *ids]])
             last = checkpoint.model(row).last_hidden_state[0, -1]
-            joint = torch.cat([last, torch.from_numpy(features[b, c])])
-            h = torch.nn.functional.silu(w["hidden.weight"] @ joint + w["hidden.bias"])
-            logits[b, c] = float(w["out.weight"] @ h + w["out.bias"])
+            f = (torch.from_numpy(features[b, c]) - w["mean"]) / w["scale"]
+            f = f.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
+            of_features = silu(linear("mixed", silu(linear("features", f))))
+            of_text = silu(linear("hidden", torch.cat([last, f])))
+            logits[b, c] = float(linear("out", torch.cat([of_features, of_text])))
     return logits
 
 

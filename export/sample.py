@@ -18,7 +18,9 @@ from engine.formats.features import FEATURE_NAMES
 from engine.formats.index import Edges, write_index
 from engine.formats.manifest import IndexSpec, Manifest, PromptSpec, ScenarioSpec
 from engine.formats.prompt import ANSWER, COOCCURRING, SESSION
+from engine.formats.token_statistics import TOKEN_STATISTICS
 from export.bundle import Mode, Precision, export_bundle
+from train.clicks.token_statistics import statistics_of
 from train.models.backbone import bert_config, llama_config, shapes_of
 from train.models.tokenizer import train_tokenizer
 from train.settings import Size
@@ -96,14 +98,25 @@ def write_sample_run(directory: Path, *, size: Size = "tiny", seed: int = 0) -> 
     generator.save_pretrained(directory / "generator")
     backbone.save_pretrained(directory / "click_model")
     width = backbone.config.hidden_size + len(FEATURE_NAMES)
+    num_features = len(FEATURE_NAMES)
     head = {
+        "head.features.weight": rng.normal(0, num_features**-0.5, (64, num_features)),
+        "head.features.bias": np.zeros(64),
+        "head.mixed.weight": rng.normal(0, 0.1, (64, 64)),
+        "head.mixed.bias": np.zeros(64),
         "head.hidden.weight": rng.normal(0, width**-0.5, (64, width)),
         "head.hidden.bias": np.zeros(64),
-        "head.out.weight": rng.normal(0, 0.3, (1, 64)),
+        "head.out.weight": rng.normal(0, 0.3, (1, 128)),
         "head.out.bias": np.full(1, -1.5),
+        "head.mean": rng.random(num_features),
+        "head.scale": 0.2 + rng.random(num_features),
     }
     arrays = {name: array.astype(np.float32) for name, array in head.items()}
     save_file(arrays, directory / "click_model/head.safetensors")
+    none = np.zeros(0, np.int64)
+    ids = vocabulary.encode_batch(queries)
+    statistics = statistics_of(ids, none, none, size=vocabulary.size)
+    statistics.save(directory / "click_model" / TOKEN_STATISTICS)
     calibration = {s.name: (1.0, 0.0) for s in SCENARIOS}
     (directory / "click_model/calibration.json").write_bytes(msgspec.json.encode(calibration))
     _write_sample_index(directory, queries, popularity, shapes.encoder.hidden_size, rng)

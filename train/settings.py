@@ -210,6 +210,7 @@ class ClickModelConfig(Section, frozen=True, kw_only=True):
     batch_size: int = 32  # requests, each with all shown candidates
     session_share: float = 1.0  # requests made from sessions, read before clicks, per logged one
     hidden_log_share: float = 0.3  # candidates trained on as if the log did not know them
+    hidden_text_share: float = 0.4  # candidates trained on by their features alone
     learning_rate: float = 1e-3  # of embeddings and norms; of everything where Muon is off
     matrix_learning_rate: float = 0.005  # Muon's (train.models.optimizer); 0: AdamW for everything
     weight_decay: float = 0.01
@@ -223,6 +224,7 @@ class ClickModelConfig(Section, frozen=True, kw_only=True):
         _within("matrix_learning_rate", self.matrix_learning_rate, 0, 1)
         _within("weight_decay", self.weight_decay, 0, 1)
         _within("hidden_log_share", self.hidden_log_share, 0, 1)
+        _within("hidden_text_share", self.hidden_text_share, 0, 1)
 
 
 class AlignmentConfig(Section, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ from engine.execution.models import GenerateRow, ScoreRow, Sequences
 from engine.execution.retrieval import Retrieval, Retrieved
 from engine.formats.manifest import ClickModelSpec
 from engine.formats.prompt import COOCCURRING, SideInformation
+from engine.formats.token_statistics import TOKEN_STATISTICS, TokenStatistics
 from engine.scheduling.planner import SCORED_SIZES, Rung
 from export.checkpoint import Run
 from export.requests import decoding
@@ -65,7 +66,10 @@ class Recommender:
             max_cooccurring=run.prompt.max_cooccurring,
             num_nearest=self._ranking.num_nearest,
         )
-        self._inputs = CandidateInputs(run.vocabulary)
+        self._inputs = CandidateInputs(
+            run.vocabulary,
+            TokenStatistics.load(run.directory / "click_model" / TOKEN_STATISTICS),
+        )
         self._is_best_first = run.taught_mode() == "beam"
         self._rungs: dict[str, Rung] = {}
         for name in self.scenarios:
@@ -169,7 +173,7 @@ class Recommender:
         context_ids = self._renderer.click_context(
             question.scenario.name, question.query, side_information(question)
         )
-        return self._inputs.row(question.query, context_ids, candidates)
+        return self._inputs.row(question.scenario, question.query, context_ids, candidates)
 
 
 def _click_model(run: Run) -> ClickModelSpec:

@@ -91,7 +91,7 @@ class Pipeline:
             if bundle.index
             else None
         )
-        self._inputs = CandidateInputs(bundle.vocabulary)
+        self._inputs = CandidateInputs(bundle.vocabulary, bundle.statistics)
         self._neighbours = neighbours
         searched = self._retrieval if neighbours is None else None
         if remote is None:
@@ -275,7 +275,7 @@ class Pipeline:
         if self.bundle.manifest.click_model is None:
             return []
         with probe.during(Stage.TOKENISE):
-            self._inputs.attach(question.query, log)
+            self._inputs.attach(question.scenario, question.query, log)
             return self.bundle.renderer.click_context(question.scenario.name, question.query, side)
 
     async def _score(
@@ -296,7 +296,7 @@ class Pipeline:
             return prior_C, False
         scored = candidates[: plan.num_scored]
         with request.probe.during(Stage.TOKENISE):
-            row = self._inputs.row(question.query, context_ids, scored)
+            row = self._inputs.row(question.scenario, question.query, context_ids, scored)
         done = await self._dispatcher.submit(request, score_work(len(scored)), row, later_s=0.0)
         if done is None:
             return prior_C, False

@@ -24,6 +24,7 @@ from engine.formats.manifest import (
     verify_files,
 )
 from engine.formats.prompt import PromptRenderer
+from engine.formats.token_statistics import TokenStatistics
 from engine.formats.vocabulary import LIST, Vocabulary
 from engine.scheduling.planner import Rung, generation_rungs
 
@@ -47,6 +48,7 @@ class Bundle:
     generator: Generator | None
     rungs: dict[str, tuple[Rung, ...]]  # by scenario; empty without a generator
     click_model: ClickModel | None
+    statistics: TokenStatistics | None  # of the click model's features
     index: CooccurrenceIndex | None
 
 
@@ -90,12 +92,18 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
             generator = Generator(
                 _session(directory, spec, manifest, runtime), spec.max_prompt_tokens
             )
-    click_model = None
+    click_model = statistics = None
     if spec := manifest.click_model:
         if tuple(spec.feature_names) != FEATURE_NAMES:
             raise BundleError(
                 f"{directory / spec.file}: was trained on the features "
                 f"{', '.join(spec.feature_names)}; this engine computes {', '.join(FEATURE_NAMES)}"
+            )
+        statistics = TokenStatistics.load(directory / spec.statistics)
+        if statistics.size != vocabulary.size:
+            raise BundleError(
+                f"{directory / spec.statistics}: counts {statistics.size} tokens, tokenizer.json "
+                f"has {vocabulary.size}"
             )
         if runtime is not None:
             click_model = ClickModel(
@@ -113,6 +121,7 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
         generator=generator,
         rungs={s.name: _rungs(s, manifest, renderer) for s in manifest.scenarios},
         click_model=click_model,
+        statistics=statistics,
         index=_index(directory, manifest, has_graph=has_graph),
     )
 
@@ -123,6 +132,8 @@ def _files_in_use(directory: Path, manifest: Manifest) -> set[str]:
     specs = [spec for spec in models if spec is not None]
     used = {"tokenizer.json", *(name for s in specs for name in (s.file, s.tokenizer))}
     used |= {s.fallback_file for s in specs if s.fallback_file}
+    if manifest.click_model is not None and manifest.click_model.statistics:
+        used.add(manifest.click_model.statistics)
     if manifest.index is not None:
         folder = directory / manifest.index.directory
         used |= {str(p.relative_to(directory)) for p in folder.glob("*.*") if p.is_file()}

@@ -1,6 +1,6 @@
 """Dense features of the click model, computed by the same code in training and serving.
 
-Knows nothing of the index: popularity and association come as arguments.
+Knows nothing of index and vocabulary: what they say of a text comes as arguments.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-FEATURE_NAMES = (
+from engine.formats.manifest import ScenarioSpec
+from engine.formats.token_statistics import FIGURES
+
+_TEXT_FEATURES = (
     "log_popularity",  # log(1 + searches) / 10; 0 for texts the log does not know
     "npmi",  # association with the query in sessions, 0 where unknown
     "is_known",  # 1 if the log knows the text
@@ -19,24 +22,32 @@ FEATURE_NAMES = (
     "num_new_words",  # / 8; words that the query does not have
     "extends_query",  # 1 if the text starts with the query
     "num_characters",  # / 64
+    "completes_prefix",  # 1 in scenarios that complete what is being typed
+    "has_auxiliary_text",  # 1 in scenarios whose suggestions answer a question
 )
+FEATURE_NAMES = (*_TEXT_FEATURES, *FIGURES)
 
 NUM_LOG_FEATURES = 3  # the first ones come from the log; all 0 for a text it does not know
 
 
 def candidate_features(
+    scenario: ScenarioSpec,
     query: str,
     candidates: Sequence[str],
     popularity: Sequence[float] | NDArray[np.float32],
     npmi: Sequence[float] | NDArray[np.float32],
+    figures_CT: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
     """Returns float32 (C, F) features of C candidates for one query; F = len(FEATURE_NAMES).
 
     Args:
+        scenario: of the question.
         query: normalised query, or typed prefix.
         candidates: normalised texts.
         popularity: searches per candidate; 0 where the log does not know it.
         npmi: association of query and candidate in [-1, 1]; 0 where unknown.
+        figures_CT: what `TokenStatistics.figures` says of them, float32 (C, T); None where there
+            are no statistics: zeros.
     """
     features = np.zeros((len(candidates), len(FEATURE_NAMES)), np.float32)
     if not candidates:
@@ -64,9 +75,13 @@ def candidate_features(
                 (len(words) - shared) / 8,
                 float(text.startswith(query)),
                 len(text) / 64,
+                scenario.completes_prefix,
+                scenario.has_auxiliary_text,
             )
         )
-    features[:, 3:] = rows
+    features[:, 3 : len(_TEXT_FEATURES)] = rows
+    if figures_CT is not None:
+        features[:, len(_TEXT_FEATURES) :] = figures_CT
     return features
 
 

@@ -71,6 +71,7 @@ class ClickModelSpec(ModelSpec, frozen=True, kw_only=True):
     """The click model: its features and the calibration of its logit."""
 
     feature_names: list[str]
+    statistics: str = ""  # file: how tokens occur in the log
     # scenario -> (slope, intercept): p(click | seen) = sigmoid(slope * logit + intercept)
     calibration: dict[str, tuple[float, float]]
     # the same for texts that the log does not know; a scenario that it lacks makes no difference

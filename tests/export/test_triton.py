@@ -27,6 +27,7 @@ from engine.execution.wire import (
     specs,
     wire_of,
 )
+from engine.formats.features import FEATURE_NAMES
 from engine.formats.manifest import Manifest, read_manifest, write_manifest
 from engine.scheduling.planner import Rung
 from export.cli import app
@@ -230,7 +231,7 @@ def test_candidates_of_any_lengths_are_scored_together_as_they_are_alone(
     context = st.lists(ids, min_size=1, max_size=64)
     candidates = st.lists(st.lists(ids, min_size=1, max_size=20), min_size=1, max_size=3)
     rows = [
-        ScoreRow(c, t, rng.random((len(t), 10), np.float32))
+        ScoreRow(c, t, rng.random((len(t), len(FEATURE_NAMES)), np.float32))
         for c, t in data.draw(st.lists(st.tuples(context, candidates), min_size=1, max_size=4))
     ]
     together = run_as_triton(
@@ -281,7 +282,7 @@ def test_a_bad_prompt_does_not_change_its_neighbours(ragged, repositories, manif
 @pytest.mark.parametrize("lengths", [[9, 9], [-4, 2], [1 << 60, 1], [0, 0], [1, 1]])
 def test_lengths_that_lie_do_not_reach_into_other_rows(ragged, repositories, manifest, lengths):
     config = config_of(repositories["onnxruntime"], model_name("click_model", manifest))
-    features = np.zeros((2, 10), np.float32)
+    features = np.zeros((2, len(FEATURE_NAMES)), np.float32)
     good = [
         click_model_row(ScoreRow([150, 151], [[n, 300], [301]], features), 2, 16)
         for n in (140, 160)

@@ -18,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES, candidate_features
+from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from engine.formats.manifest import MAX_CANDIDATE_TOKENS, PromptSpec, ScenarioSpec
 from engine.formats.prompt import PromptRenderer, SideInformation
+from engine.formats.token_statistics import TokenStatistics
 from engine.formats.vocabulary import Vocabulary
+from train.clicks.feature_reader import FeatureReader
+from train.clicks.token_statistics import count_tokens
 from train.models.shared_prefix import Packed, PackedBatch, collate, pack
-from train.retrieval.index import read_edges
 
 Ids = NDArray[np.int64]
 _EXPLORED = 0.5  # rows of a lower propensity were put where they are by a random swap
@@ -78,13 +80,16 @@ class ClickBatch(NamedTuple):
     scenario: Tensor  # int64 (B)
 
 
-def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
+def read_requests(
+    run: Path, *, max_edges: int, statistics: TokenStatistics | None = None
+) -> ClickRequests | None:
     """Returns the mined impressions, or None if there are none.
 
     Args:
         run: run directory, mined, with its tokenizer.
         max_edges: co-occurrence lists are cut as in the index, so that NPMI is known in training
             where it will be known in serving.
+        statistics: of the run's tokens; None: they are counted.
 
     Raises:
         ValueError: an impression has a scenario that scenarios.json lacks.
@@ -93,10 +98,14 @@ def read_requests(run: Path, *, max_edges: int) -> ClickRequests | None:
     if not path.exists():
         return None
     table = pq.read_table(path)
-    return requests_of(run, table, max_edges=max_edges) if table.num_rows else None
+    if not table.num_rows:
+        return None
+    return requests_of(run, table, max_edges=max_edges, statistics=statistics)
 
 
-def requests_of(run: Path, table: pa.Table, *, max_edges: int) -> ClickRequests:
+def requests_of(
+    run: Path, table: pa.Table, *, max_edges: int, statistics: TokenStatistics | None = None
+) -> ClickRequests:
     """Returns the requests of a table that looks like the mined impressions; see above."""
     table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
     codes = table["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -108,6 +117,7 @@ def requests_of(run: Path, table: pa.Table, *, max_edges: int) -> ClickRequests:
         (run / "mined/scenarios.json").read_bytes(), type=list[ScenarioSpec]
     )
     names = [s.name for s in scenarios]
+    specs = {s.name: s for s in scenarios}
     unknown = set(heads["scenario"].to_pylist()) - set(names)
     if unknown:
         raise ValueError(
@@ -129,6 +139,7 @@ def requests_of(run: Path, table: pa.Table, *, max_edges: int) -> ClickRequests:
     encoded = table["text"].combine_chunks().dictionary_encode()
     texts: list[str] = encoded.dictionary.to_pylist()
     candidate_N = encoded.indices.to_numpy().astype(np.int64)
+    candidates = [ids[:MAX_CANDIDATE_TOKENS] for ids in vocabulary.encode_batch(texts)]
     position_N = table["position"].to_numpy().astype(np.int64) - 1
     return ClickRequests(
         scenarios=names,
@@ -137,9 +148,18 @@ def requests_of(run: Path, table: pa.Table, *, max_edges: int) -> ClickRequests:
         is_valid_R=np.array([s == "valid" for s in heads["split"].to_pylist()]),
         contexts=contexts,
         offsets=offsets,
-        candidates=[ids[:MAX_CANDIDATE_TOKENS] for ids in vocabulary.encode_batch(texts)],
+        candidates=candidates,
         candidate_N=candidate_N,
-        features_NF=_features(run, queries, texts, candidate_N, offsets, max_edges),
+        features_NF=FeatureReader(
+            run, vocabulary, statistics or count_tokens(run, vocabulary), max_edges
+        ).of(
+            [specs[name] for name in scenario_names],
+            queries,
+            texts,
+            candidates,
+            candidate_N,
+            offsets,
+        ),
         position_N=position_N,
         rank_N=intended_ranks(position_N, _propensities(table), offsets),
         clicked_N=table["clicked"].to_numpy(zero_copy_only=False),
@@ -230,38 +250,3 @@ def _propensities(table: pa.Table) -> NDArray[np.float64]:
         return np.ones(table.num_rows)
     values = table["propensity"].cast(pa.float64()).to_numpy()  # nan where null
     return np.where(np.isnan(values), 1.0, values)
-
-
-def _features(
-    run: Path,
-    queries: list[str],
-    texts: list[str],
-    candidate_N: Ids,
-    offsets: Ids,
-    max_edges: int,
-) -> NDArray[np.float32]:
-    mined = pq.read_table(run / "mined/queries.parquet")
-    known: list[str] = mined["text"].to_pylist()
-    row_of = {text: row for row, text in enumerate(known)}
-    searches = mined["num_searches"].to_numpy().astype(np.float32)
-    text_rows = np.array([row_of.get(t, -1) for t in texts])
-    popularity_N = np.where(text_rows >= 0, searches[text_rows], 0)[candidate_N]
-    edges = read_edges(run, known, max_edges)
-    sources = np.repeat(np.arange(len(known)), np.diff(edges.offsets))
-    keys = sources * len(known) + edges.rows
-    by_key = np.argsort(keys)
-    keys, npmi = keys[by_key], edges.npmi[by_key]
-    query_N = np.repeat([row_of.get(q, -1) for q in queries], np.diff(offsets))
-    wanted_N = query_N * len(known) + text_rows[candidate_N]
-    npmi_N = np.zeros(len(candidate_N), np.float32)
-    if len(keys):
-        found_N = np.minimum(np.searchsorted(keys, wanted_N), len(keys) - 1)
-        hit_N = (keys[found_N] == wanted_N) & (query_N >= 0) & (text_rows[candidate_N] >= 0)
-        npmi_N[hit_N] = npmi[found_N[hit_N]]
-    features_NF = np.zeros((len(candidate_N), len(FEATURE_NAMES)), np.float32)
-    for query, start, end in zip(queries, offsets[:-1], offsets[1:], strict=True):
-        shown = [texts[c] for c in candidate_N[start:end]]
-        features_NF[start:end] = candidate_features(
-            query, shown, popularity_N[start:end], npmi_N[start:end]
-        )
-    return features_NF

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine.formats.features import FEATURE_NAMES
 from engine.formats.prompt import SideInformation
+from engine.formats.token_statistics import TOKEN_STATISTICS, TokenStatistics
 from train.clicks.data import requests_of
 from train.clicks.model import load_click_model
 from train.clicks.scoring import click_activations
@@ -86,6 +87,7 @@ class ClickJudge:
             )
         self._model = load_click_model(directory)
         self._uncertainty = load_uncertainty(directory)
+        self._statistics = TokenStatistics.load(directory / TOKEN_STATISTICS)
 
     def __call__(self, questions: Sequence[Judged], *, level: float) -> list[Judgement]:
         """Returns a judgement a question.
@@ -100,7 +102,9 @@ class ClickJudge:
         """
         if not questions:
             return []
-        requests = requests_of(self._run, _table(questions), max_edges=self._max_edges)
+        requests = requests_of(
+            self._run, _table(questions), max_edges=self._max_edges, statistics=self._statistics
+        )
         is_cold_N = np.array([asked.is_cold for asked in questions])[requests.request_N]
         requests.features_NF[is_cold_N, _NPMI] = 0
         activations_NE = click_activations(self._model, requests, np.arange(len(requests)))

@@ -17,23 +17,62 @@ from transformers import LlamaModel
 from engine.formats.features import FEATURE_NAMES
 from train.models.shared_prefix import PackedBatch
 
-_HEAD_SIZE = 64
+_HEAD_SIZE = 64  # of either reader
+MAX_DEVIATIONS = 5.0  # of a feature from its mean: beyond, nothing was learnt
+_LEAST_SCALE = 1e-3  # of a feature: one that never differs says nothing
 _HEAD_FILE = "head.safetensors"
 
 
 class _Head(nn.Module):
+    """Two readers of a candidate whose activations one last layer weighs.
+
+    One reads the features alone and can judge any candidate of any query. The other reads the
+    last hidden state, too: it knows words, and may know them by heart. So it is now and then
+    switched off in training (`text_dropout`), or the first would leave everything to it.
+    """
+
     def __init__(self, hidden_size: int, num_features: int) -> None:
         super().__init__()
+        self.features = nn.Linear(num_features, _HEAD_SIZE)
+        self.mixed = nn.Linear(_HEAD_SIZE, _HEAD_SIZE)
         self.hidden = nn.Linear(hidden_size + num_features, _HEAD_SIZE)
-        self.out = nn.Linear(_HEAD_SIZE, 1)
+        self.out = nn.Linear(2 * _HEAD_SIZE, 1)
+        self.text_dropout = 0.0
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("scale", torch.ones(num_features))
+
+    def standard(self, features_BCF: Tensor) -> Tensor:
+        """Returns features less their mean, over their deviation; what is far off is cut."""
+        return ((features_BCF - self.mean) / self.scale).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
+
+    def of_features(self, standard_BCF: Tensor) -> Tensor:
+        """Returns the activations of standardised features alone, (B, C, E / 2)."""
+        return F.silu(self.mixed(F.silu(self.features(standard_BCF))))
 
     def activations(self, last_BCD: Tensor, features_BCF: Tensor) -> Tensor:
         """Returns what the last layer reads, (B, C, E)."""
-        return F.silu(self.hidden(torch.cat([last_BCD.float(), features_BCF], dim=-1)))
+        standard_BCF = self.standard(features_BCF)
+        text = F.silu(self.hidden(torch.cat([last_BCD.float(), standard_BCF], dim=-1)))
+        if self.training and self.text_dropout:
+            kept_BC1 = torch.rand_like(text[..., :1]) >= self.text_dropout
+            text = text * kept_BC1
+        return torch.cat([self.of_features(standard_BCF), text], dim=-1)
 
     def forward(self, last_BCD: Tensor, features_BCF: Tensor) -> Tensor:
         """Returns logits float32 (B, C)."""
         return self.out(self.activations(last_BCD, features_BCF)).squeeze(-1).float()
+
+    def feature_logits(self, features_BCF: Tensor) -> Tensor:
+        """Returns what the logits are without the text, float32 (B, C)."""
+        weight_E = self.out.weight[0, :_HEAD_SIZE]
+        return (self.of_features(self.standard(features_BCF)) @ weight_E + self.out.bias).float()
+
+    @torch.no_grad()
+    def forget_text(self) -> None:
+        """Has the last layer leave out the text for now: logits are `feature_logits`."""
+        self.out.weight[:, _HEAD_SIZE:] = 0
 
 
 class ClickModel(nn.Module):
@@ -44,6 +83,11 @@ class ClickModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = _Head(backbone.config.hidden_size, num_features)
+
+    def standardise(self, features_NF: Tensor) -> None:
+        """Has the head read features by their mean and deviation in these rows, (N, F)."""
+        self.head.mean.copy_(features_NF.mean(0))
+        self.head.scale.copy_(features_NF.std(0) + _LEAST_SCALE)
 
     def forward(
         self,

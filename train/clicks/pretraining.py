@@ -18,15 +18,17 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.formats.features import candidate_features
+from engine.formats.features import FEATURE_NAMES, candidate_features
 from engine.formats.manifest import MAX_CANDIDATE_TOKENS
 from engine.formats.prompt import SESSION, SideInformation
 from engine.formats.text import normalise_prefix
+from engine.formats.token_statistics import SEQUEL_LEAST, SEQUEL_MEAN, TokenStatistics
 from train.clicks.data import ClickRequests
 from train.generation.generator import read_prompts
 from train.mining.mine import CONTEXTS, QUERIES
 
 _NUM_POPULAR, _NUM_SIMILAR, _NUM_BROKEN = 2, 3, 2  # wrong candidates of a request
+_SEQUELS = [FEATURE_NAMES.index(name) for name in (SEQUEL_MEAN, SEQUEL_LEAST)]
 _MAX_SHARING = 2000  # queries remembered per word
 
 
@@ -82,13 +84,16 @@ class WrongTexts:
         return (kept + " ".join(words)).strip()
 
 
-def session_requests(run: Path, *, num_requests: int, seed: int) -> ClickRequests | None:
+def session_requests(
+    run: Path, statistics: TokenStatistics, *, num_requests: int, seed: int
+) -> ClickRequests | None:
     """Returns requests made from the training contexts, scenarios in turn; the right one is first.
 
     None if no requests are wanted, or there are no contexts.
 
     Args:
         run: run directory, mined, with its tokenizer.
+        statistics: of its tokens.
         num_requests: R; contexts are drawn by how often they occurred, with repetition.
         seed: of contexts and wrong candidates.
     """
@@ -101,6 +106,7 @@ def session_requests(run: Path, *, num_requests: int, seed: int) -> ClickRequest
     wrong = WrongTexts(queries["text"].to_pylist(), queries["num_searches"].to_pylist())
     prompts = read_prompts(run)
     scenarios, renderer = prompts.scenarios, prompts.renderer
+    ids_of = renderer.vocabulary.ids_of
     rng = random.Random(seed)
     weights = table["weight"].to_pylist()
     drawn = rng.choices(range(table.num_rows), weights=weights, k=num_requests)
@@ -129,7 +135,10 @@ def session_requests(run: Path, *, num_requests: int, seed: int) -> ClickRequest
             renderer.click_context(spec.name, query, [SideInformation(SESSION, q) for q in session])
         )
         shown.append(texts)
-        features.append(candidate_features(query, texts, zeros, zeros))
+        figures_CT = statistics.figures(ids_of(query), [ids_of(t) for t in texts])
+        features_CF = candidate_features(spec, query, texts, zeros, zeros, figures_CT)
+        features_CF[:, _SEQUELS] = 0
+        features.append(features_CF)
         scenario_R.append(number % len(scenarios))
     counts = [len(texts) for texts in shown]
     distinct = list(dict.fromkeys(t for texts in shown for t in texts))

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.text import normalise, normalise_prefix
+from engine.formats.token_statistics import TokenStatistics
 from train.clicks.data import ClickRequests, requests_of
 from train.mining import logs
 from train.mining.mine import QUERIES, SCENARIOS
@@ -33,7 +34,13 @@ _COLUMNS = (
 
 
 def unknown_requests(
-    run: Path, impressions: Places, *, max_edges: int, max_requests: int = MAX_REQUESTS, seed: int
+    run: Path,
+    impressions: Places,
+    *,
+    max_edges: int,
+    statistics: TokenStatistics | None = None,
+    max_requests: int = MAX_REQUESTS,
+    seed: int,
 ) -> ClickRequests | None:
     """Returns held-out requests of the raw log that show a text the log does not know.
 
@@ -43,6 +50,7 @@ def unknown_requests(
         run: run directory, mined, with its tokenizer.
         impressions: places of the raw table of impressions.
         max_edges: see `train.clicks.data.read_requests`.
+        statistics: the same.
         max_requests: a random choice of so many.
         seed: of the choice.
     """
@@ -75,7 +83,7 @@ def unknown_requests(
         column = table.column_names.index(name)
         table = table.set_column(column, name, pa.array(values, table.schema.field(name).type))
     table = table.append_column("split", pa.array(["valid"] * table.num_rows))
-    return requests_of(run, table, max_edges=max_edges)
+    return requests_of(run, table, max_edges=max_edges, statistics=statistics)
 
 
 def _raw_rows(mined: Path, impressions: Places, scenarios: list[str]) -> pa.Table:

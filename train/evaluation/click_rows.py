@@ -164,7 +164,7 @@ class Scorer:
         self._bundle = bundle
         self._graph: ClickModel = bundle.click_model
         self._spec = bundle.manifest.click_model
-        self._inputs = CandidateInputs(bundle.vocabulary)
+        self._inputs = CandidateInputs(bundle.vocabulary, bundle.statistics)
         self._retrieval = (
             Retrieval(bundle.index, max_candidates=1, max_cooccurring=0, num_nearest=1)
             if bundle.index
@@ -183,7 +183,7 @@ class Scorer:
             Candidate(text, text, Source.LOG, count, association)
             for text, count, association in zip(texts, popularity, npmi, strict=True)
         ]
-        self._inputs.attach(query, candidates)
+        self._inputs.attach(spec, query, candidates)
         return candidates
 
     def row(self, request: LoggedRequest, candidates: list[Candidate]) -> ScoreRow:
@@ -192,7 +192,7 @@ class Scorer:
         query = (normalise_prefix if spec.completes_prefix else normalise)(request.query)
         side = [SideInformation(SESSION, normalise(q)) for q in request.session_queries]
         context_ids = self._bundle.renderer.click_context(request.scenario, query, side)
-        return self._inputs.row(query, context_ids, candidates)
+        return self._inputs.row(spec, query, context_ids, candidates)
 
     def logits(self, rows: list[ScoreRow]) -> list[NDArray[np.float32]]:
         """Returns the graph's logits, float32 (C) each, in the order of the rows."""

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.formats.features import FEATURE_NAMES, candidate_features
+from engine.formats.manifest import ScenarioSpec
 from engine.formats.text import normalise
 from train.evaluation.intervals import (
     NUM_RESAMPLES,
@@ -40,6 +41,9 @@ from train.evaluation.intervals import (
 _COLUMNS = ("query", "pos", "option", "cctr")
 _PRIOR_PRECISION = 1.0  # of each standardised weight, against a loss summed over panes
 _OVERLAP = FEATURE_NAMES.index("trigram_overlap")
+_PANEL = ScenarioSpec(
+    name="clarification", description="", has_auxiliary_text=True, position_ctr=[1.0]
+)
 Ids = NDArray[np.int64]
 
 
@@ -68,6 +72,7 @@ def evaluate_real_clicks(
     path: Path,
     *,
     logits: Callable[[str, list[str]], Floats] | None = None,
+    figures: Callable[[str, list[str]], NDArray[np.float32]] | None = None,
     num_folds: int = 5,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -78,6 +83,8 @@ def evaluate_real_clicks(
         path: see `read_panes`.
         logits: from a query and its options to a click model's logits float64 (C), which become
             a feature; None without a click model.
+        figures: from a query and its options to what token statistics say of them, see
+            `engine.formats.token_statistics`; None: zeros.
         num_folds: parts of the queries; each is ranked by a model fitted on the others.
         num_resamples: of the intervals.
         seed: of folds and intervals.
@@ -97,7 +104,7 @@ def evaluate_real_clicks(
     rightly: dict[str, dict[str, list[float]]] = {}
     for fold in range(num_folds):
         train = [p for p in panes if fold_of[p.query] != fold]
-        reader = _Reader(_popularity(train), logits)
+        reader = _Reader(_popularity(train), logits, figures)
         choice = _fit(train, reader)
         for pane in panes:
             if fold_of[pane.query] == fold:
@@ -195,10 +202,14 @@ class _Reader:
     """Reads the features of panes; counts are those of the training folds."""
 
     def __init__(
-        self, counts: Counter[str], logits: Callable[[str, list[str]], Floats] | None
+        self,
+        counts: Counter[str],
+        logits: Callable[[str, list[str]], Floats] | None,
+        figures: Callable[[str, list[str]], NDArray[np.float32]] | None,
     ) -> None:
         self._counts = counts
         self._logits = logits
+        self._figures = figures
 
     def __call__(self, pane: Pane, *, is_counted: bool = False) -> Floats:
         """Returns float64 (C, F): those of `engine.formats.features`; association is not known.
@@ -208,7 +219,10 @@ class _Reader:
         own = Counter(pane.options) if is_counted else Counter()
         popularity = [float(self._counts[option] - own[option]) for option in pane.options]
         zeros = [0.0] * len(pane.options)
-        features_CF = candidate_features(pane.query, pane.options, popularity, zeros)
+        figures_CT = self._figures(pane.query, pane.options) if self._figures else None
+        features_CF = candidate_features(
+            _PANEL, pane.query, pane.options, popularity, zeros, figures_CT
+        )
         columns: list[Floats] = [features_CF.astype(np.float64)]
         if self._logits is not None:
             columns.append(self._logits(pane.query, pane.options)[:, None])

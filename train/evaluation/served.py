@@ -70,7 +70,7 @@ class ServedBundle:
         self.bundle = load_bundle(directory, self._runtime)
         self._pipeline = Pipeline(self.bundle, self._runtime, config, self._clock)
         self._loop = asyncio.Runner()
-        self._inputs = CandidateInputs(self.bundle.vocabulary)
+        self._inputs = CandidateInputs(self.bundle.vocabulary, self.bundle.statistics)
         spec, ranking = self.bundle.manifest.prompt, config.ranking
         self.retrieval = (
             Retrieval(
@@ -214,7 +214,7 @@ class ServedBundle:
         ]
         parts: list[Floats] = []
         for part in _parts(candidates, SCORED_SIZES[0]):
-            row = self._inputs.row(asked.query, context_ids, part)
+            row = self._inputs.row(self.bundle.scenarios[scenario], asked.query, context_ids, part)
             logits_C = model.run([row], SCORED_SIZES[0])[0][: len(part)]
             is_known_C = np.array([c.popularity > 0 for c in part])
             parts.append(seen_probabilities(spec, scenario, logits_C, is_known_C))

@@ -11,6 +11,7 @@ import pytest
 
 from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.runtime import Runtime, usable_file
+from engine.formats.features import FEATURE_NAMES
 from engine.formats.manifest import BundleError, read_manifest, sha256_of
 
 
@@ -143,7 +144,7 @@ def test_a_row_of_a_batch_gets_what_it_gets_alone(tiny_bundle, runtime):
     assert together == [bundle.generator.run([p])[0] for p in prompts]
 
     def features(num: int):
-        return rng.random((num, 10), np.float32)
+        return rng.random((num, len(FEATURE_NAMES)), np.float32)
 
     contexts = [
         ScoreRow(ids(n), [ids(t) for t in range(1, c + 1)], features(c))

@@ -78,8 +78,11 @@ def test_other_candidates_do_not_change_a_logit(model: ClickModel) -> None:
 
 @torch.no_grad()
 def test_saved_model_loads_to_the_same_logits(model: ClickModel, tmp_path: Path) -> None:
+    model.standardise(3 * torch.rand(100, len(FEATURE_NAMES)) + 1)
     save_click_model(model, tmp_path)
-    names = {"head.hidden.weight", "head.hidden.bias", "head.out.weight", "head.out.bias"}
+    parts = ("features", "mixed", "hidden", "out")
+    names = {f"head.{part}.{kind}" for part in parts for kind in ("weight", "bias")}
+    names |= {"head.mean", "head.scale"}
     assert set(load_file(tmp_path / "head.safetensors")) == names
     batch = collate([pack(p, s) for p, s in zip(CONTEXTS, CANDIDATES, strict=True)])
     loaded = load_click_model(tmp_path)

@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
+from engine.formats.token_statistics import SEQUEL_LEAST, SEQUEL_MEAN, TokenStatistics
 from train.clicks.data import make_batch
 from train.clicks.pretraining import WrongTexts, session_requests
+from train.clicks.token_statistics import count_tokens
 from train.generation.generator import read_prompts
 
 TEXTS = sorted(
@@ -36,8 +38,15 @@ def trained_run(mined_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run
 
 
-def test_right_candidate_is_first_and_the_log_does_not_give_it_away(trained_run: Path) -> None:
-    requests = session_requests(trained_run, num_requests=300, seed=0)
+@pytest.fixture(scope="module")
+def statistics(trained_run: Path) -> TokenStatistics:
+    return count_tokens(trained_run, read_prompts(trained_run).renderer.vocabulary)
+
+
+def test_right_candidate_is_first_and_the_log_does_not_give_it_away(
+    trained_run: Path, statistics: TokenStatistics
+) -> None:
+    requests = session_requests(trained_run, statistics, num_requests=300, seed=0)
     assert requests is not None
     assert len(requests) == 300
     vocabulary = read_prompts(trained_run).renderer.vocabulary
@@ -53,6 +62,10 @@ def test_right_candidate_is_first_and_the_log_does_not_give_it_away(trained_run:
         assert requests.clicked_N[rows].tolist() == [True] + [False] * (len(shown) - 1)
         assert len(set(shown)) == len(shown) > 1
     assert (requests.features_NF[:, :NUM_LOG_FEATURES] == 0).all()
+    sequels = [FEATURE_NAMES.index(name) for name in (SEQUEL_MEAN, SEQUEL_LEAST)]
+    assert (requests.features_NF[:, sequels] == 0).all()
+    fluency = requests.features_NF[:, FEATURE_NAMES.index("fluency")]
+    assert fluency[requests.clicked_N].mean() > fluency[~requests.clicked_N].mean()
     assert set(requests.scenario_R.tolist()) == {0, 1, 2}
     completion = requests.scenarios.index("completion")
     extends = FEATURE_NAMES.index("extends_query")
@@ -62,9 +75,9 @@ def test_right_candidate_is_first_and_the_log_does_not_give_it_away(trained_run:
     assert batch.clicked[:, 0].tolist() == [1, 1, 1]
 
 
-def test_same_seed_gives_the_same_requests(trained_run: Path) -> None:
+def test_same_seed_gives_the_same_requests(trained_run: Path, statistics: TokenStatistics) -> None:
     first, again, other = (
-        session_requests(trained_run, num_requests=30, seed=seed) for seed in (1, 1, 2)
+        session_requests(trained_run, statistics, num_requests=30, seed=seed) for seed in (1, 1, 2)
     )
     assert first is not None
     assert again is not None
@@ -73,9 +86,11 @@ def test_same_seed_gives_the_same_requests(trained_run: Path) -> None:
     assert (first.features_NF == again.features_NF).all()
 
 
-def test_nothing_to_learn_from_is_none(trained_run: Path, mined_run: Path) -> None:
-    assert session_requests(trained_run, num_requests=0, seed=0) is None
-    assert session_requests(mined_run, num_requests=10, seed=0) is None  # all held out
+def test_nothing_to_learn_from_is_none(
+    trained_run: Path, mined_run: Path, statistics: TokenStatistics
+) -> None:
+    assert session_requests(trained_run, statistics, num_requests=0, seed=0) is None
+    assert session_requests(mined_run, statistics, num_requests=10, seed=0) is None  # all held out
 
 
 def test_wrong_texts_are_of_their_kind() -> None:

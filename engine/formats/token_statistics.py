@@ -1,0 +1,238 @@
+"""How tokens occur in the log's queries: what follows what, what stands with what, what comes next.
+
+A click model has seen few of the pairs (query, candidate) that it will judge, but the log holds
+most of their pairs of tokens. From these come figures of any candidate, for any language that the
+vocabulary writes, also of texts that nobody ever searched:
+
+- fluency: log P(token | token before), a bigram model of queries with Dirichlet smoothing (MacKay
+  and Peto 1995): `(n(a, b) + 2 P(b)) / (n(a) + 2)`;
+- association of two tokens in one query, and of a token of a query with one of a query that
+  followed it in a session and that the first did not have: `log((n + 1) / (e + 1))`, where n
+  counts distinct queries (pairs of queries) and e is what chance would give.
+
+Only queries above k are counted. Knows nothing of models.
+"""
+
+# V tokens, E pairs of a table, C candidates, U distinct tokens, Q distinct tokens of the query,
+# N tokens of all candidates
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.formats.manifest import BundleError
+from engine.formats.vocabulary import EOS_ID
+
+TOKEN_STATISTICS = "token_statistics.npz"  # of a click model, in a run and in a bundle
+START_ID = 0  # padding: it stands before the first token
+MAX_SIZE = 1 << 16  # of a vocabulary: pairs of ids are 32-bit numbers
+SMOOTHING = 2.0  # searches' worth of the unigram model
+# Association of new tokens with the query's best one in queries that follow one another, / 5.
+SEQUEL_MEAN, SEQUEL_LEAST = "new_sequel_mean", "new_sequel_least"
+FIGURES = (
+    "fluency",  # mean log P(token | token before) over the text and its end, / 10
+    "least_fluency",  # the smallest of them
+    "ending",  # that of the end
+    "coherence",  # mean association of the pairs of tokens of the text, / 5
+    "new_association_mean",  # of tokens that the query lacks, each with the query's best token, / 5
+    "new_association_least",
+    SEQUEL_MEAN,
+    SEQUEL_LEAST,
+    "new_frequency_mean",  # log(1 + queries with the token), of tokens that the query lacks, / 10
+    "new_frequency_least",
+)
+_PROBABILITY_SCALE, _ASSOCIATION_SCALE, _FREQUENCY_SCALE = 0.1, 0.2, 0.1
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class PairTable(NamedTuple):
+    """A number for each of E pairs of tokens."""
+
+    keys: NDArray[np.uint32]  # (E), `a * V + b`, increasing
+    values: Floats  # (E)
+
+    def look_up(self, keys: Ids, otherwise: Floats) -> Floats:
+        """Returns the values of keys, any shape, and `otherwise` where the table has none."""
+        if not len(self.keys):
+            return otherwise
+        at = np.minimum(np.searchsorted(self.keys, keys.astype(np.uint32)), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, self.values[at], otherwise)
+
+
+class TokenStatistics:
+    """Statistics of one vocabulary. Immutable."""
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        num_with: Floats,
+        log_probability: Floats,
+        log_backoff: Floats,
+        leads: Floats,
+        trails: Floats,
+        follows: PairTable,
+        together: PairTable,
+        sequels: PairTable,
+    ) -> None:
+        """Takes what was counted.
+
+        Args:
+            num_queries: distinct queries.
+            num_with: float32 (V), queries with each token.
+            log_probability: float32 (V), of the unigram model.
+            log_backoff: float32 (V), `log(2 / (n(a) + 2))`.
+            leads: float32 (V): the chance that a pair of tokens of consecutive queries has this
+                one first, times the root of the number of such pairs.
+            trails: the same of the second.
+            follows: log P(b | a) of pairs that occur.
+            together: association of pairs a < b that occur in one query.
+            sequels: association of pairs (token of a query, new token of the next) that occur.
+        """
+        self.num_queries, self.num_with = num_queries, num_with
+        self.log_probability, self.log_backoff = log_probability, log_backoff
+        self.leads, self.trails = leads, trails
+        self.follows, self.together, self.sequels = follows, together, sequels
+        self._frequency = np.log1p(num_with) * np.float32(_FREQUENCY_SCALE)
+
+    @property
+    def size(self) -> int:
+        """Returns V."""
+        return len(self.num_with)
+
+    def figures(self, query_ids: Sequence[int], candidates: Sequence[Sequence[int]]) -> Floats:
+        """Returns float32 (C, len(FIGURES)) figures of candidates, token ids each, for a query."""
+        num_candidates = len(candidates)
+        lengths = np.fromiter(map(len, candidates), np.int64, num_candidates)
+        ends = np.cumsum(lengths)
+        ids_N = np.fromiter((i for ids in candidates for i in ids), np.int64, int(ends[-1]))
+        row_N = np.repeat(np.arange(num_candidates), lengths)
+        figures = np.empty((num_candidates, len(FIGURES)), np.float32)
+        figures[:, :3] = self._fluency(ids_N, row_N, lengths, ends)
+        figures[:, 3] = self._coherence(ids_N, lengths, ends)
+        query_Q = np.unique(np.asarray(query_ids, np.int64))
+        distinct_U, place_N = np.unique(ids_N, return_inverse=True)
+        is_new_U = ~(distinct_U[:, None] == query_Q).any(axis=1)
+        figures_UF = np.zeros((len(distinct_U), 3), np.float32)
+        if len(query_Q):
+            # A token with itself: not new, so it is not read.
+            figures_UF[:, 0] = self._together(distinct_U[:, None], query_Q).max(axis=1)
+            figures_UF[:, 1] = self._sequels(query_Q, distinct_U[:, None]).max(axis=1)
+        figures_UF[:, 2] = self._frequency[distinct_U]
+        new_N = np.flatnonzero(is_new_U[place_N])
+        figures[:, 4:] = _mean_and_least(figures_UF[place_N[new_N]], row_N[new_N], num_candidates)
+        return figures
+
+    def save(self, path: Path) -> None:
+        """Writes a .npz file."""
+        arrays = {
+            f"{name}_{part}": getattr(table, part)
+            for name, table in (
+                ("follows", self.follows),
+                ("together", self.together),
+                ("sequels", self.sequels),
+            )
+            for part in PairTable._fields
+        }
+        with path.open("wb") as stream:
+            np.savez(
+                stream,
+                num_queries=self.num_queries,
+                num_with=self.num_with,
+                log_probability=self.log_probability,
+                log_backoff=self.log_backoff,
+                leads=self.leads,
+                trails=self.trails,
+                **arrays,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> "TokenStatistics":
+        """Reads what `save` wrote.
+
+        Raises:
+            BundleError: it cannot be read, or its parts do not belong together.
+        """
+        try:
+            with path.open("rb") as stream, np.load(stream) as arrays:
+                tables = {
+                    name: PairTable(arrays[f"{name}_keys"], arrays[f"{name}_values"])
+                    for name in ("follows", "together", "sequels")
+                }
+                vectors = {
+                    name: arrays[name]
+                    for name in ("num_with", "log_probability", "log_backoff", "leads", "trails")
+                }
+                loaded = cls(num_queries=int(arrays["num_queries"]), **vectors, **tables)
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+            raise BundleError(f"{path}: token statistics cannot be read: {error}") from error
+        sizes = {len(vector) for vector in vectors.values()}
+        pairs = {len(table.keys) == len(table.values) for table in tables.values()}
+        if len(sizes) != 1 or pairs != {True}:
+            raise BundleError(f"{path}: token statistics of several sizes do not belong together")
+        return loaded
+
+    def _fluency(self, ids_N: Ids, row_N: Ids, lengths: Ids, ends: Ids) -> Floats:
+        """Returns mean, least, and that of the end, (C, 3)."""
+        before_N = np.concatenate([[START_ID], ids_N[:-1]])
+        starts = ends - lengths
+        before_N[starts] = START_ID
+        last_C = ids_N[ends - 1]
+        both = np.concatenate([before_N, last_C])
+        then = np.concatenate([ids_N, np.full(len(last_C), EOS_ID)])
+        unseen = self.log_probability[then] + self.log_backoff[both]
+        log_p = self.follows.look_up(both * self.size + then, unseen)
+        log_p *= np.float32(_PROBABILITY_SCALE)
+        inner_N, end_C = log_p[: len(ids_N)], log_p[len(ids_N) :]
+        mean_C = (np.bincount(row_N, inner_N, len(lengths)) + end_C) / (lengths + 1)
+        least_C = np.minimum(np.minimum.reduceat(inner_N, starts), end_C)
+        return np.stack([mean_C, least_C, end_C], axis=1, dtype=np.float32, casting="same_kind")
+
+    def _coherence(self, ids_N: Ids, lengths: Ids, ends: Ids) -> Floats:
+        """Returns the mean association of the pairs of tokens of each candidate, (C)."""
+        pairs = [_pairs(n) for n in lengths.tolist()]
+        num_pairs = lengths * (lengths - 1) // 2
+        offsets = np.repeat(ends - lengths, num_pairs)
+        a = ids_N[np.concatenate([p[0] for p in pairs]) + offsets]
+        b = ids_N[np.concatenate([p[1] for p in pairs]) + offsets]
+        row = np.repeat(np.arange(len(lengths)), num_pairs)
+        total_C = np.bincount(row, self._together(a, b), len(lengths))
+        return (total_C / np.maximum(num_pairs, 1)).astype(np.float32)
+
+    def _together(self, a: Ids, b: Ids) -> Floats:
+        """Returns scaled associations in one query, of ids that broadcast."""
+        expected = self.num_with[a] * self.num_with[b] / np.float32(max(self.num_queries, 1))
+        keys = np.minimum(a, b) * self.size + np.maximum(a, b)
+        return self.together.look_up(keys, -np.log1p(expected)) * np.float32(_ASSOCIATION_SCALE)
+
+    def _sequels(self, a: Ids, b: Ids) -> Floats:
+        """Returns scaled associations in consecutive queries, of ids that broadcast."""
+        expected = self.leads[a] * self.trails[b]
+        keys = a * self.size + b
+        return self.sequels.look_up(keys, -np.log1p(expected)) * np.float32(_ASSOCIATION_SCALE)
+
+
+def _mean_and_least(figures_NF: Floats, row_N: Ids, num_rows: int) -> Floats:
+    """Returns mean and least of each figure by row, (rows, 2 F); 0 for rows without any."""
+    num_figures = figures_NF.shape[1]
+    count = np.bincount(row_N, minlength=num_rows)
+    result = np.zeros((num_rows, 2 * num_figures), np.float32)
+    filled = np.flatnonzero(count)
+    if not len(filled):
+        return result
+    starts = (np.cumsum(count) - count)[filled]
+    result[filled, 0::2] = np.add.reduceat(figures_NF, starts) / count[filled, None]
+    result[filled, 1::2] = np.minimum.reduceat(figures_NF, starts)
+    return result
+
+
+@lru_cache(256)
+def _pairs(num: int) -> tuple[Ids, Ids]:
+    """Returns the pairs i < j of `num` places."""
+    first, second = np.triu_indices(num, 1)
+    return first.astype(np.int64), second.astype(np.int64)

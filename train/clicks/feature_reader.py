@@ -1,0 +1,95 @@
+"""The features of logged impressions, computed by the engine's own code from what was mined.
+
+Knows nothing of clicks and of batches.
+"""
+
+# R requests, N impressions (rows), F features
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from engine.formats.features import FEATURE_NAMES, candidate_features
+from engine.formats.manifest import ScenarioSpec
+from engine.formats.token_statistics import TokenStatistics
+from engine.formats.vocabulary import Vocabulary
+from train.retrieval.index import read_edges
+
+Ids = NDArray[np.int64]
+
+
+class FeatureReader:
+    """Computes the features of impressions from what was mined."""
+
+    def __init__(
+        self, run: Path, vocabulary: Vocabulary, statistics: TokenStatistics, max_edges: int
+    ) -> None:
+        """Reads what the log knows.
+
+        Args:
+            run: run directory, mined.
+            vocabulary: of its tokenizer.
+            statistics: of its tokens.
+            max_edges: see `train.clicks.data.read_requests`.
+        """
+        mined = pq.read_table(run / "mined/queries.parquet")
+        known: list[str] = mined["text"].to_pylist()
+        self._vocabulary, self._statistics = vocabulary, statistics
+        self._row_of = {text: row for row, text in enumerate(known)}
+        self._searches = mined["num_searches"].to_numpy().astype(np.float32)
+        edges = read_edges(run, known, max_edges)
+        sources = np.repeat(np.arange(len(known)), np.diff(edges.offsets))
+        keys = sources * len(known) + edges.rows
+        by_key = np.argsort(keys)
+        self._keys, self._npmi = keys[by_key], edges.npmi[by_key]
+
+    def of(
+        self,
+        scenarios: list[ScenarioSpec],
+        queries: list[str],
+        texts: list[str],
+        candidates: list[list[int]],
+        candidate_N: Ids,
+        offsets: Ids,
+    ) -> NDArray[np.float32]:
+        """Returns features float32 (N, F) of impressions.
+
+        Args:
+            scenarios: of each of R requests.
+            queries: of each.
+            texts: distinct ones.
+            candidates: token ids of each text.
+            candidate_N: index into `texts`, by row.
+            offsets: int64 (R + 1): rows of request r are offsets[r] to offsets[r + 1].
+        """
+        text_rows = np.array([self._row_of.get(t, -1) for t in texts])
+        popularity_N = np.where(text_rows >= 0, self._searches[text_rows], 0)[candidate_N]
+        query_N = np.repeat([self._row_of.get(q, -1) for q in queries], np.diff(offsets))
+        npmi_N = self._associations(query_N, text_rows[candidate_N])
+        features_NF = np.zeros((len(candidate_N), len(FEATURE_NAMES)), np.float32)
+        requests = zip(scenarios, queries, offsets[:-1], offsets[1:], strict=True)
+        for scenario, query, start, end in requests:
+            shown = candidate_N[start:end].tolist()
+            figures_CT = self._statistics.figures(
+                self._vocabulary.ids_of(query), [candidates[c] for c in shown]
+            )
+            features_NF[start:end] = candidate_features(
+                scenario,
+                query,
+                [texts[c] for c in shown],
+                popularity_N[start:end],
+                npmi_N[start:end],
+                figures_CT,
+            )
+        return features_NF
+
+    def _associations(self, query_N: Ids, text_N: Ids) -> NDArray[np.float32]:
+        """Returns NPMI of pairs of rows of the log, 0 where it does not know the pair."""
+        npmi_N = np.zeros(len(query_N), np.float32)
+        if len(self._keys):
+            wanted_N = query_N * len(self._row_of) + text_N
+            found_N = np.minimum(np.searchsorted(self._keys, wanted_N), len(self._keys) - 1)
+            hit_N = (self._keys[found_N] == wanted_N) & (query_N >= 0) & (text_N >= 0)
+            npmi_N[hit_N] = self._npmi[found_N[hit_N]]
+        return npmi_N

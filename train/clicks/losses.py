@@ -1,0 +1,74 @@
+"""What the click model is trained to say: of clicks, and of what was searched next.
+
+Knows nothing of optimisers.
+"""
+
+# N impressions (rows), B requests of a batch, C candidates, F features, S scenarios, P positions
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.clicks.calibration import pal_loss
+from train.clicks.data import ClickBatch
+from train.clicks.model import ClickModel
+
+_TOWER_SPEED = 20.0  # the tower has few parameters and far to go: its steps are so much larger
+
+
+class FeatureRows(NamedTuple):
+    """Impressions without their texts."""
+
+    features: Tensor  # float32 (N, F)
+    scenario: Tensor  # int64 (N)
+    position: Tensor  # int64 (N)
+    clicked: Tensor  # float32 (N)
+
+
+class ClickLoss(nn.Module):
+    """Click model and position tower of PAL, as they are trained together."""
+
+    def __init__(self, model: ClickModel, num_scenarios: int, num_positions: int) -> None:
+        """Adds a tower that knows as much of every scenario's positions as of any other's."""
+        super().__init__()
+        self.model = model
+        # p(seen | position) starts at 1 / sqrt(position).
+        start_P = torch.special.logit(torch.arange(2.0, num_positions + 1) ** -0.5)
+        self.start: Tensor
+        self.register_buffer("start", start_P.expand(num_scenarios, -1).clone())
+        # A vector, as what is no matrix of a layer: Muon takes matrices (train.models.optimizer).
+        self.tower = nn.Parameter(torch.zeros(start_P.numel() * num_scenarios))
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """Returns the mean loss of the shown candidates, a scalar."""
+        logits_BC = self.model.packed_logits(batch.packed, batch.features)
+        seen_BC = self._seen()[batch.scenario[:, None], batch.position]
+        shown_BC = batch.packed.suffix_mask
+        return pal_loss(logits_BC[shown_BC], seen_BC[shown_BC], batch.clicked[shown_BC]).mean()
+
+    def of_features(self, rows: FeatureRows) -> Tensor:
+        """Returns the mean loss of rows that are judged by their features alone, a scalar."""
+        seen_N = self._seen()[rows.scenario, rows.position]
+        logits_N = self.model.head.feature_logits(rows.features)
+        return pal_loss(logits_N, seen_N, rows.clicked).mean()
+
+    def _seen(self) -> Tensor:
+        """Returns p(seen | position), (scenarios, positions)."""
+        seen_SP = torch.sigmoid(self.start + _TOWER_SPEED * self.tower.view_as(self.start))
+        return torch.cat([torch.ones_like(seen_SP[:, :1]), seen_SP], dim=1)
+
+
+class ChoiceLoss(nn.Module):
+    """Click model as it learns from sessions: the first candidate is the right one."""
+
+    def __init__(self, model: ClickModel) -> None:
+        """Takes the model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """Returns the mean cross-entropy of choosing the right candidate, a scalar."""
+        logits_BC = self.model.packed_logits(batch.packed, batch.features)
+        logits_BC = logits_BC.masked_fill(~batch.packed.suffix_mask, -1e9)
+        return F.cross_entropy(logits_BC, torch.zeros_like(batch.scenario))

@@ -1,0 +1,104 @@
+"""How good a click model is on held-out impressions, beside what knows positions alone.
+
+Knows nothing of the model.
+"""
+
+# R requests, N impressions (rows), P positions
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.formats.features import FEATURE_NAMES
+from train.clicks.calibration import Quality, auc, gauc, quality
+from train.clicks.data import ClickRequests
+from train.clicks.fitting import ClickFit, scenario_rows, seen_probability
+
+_LOG_POPULARITY = FEATURE_NAMES.index("log_popularity")
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClickReport:
+    """Quality on the validation split of one scenario, or of all ("all")."""
+
+    num_requests: int
+    num_impressions: int
+    click_rate: float
+    model: Quality  # p(click | seen) * p(seen | position)
+    position_only: Quality  # click rate per scenario and position in the training split
+    popularity_auc: float
+    popularity_gauc: float
+    logit_gauc: float  # the model without the position it was shown at
+    num_swapped: int  # held-out impressions that exploration moved
+
+    def describe(self, name: str) -> str:
+        """Returns one line for people."""
+        model, position = self.model, self.position_only
+        return (
+            f"click model, {name}: {self.num_impressions} held-out impressions, "
+            f"click rate {self.click_rate:.4f}, AUC {model.auc:.3f} "
+            f"(position only {position.auc:.3f}, popularity {self.popularity_auc:.3f}), "
+            f"GAUC {model.gauc:.3f} ({position.gauc:.3f}, {self.popularity_gauc:.3f}), "
+            f"normalised entropy {model.normalised_entropy:.3f} "
+            f"({position.normalised_entropy:.3f}), relative ECE {model.relative_ece:.3f}"
+        )
+
+
+def click_reports(
+    requests: ClickRequests, train: Ids, valid: Ids, logits: Floats, fit: ClickFit
+) -> dict[str, ClickReport]:
+    """Returns the reports per scenario that has held-out impressions, and of "all".
+
+    Args:
+        requests: all of them.
+        train: those trained on.
+        valid: those held out.
+        logits: of the rows of the held-out ones, in their order.
+        fit: what was fitted to them.
+    """
+    rows = requests.rows(valid)
+    probability_N, baseline_N = np.zeros(len(rows)), np.zeros(len(rows))
+    masks = scenario_rows(requests, rows)
+    for name, mask in masks.items():
+        position_N = requests.position_N[rows[mask]]
+        platt = fit.calibrations[name]
+        level_N = platt.slope * logits[mask].astype(np.float64) + platt.intercept
+        probability_N[mask] = seen_probability(fit.examinations.get(name), position_N) / (
+            1 + np.exp(-level_N)
+        )
+        baseline_N[mask] = _position_rates(requests, train, name)[position_N]
+    masks["all"] = np.ones(len(rows), np.bool_)
+    result: dict[str, ClickReport] = {}
+    for name, mask in masks.items():
+        own = rows[mask]
+        clicked_N, request_N = requests.clicked_N[own], requests.request_N[own]
+        popularity_N = requests.features_NF[own, _LOG_POPULARITY]
+        result[name] = ClickReport(
+            num_requests=len(np.unique(request_N)),
+            num_impressions=len(own),
+            click_rate=float(clicked_N.mean()),
+            model=quality(probability_N[mask], clicked_N, request_N),
+            position_only=quality(baseline_N[mask], clicked_N, request_N),
+            popularity_auc=auc(popularity_N, clicked_N),
+            popularity_gauc=gauc(popularity_N, clicked_N, request_N),
+            logit_gauc=gauc(logits[mask], clicked_N, request_N),
+            num_swapped=int((requests.rank_N[own] != requests.position_N[own]).sum()),
+        )
+    return result
+
+
+def _position_rates(requests: ClickRequests, train: Ids, scenario: str) -> NDArray[np.float64]:
+    """Returns click rates (P) per position in the training split, shrunk to their mean."""
+    rows = requests.rows(train)
+    mask = scenario_rows(requests, rows).get(scenario)
+    num_positions = int(requests.position_N.max()) + 1
+    if mask is None:
+        return np.full(num_positions, requests.clicked_N[rows].mean())
+    own = rows[mask]
+    shown_P = np.bincount(requests.position_N[own], minlength=num_positions)
+    clicks_P = np.bincount(
+        requests.position_N[own], requests.clicked_N[own].astype(np.float64), num_positions
+    )
+    return (clicks_P + requests.clicked_N[own].mean()) / (shown_P + 1)
