@@ -121,6 +121,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
         specs = [spec for spec in models if spec is not None]
         names = {"tokenizer.json", *(n for s in specs for n in (s.file, s.tokenizer))}
         names |= {s.fallback_file for s in specs if s.fallback_file}
+        names |= {self.click_model.statistics} if self.click_model else set()
         return (models, self.prompt, self.scenarios, {n: self.files.get(n) for n in names})
 
 
