@@ -153,6 +153,10 @@ def report(
     second_world: Annotated[
         Path | None, typer.Option(help="Another simulation, whose truth scores the same lists.")
     ] = None,
+    prompted: Annotated[
+        str,
+        typer.Option(help="Checkpoint of a language model that writes lists untrained; slow."),
+    ] = "",
     placebo_prompts: Annotated[
         int, typer.Option(min=0, help="Of a round aligned with a meaningless reward; 0: none.")
     ] = 300,
@@ -171,6 +175,7 @@ def report(
             bundle,
             heldout,
             second_world=second_world,
+            prompted=prompted,
             placebo_prompts=placebo_prompts,
             num_queries=queries,
             seed=seed,

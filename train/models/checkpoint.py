@@ -36,7 +36,7 @@ def read_tokenizer(checkpoint: str) -> SourceTokenizer:
     Raises:
         ValueError: there is no such checkpoint, or it has no fast tokenizer.
     """
-    tokenizer = _loaded(AutoTokenizer, checkpoint)
+    tokenizer = load_pretrained(AutoTokenizer, checkpoint)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{checkpoint}: has no byte-level BPE tokenizer that the engine can read")
     backend: Tokenizer = tokenizer.backend_tokenizer
@@ -59,7 +59,7 @@ def load_rearranged(
     """
     source = read_tokenizer(checkpoint)
     layout = arrange(source.tokenizer, size=source.size, scenarios=scenarios, kinds=kinds)
-    model = _loaded(AutoModelForCausalLM, checkpoint, dtype=torch.float32)
+    model = load_pretrained(AutoModelForCausalLM, checkpoint, dtype=torch.float32)
     rearrange(model, layout)
     return model, layout.vocabulary
 
@@ -95,7 +95,17 @@ def _moved(rows_VD: Tensor, old_ids: Sequence[int | None]) -> Tensor:
     return moved_VD
 
 
-def _loaded(loader: Any, checkpoint: str, **options: Any) -> Any:
+def load_pretrained(loader: Any, checkpoint: str, **options: Any) -> Any:
+    """Returns what a loader of transformers makes of a checkpoint.
+
+    Args:
+        loader: such as `AutoModelForCausalLM`.
+        checkpoint: hub id, directory or GGUF file.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     path = Path(checkpoint)
     try:
         if path.suffix == ".gguf":

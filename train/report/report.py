@@ -20,11 +20,13 @@ from train.generation.generator import METRICS, read_prompts
 from train.report.ablation import AblationRow, ablation_rows, list_ctr
 from train.report.placebo import PlaceboJudge
 from train.report.policies import PolicyLists, Question
+from train.report.prompting import prompted_lists
 from train.settings import AlignmentConfig
 from train.simulator.truth import Truth
 
 NUM_LISTED = 5
 NUM_EXAMPLES = 30
+PROMPTED = "prompting, nothing trained"
 SFT, ALIGNED = "SFT, no co-occurrence", "+ alignment, no co-occurrence"
 SFT_WARM, FULL = "SFT + co-occurrence", "+ alignment + co-occurrence"
 BEST_OF, COMPOSED = "SFT + co-occurrence, best of 8 lists", "SFT + co-occurrence, best of 8 a slot"
@@ -82,6 +84,7 @@ def make_report(
     heldout: Path,
     *,
     second_world: Path | None,
+    prompted: str = "",
     placebo_prompts: int,
     num_queries: int,
     seed: int,
@@ -94,6 +97,7 @@ def make_report(
         bundle: exported from it.
         heldout: queries that occur in no log.
         second_world: directory of another simulation, whose truth scores the same lists.
+        prompted: checkpoint of a language model that writes lists as it comes; empty: none.
         placebo_prompts: prompts of a round aligned with a reward that means nothing; 0: none.
         num_queries: held-out queries, each in all scenarios.
         seed: of what is drawn.
@@ -112,7 +116,7 @@ def make_report(
         asked = questions_of(served, read_queries(heldout), num_queries, seed)
         questions = [Question(*q) for q in asked]
         return _reported(
-            run, served, questions, config, second_world, placebo_prompts, seed, report
+            run, served, questions, config, second_world, prompted, placebo_prompts, seed, report
         )
     finally:
         served.close()
@@ -124,6 +128,7 @@ def _reported(
     questions: Sequence[Question],
     config: TrainConfig,
     second_world: Path | None,
+    prompted: str,
     placebo_prompts: int,
     seed: int,
     report: Report,
@@ -146,6 +151,14 @@ def _reported(
         lists.greedy(aligned, FULL, is_cold=False),
     ]
     warm, full = systems[2:]
+    if prompted:
+        scenarios = served.bundle.scenarios
+        systems.insert(
+            0,
+            prompted_lists(
+                prompted, questions, scenarios, PROMPTED, num_listed=NUM_LISTED, report=report
+            ),
+        )
     for name, is_composed in ((BEST_OF, False), (COMPOSED, True)):
         report(name)
         systems.append(
