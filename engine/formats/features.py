@@ -27,7 +27,7 @@ _TEXT_FEATURES = (
 )
 FEATURE_NAMES = (*_TEXT_FEATURES, *FIGURES)
 
-NUM_LOG_FEATURES = 3  # the first ones come from the log; all 0 for a text it does not know
+NUM_LOG_FEATURES = 3  # the first: what the log knows of the text itself; all 0 if it does not
 
 
 def candidate_features(

@@ -10,7 +10,8 @@ vocabulary writes, also of texts that nobody ever searched:
   followed it in a session and that the first did not have: `log((n + 1) / (e + 1))`, where n
   counts distinct queries (pairs of queries) and e is what chance would give.
 
-Only queries above k are counted. Knows nothing of models.
+Of very large logs only the most frequent pairs are kept; others count as never seen. Only queries
+above k are counted. Knows nothing of models.
 """
 
 # V tokens, E pairs of a table, C candidates, U distinct tokens, Q distinct tokens of the query,
@@ -29,7 +30,6 @@ from engine.formats.vocabulary import EOS_ID
 
 TOKEN_STATISTICS = "token_statistics.npz"  # of a click model, in a run and in a bundle
 START_ID = 0  # padding: it stands before the first token
-MAX_SIZE = 1 << 16  # of a vocabulary: pairs of ids are 32-bit numbers
 SMOOTHING = 2.0  # searches' worth of the unigram model
 # Association of new tokens with the query's best one in queries that follow one another, / 5.
 SEQUEL_MEAN, SEQUEL_LEAST = "new_sequel_mean", "new_sequel_least"
@@ -37,7 +37,9 @@ FIGURES = (
     "fluency",  # mean log P(token | token before) over the text and its end, / 10
     "least_fluency",  # the smallest of them
     "ending",  # that of the end
-    "coherence",  # mean association of the pairs of tokens of the text, / 5
+    # Mean association of the pairs of tokens of the text, / 5. A token that comes twice was never
+    # counted with itself, and tells against the text.
+    "coherence",
     "new_association_mean",  # of tokens that the query lacks, each with the query's best token, / 5
     "new_association_least",
     SEQUEL_MEAN,
@@ -53,15 +55,16 @@ Floats = NDArray[np.float32]
 class PairTable(NamedTuple):
     """A number for each of E pairs of tokens."""
 
-    keys: NDArray[np.uint32]  # (E), `a * V + b`, increasing
+    keys: NDArray[np.unsignedinteger]  # (E), `a * V + b`, increasing
     values: Floats  # (E)
 
     def look_up(self, keys: Ids, otherwise: Floats) -> Floats:
         """Returns the values of keys, any shape, and `otherwise` where the table has none."""
         if not len(self.keys):
             return otherwise
-        at = np.minimum(np.searchsorted(self.keys, keys.astype(np.uint32)), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, self.values[at], otherwise)
+        wanted = keys.astype(self.keys.dtype)
+        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where(self.keys[at] == wanted, self.values[at], otherwise)
 
 
 class TokenStatistics:
@@ -106,7 +109,14 @@ class TokenStatistics:
         return len(self.num_with)
 
     def figures(self, query_ids: Sequence[int], candidates: Sequence[Sequence[int]]) -> Floats:
-        """Returns float32 (C, len(FIGURES)) figures of candidates, token ids each, for a query."""
+        """Returns float32 (C, len(FIGURES)) figures of candidates for a query.
+
+        Args:
+            query_ids: token ids of the query or prefix; any number.
+            candidates: C of them, at least one token id each.
+        """
+        if not candidates:
+            return np.zeros((0, len(FIGURES)), np.float32)
         num_candidates = len(candidates)
         lengths = np.fromiter(map(len, candidates), np.int64, num_candidates)
         ends = np.cumsum(lengths)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engine.formats.features import FEATURE_NAMES
 from engine.formats.prompt import SideInformation
 from engine.formats.token_statistics import TOKEN_STATISTICS, TokenStatistics
-from train.clicks.data import requests_of
+from train.clicks.data import ClickRequests, requests_of
 from train.clicks.model import load_click_model
 from train.clicks.scoring import click_activations
 from train.clicks.uncertainty import load_uncertainty
@@ -102,8 +102,8 @@ class ClickJudge:
         """
         if not questions:
             return []
-        requests = requests_of(
-            self._run, _table(questions), max_edges=self._max_edges, statistics=self._statistics
+        requests = requests_for(
+            self._run, questions, max_edges=self._max_edges, statistics=self._statistics
         )
         is_cold_N = np.array([asked.is_cold for asked in questions])[requests.request_N]
         requests.features_NF[is_cold_N, _NPMI] = 0
@@ -119,6 +119,13 @@ class ClickJudge:
             _check(name, p_N[rows], lower_N[rows])
         parts = zip(requests.offsets[:-1].tolist(), requests.offsets[1:].tolist(), strict=True)
         return [Judgement(p_N[a:b], lower_N[a:b], is_known_N[a:b]) for a, b in parts]
+
+
+def requests_for(
+    run: Path, questions: Sequence[Judged], *, max_edges: int, statistics: TokenStatistics
+) -> ClickRequests:
+    """Returns questions as the click model reads them; see `train.clicks.data.read_requests`."""
+    return requests_of(run, _table(questions), max_edges=max_edges, statistics=statistics)
 
 
 def _check(scenario: str, *probabilities: Floats) -> None:

@@ -19,7 +19,7 @@ from train.models.shared_prefix import PackedBatch
 
 _HEAD_SIZE = 64  # of either reader
 MAX_DEVIATIONS = 5.0  # of a feature from its mean: beyond, nothing was learnt
-_LEAST_SCALE = 1e-3  # of a feature: one that never differs says nothing
+_LEAST_SCALE = 1e-3  # of a feature: one that never differs teaches nothing, and is left out
 _HEAD_FILE = "head.safetensors"
 
 
@@ -85,9 +85,13 @@ class ClickModel(nn.Module):
         self.head = _Head(backbone.config.hidden_size, num_features)
 
     def standardise(self, features_NF: Tensor) -> None:
-        """Has the head read features by their mean and deviation in these rows, (N, F)."""
+        """Has the head read features by their mean and deviation in these rows, (N, F).
+
+        One that is the same in all of them counts as its mean from then on.
+        """
         self.head.mean.copy_(features_NF.mean(0))
-        self.head.scale.copy_(features_NF.std(0) + _LEAST_SCALE)
+        scale_F = features_NF.std(0)
+        self.head.scale.copy_(torch.where(scale_F < _LEAST_SCALE, torch.inf, scale_F))
 
     def forward(
         self,

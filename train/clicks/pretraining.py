@@ -4,8 +4,8 @@ Clicks are few; what people searched next is plentiful, and says much the same: 
 query. Each request has the next query of a real session as the one right candidate, and wrong ones
 that differ in kind: popular queries, queries that share a word (or, for a completion, the typed
 prefix), and broken texts whose words were shuffled, repeated or swapped, so that what reads like a
-query is learnt, too. Features that come from the log are left at 0, or they would give the answer
-away. Knows nothing of the model.
+query is learnt, too. Of the features, what the log knows of a text, and of queries that follow one
+another, is left at 0, or it would give the answer away. Knows nothing of the model.
 """
 
 # R requests, N candidates (rows)
@@ -135,7 +135,9 @@ def session_requests(
             renderer.click_context(spec.name, query, [SideInformation(SESSION, q) for q in session])
         )
         shown.append(texts)
-        figures_CT = statistics.figures(ids_of(query), [ids_of(t) for t in texts])
+        figures_CT = statistics.figures(
+            ids_of(query), [ids_of(t)[:MAX_CANDIDATE_TOKENS] for t in texts]
+        )
         features_CF = candidate_features(spec, query, texts, zeros, zeros, figures_CT)
         features_CF[:, _SEQUELS] = 0
         features.append(features_CF)

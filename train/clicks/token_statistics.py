@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.formats.token_statistics import (
-    MAX_SIZE,
     SMOOTHING,
     START_ID,
     PairTable,
@@ -55,14 +54,7 @@ def statistics_of(
         sources: int64 (P), rows of queries that others followed.
         targets: int64 (P), rows of these.
         size: V.
-
-    Raises:
-        ValueError: the vocabulary is too large for pairs of its ids to be 32-bit numbers.
     """
-    if size > MAX_SIZE:
-        raise ValueError(
-            f"the vocabulary has {size} tokens: statistics of pairs are for at most {MAX_SIZE}"
-        )
     unigrams, before = np.zeros(size), np.zeros(size)
     num_with = np.zeros(size)
     follows, together = _Counter(), _Counter()
@@ -110,7 +102,7 @@ def statistics_of(
         log_backoff=np.log(SMOOTHING / (before + SMOOTHING)).astype(np.float32),
         leads=(leads / root).astype(np.float32),
         trails=(trails / root).astype(np.float32),
-        follows=PairTable(keys.astype(np.uint32), log_follows.astype(np.float32)),
+        follows=PairTable(_narrow(keys, size), log_follows.astype(np.float32)),
         together=_associations(together, expected, expected, size),
         sequels=_associations(sequels, leads / root, trails / root, size),
     )
@@ -149,7 +141,11 @@ def _associations(
     keys, counts = counter.most(_MAX_PAIRS)
     expected = first[keys // size] * second[keys % size]
     values = np.log((counts + 1) / (expected + 1))
-    return PairTable(keys.astype(np.uint32), values.astype(np.float32))
+    return PairTable(_narrow(keys, size), values.astype(np.float32))
+
+
+def _narrow(keys: Ids, size: int) -> NDArray[np.unsignedinteger]:
+    return keys.astype(np.uint32 if size**2 <= 1 << 32 else np.uint64)
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -13,18 +13,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import LlamaModel, set_seed
 
-from engine.formats.features import NUM_LOG_FEATURES
 from engine.formats.token_statistics import TOKEN_STATISTICS
 from engine.formats.vocabulary import Vocabulary
 from train.clicks.data import ClickBatch, ClickRequests, make_batch, read_requests, training_order
+from train.clicks.feature_fit import features_of, fit_features
 from train.clicks.fitting import fit_click_model
-from train.clicks.losses import ChoiceLoss, ClickLoss, FeatureRows
+from train.clicks.losses import ChoiceLoss, ClickLoss
 from train.clicks.model import ClickModel, save_click_model
 from train.clicks.pretraining import session_requests
 from train.clicks.reporting import ClickReport, click_reports
@@ -37,9 +36,6 @@ from train.models.pace import PacedTrainer, trainer_arguments
 from train.models.shared_prefix import PackedBatch
 from train.settings import ClickModelConfig, Places
 
-_FEATURE_EPOCHS = 3
-_FEATURE_BATCH = 2048  # rows
-_FEATURE_LEARNING_RATE = 3e-3
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -93,8 +89,7 @@ def train_click_model(
     sessions = session_requests(run, statistics, num_requests=num_sessions, seed=seed)
     set_seed(seed)
     model = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
-    rows = requests.rows(train)
-    model.standardise(torch.from_numpy(requests.features_NF[rows]))
+    model.standardise(features_of(requests, requests.rows(train), config.hidden_log_share, seed))
     model.head.text_dropout = config.hidden_text_share
     num_positions = max(2, int(requests.position_N.max()) + 1)
     limit_s = config.max_train_s / (1 if sessions is None else 2)
@@ -111,7 +106,7 @@ def train_click_model(
             max_train_s=limit_s,
         )
     loss = ClickLoss(model, len(requests.scenarios), num_positions)
-    _fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
+    fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
     trainer = _train(
         loss,
         requests,
@@ -152,42 +147,6 @@ def train_click_model(
     if trainer.is_world_process_zero():
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return reports
-
-
-def _fit_features(
-    loss: ClickLoss, requests: ClickRequests, chosen: Ids, *, hidden_share: float, seed: int
-) -> None:
-    """Trains what judges by features alone, and has the rest start from there.
-
-    That is seconds of work, and a click model of its own; what reads texts then learns what they
-    say beyond it.
-    """
-    head = loss.model.head
-    trained = [*head.features.parameters(), *head.mixed.parameters(), *head.out.parameters()]
-    trained.append(loss.tower)
-    optimizer = torch.optim.AdamW(trained, lr=_FEATURE_LEARNING_RATE, weight_decay=0.0)
-    rows = requests.rows(chosen)
-    num_steps = max(1, _FEATURE_EPOCHS * len(rows) // _FEATURE_BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, _FEATURE_LEARNING_RATE, total_steps=num_steps
-    )
-    request_N = requests.request_N
-    rng = np.random.default_rng(seed)
-    for _ in range(num_steps):
-        drawn = rng.choice(rows, _FEATURE_BATCH)
-        features = requests.features_NF[drawn]
-        features[rng.random(len(drawn)) < hidden_share, :NUM_LOG_FEATURES] = 0
-        batch = FeatureRows(
-            torch.from_numpy(features),
-            torch.from_numpy(requests.scenario_R[request_N[drawn]]),
-            torch.from_numpy(requests.position_N[drawn]),
-            torch.from_numpy(requests.clicked_N[drawn].astype(np.float32)),
-        )
-        optimizer.zero_grad()
-        loss.of_features(batch).backward()
-        optimizer.step()
-        schedule.step()
-    head.forget_text()
 
 
 class _Requests(Dataset[int]):

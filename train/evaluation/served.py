@@ -26,8 +26,9 @@ from engine.execution.models import GenerateRow
 from engine.execution.retrieval import NOTHING, Retrieval, Retrieved
 from engine.execution.runtime import Runtime
 from engine.feedback.attribution import Source
-from engine.formats.manifest import ScenarioSpec
+from engine.formats.manifest import MAX_CANDIDATE_TOKENS, ScenarioSpec
 from engine.formats.prompt import COOCCURRING, SideInformation
+from engine.formats.token_statistics import FIGURES
 from engine.scheduling.deadline import Deadline, MonotonicClock
 from engine.scheduling.planner import SCORED_SIZES
 from engine.scheduling.stages import Probe, Why
@@ -219,6 +220,16 @@ class ServedBundle:
             is_known_C = np.array([c.popularity > 0 for c in part])
             parts.append(seen_probabilities(spec, scenario, logits_C, is_known_C))
         return np.concatenate(parts)
+
+    def figures(self, query: str, texts: Sequence[str]) -> Floats:
+        """Returns what the log's tokens say of each text, float32 (C, len(FIGURES)).
+
+        Zeros for a bundle without a click model.
+        """
+        statistics, ids_of = self.bundle.statistics, self.bundle.vocabulary.ids_of
+        if statistics is None:
+            return np.zeros((len(texts), len(FIGURES)), np.float32)
+        return statistics.figures(ids_of(query), [ids_of(t)[:MAX_CANDIDATE_TOKENS] for t in texts])
 
     def _question(self, scenario: str, asked: Asked, num: int = 1) -> Question:
         return Question(

@@ -162,7 +162,7 @@ def _evaluated(
         left_out["real"] = "no real clicks are given"
     else:
         report("real clicks")
-        real = evaluate_real_clicks(data.real_clicks, seed=seed)
+        real = evaluate_real_clicks(data.real_clicks, figures=served.figures, seed=seed)
     return Evaluation(
         bundle_id=served.bundle.manifest.bundle_id,
         is_simulated=(world / "world.json").is_file(),

@@ -6,6 +6,7 @@ The simple thing that fine-tuning must beat. Knows nothing of logs.
 # B questions of a batch, L tokens with padding
 import re
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ def _prompt(scenario: ScenarioSpec, query: str) -> str:
 
 @torch.inference_mode()
 def _continued(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> list[str]:
-    """Returns what follows each prompt, up to the first empty line."""
+    """Returns what follows each prompt, up to the first empty line; a line that was cut goes."""
     width = max(map(len, prompts))
     ids_BL = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -135,8 +136,15 @@ def _continued(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> li
         do_sample=False,
         pad_token_id=0,
     )
-    texts = tokenizer.decode_batch(output_BL[:, width:].tolist())
-    return [f"1.{text}".split("\n\n", 1)[0] for text in texts]
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    new = [list(takewhile(lambda i: i not in ends, ids)) for ids in output_BL[:, width:].tolist()]
+    texts: list[str] = []
+    for ids, text in zip(new, tokenizer.decode_batch(new), strict=True):
+        is_cut = len(ids) == _MAX_NEW_TOKENS and "\n\n" not in text
+        kept = text.rpartition("\n")[0] if is_cut else text.split("\n\n", 1)[0]
+        texts.append(f"1.{kept}")
+    return texts
 
 
 def items_of(written: str, query: str, *, completes_prefix: bool) -> list[str]:

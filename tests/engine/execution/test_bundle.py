@@ -13,6 +13,8 @@ from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.runtime import Runtime, usable_file
 from engine.formats.features import FEATURE_NAMES
 from engine.formats.manifest import BundleError, read_manifest, sha256_of
+from engine.formats.token_statistics import TOKEN_STATISTICS
+from train.clicks.token_statistics import statistics_of
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,23 @@ def test_features_of_another_release_are_refused(copy, runtime):
     rewrite(copy, lambda m: m["click_model"]["feature_names"].reverse())
     with pytest.raises(BundleError, match=r"click_model\.onnx: was trained on the features"):
         load_bundle(copy, runtime)
+
+
+def test_token_statistics_of_another_vocabulary_are_refused(copy, runtime):
+    none = np.zeros(0, np.int64)
+    statistics_of([(130, 131)], none, none, size=256).save(copy / TOKEN_STATISTICS)
+    rewrite(copy, lambda manifest: None)
+    with pytest.raises(BundleError, match=r"token_statistics\.npz: counts 256 tokens"):
+        load_bundle(copy, runtime)
+
+
+def test_a_bundle_of_other_token_statistics_has_other_models(copy, tiny_bundle):
+    manifest = read_manifest(tiny_bundle)
+    assert manifest.has_models_of(read_manifest(copy))
+    none = np.zeros(0, np.int64)
+    statistics_of([(130, 131)], none, none, size=256).save(copy / TOKEN_STATISTICS)
+    rewrite(copy, lambda manifest: None)
+    assert not manifest.has_models_of(read_manifest(copy))
 
 
 def test_an_index_of_another_encoder_is_refused(copy, runtime):

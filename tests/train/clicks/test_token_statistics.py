@@ -58,12 +58,10 @@ def sequel(a: int, b: int) -> float:
 
 def by_hand(query: tuple[int, ...], text: tuple[int, ...]) -> list[float]:
     log_p = fluencies(text)
-    pairs = [together(a, b) for i, a in enumerate(text) for b in text[i + 1 :] if a != b]
-    same = [i for i, a in enumerate(text) for b in text[i + 1 :] if a == b]
+    pairs = [together(a, b) for i, a in enumerate(text) for b in text[i + 1 :]]
     new = [t for t in text if t not in query]
     figures = [sum(log_p) / len(log_p) / 10, min(log_p) / 10, log_p[-1] / 10]
-    if not same:  # a token with itself is nothing that is counted: left to the test below
-        figures.append(sum(pairs) / max(1, len(pairs)) / 5)
+    figures.append(sum(pairs) / max(1, len(pairs)) / 5)
     for of in (together, sequel):
         best = [max((of(q, t) for q in query), default=0.0) / 5 for t in new]
         figures += [sum(best) / len(best), min(best)] if best else [0.0, 0.0]
@@ -91,6 +89,15 @@ def test_a_text_has_the_same_figures_alone_and_among_others(statistics: TokenSta
     for row, text in zip(together_CT, texts, strict=True):
         np.testing.assert_array_equal(statistics.figures((A, D), [text])[0], row)
     assert np.isfinite(together_CT).all()
+
+
+def test_a_token_that_comes_twice_tells_against_a_text(statistics: TokenStatistics) -> None:
+    once, twice = statistics.figures((), [(A, B), (A, A)])
+    assert twice[FIGURES.index("coherence")] < once[FIGURES.index("coherence")]
+
+
+def test_no_candidates_have_no_figures(statistics: TokenStatistics) -> None:
+    assert statistics.figures((A,), []).shape == (0, len(FIGURES))
 
 
 def test_what_the_log_says_stands_above_what_it_does_not(statistics: TokenStatistics) -> None:
@@ -138,7 +145,15 @@ def test_damaged_files_are_refused_by_name(
         TokenStatistics.load(path)
 
 
-def test_a_vocabulary_too_large_for_its_pairs_is_refused() -> None:
-    none = np.zeros(0, np.int64)
-    with pytest.raises(ValueError, match="65536"):
-        statistics_of([], none, none, size=65_664)
+def test_pairs_of_a_vocabulary_of_150000_tokens_are_told_apart(
+    statistics: TokenStatistics,
+) -> None:
+    """Pairs of its ids need more than 32 bits, where they would meet others."""
+    size = 151_936
+    shift = size - SIZE
+    queries = [tuple(i + shift for i in q) for q in QUERIES]
+    large = statistics_of(queries, SOURCES, TARGETS, size=size)
+    found = large.figures((A + shift,), [(A + shift, B + shift), (D + shift, UNSEEN + shift)])
+    expected = statistics.figures((A,), [(A, B), (D, UNSEEN)])
+    coherence = FIGURES.index("coherence")
+    np.testing.assert_allclose(found[:, coherence:], expected[:, coherence:], atol=1e-6)
