@@ -176,6 +176,7 @@ def report(
             heldout,
             second_world=second_world,
             prompted=prompted,
+            kept=out / "prompted.json",
             placebo_prompts=placebo_prompts,
             num_queries=queries,
             seed=seed,

@@ -7,8 +7,10 @@ The simple thing that fine-tuning must beat. Knows nothing of logs.
 import re
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -23,6 +25,7 @@ from train.report.policies import Question
 
 _BATCH_SIZE = 16
 _MAX_NEW_TOKENS = 64
+_EMPTY_LINE = "\u010a\u010a"  # two newlines in the alphabet of byte-level BPE
 _ITEM = re.compile(r"\s*\d+[.)]\s*(\S.*)")
 _SUGGESTION = (
     "What people search on the web after a query.",
@@ -60,6 +63,11 @@ _CLARIFICATION = (
 )  # fmt: skip
 
 
+class _Kept(msgspec.Struct, frozen=True):
+    checkpoint: str
+    lists: list[ProducedList]
+
+
 def prompted_lists(
     checkpoint: str,
     questions: Sequence[Question],
@@ -67,6 +75,7 @@ def prompted_lists(
     name: str,
     *,
     num_listed: int,
+    kept: Path,
     report: Callable[[str], None],
 ) -> list[ProducedList]:
     """Returns what the model writes for each question after three examples, greedily.
@@ -77,11 +86,18 @@ def prompted_lists(
         scenarios: by name.
         name: of the system.
         num_listed: N, texts of a list at most.
+        kept: file of the lists. They take long: where it has lists of this checkpoint for these
+            questions, nothing is written anew.
         report: called with how far it is.
 
     Raises:
         ValueError: the checkpoint cannot be loaded.
     """
+    asked = [(q.scenario, q.query) for q in questions]
+    if kept.is_file():
+        known = msgspec.json.decode(kept.read_bytes(), type=_Kept)
+        if known.checkpoint == checkpoint and asked == [(p.scenario, p.query) for p in known.lists]:
+            return known.lists
     tokenizer = read_tokenizer(checkpoint).tokenizer
     dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
     model = load_pretrained(AutoModelForCausalLM, checkpoint, dtype=dtype).eval()
@@ -94,7 +110,7 @@ def prompted_lists(
         report(f"{name}: {start} of {len(order)} questions")
         texts = _continued(model, tokenizer, [ids[i] for i in part])
         written.update(zip(part, texts, strict=True))
-    return [
+    lists = [
         ProducedList(
             scenario=question.scenario,
             query=question.query,
@@ -109,6 +125,9 @@ def prompted_lists(
         )
         for i, question in enumerate(questions)
     ]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(msgspec.json.encode(_Kept(checkpoint, lists)))
+    return lists
 
 
 def _prompt(scenario: ScenarioSpec, query: str) -> str:
@@ -126,6 +145,10 @@ def _prompt(scenario: ScenarioSpec, query: str) -> str:
 @torch.inference_mode()
 def _continued(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> list[str]:
     """Returns what follows each prompt, up to the first empty line; a line that was cut goes."""
+    own = model.generation_config.eos_token_id
+    vocabulary = tokenizer.get_vocab()
+    ends = {i for token, i in vocabulary.items() if _EMPTY_LINE in token}
+    ends |= set(own if isinstance(own, list) else [own])
     width = max(map(len, prompts))
     ids_BL = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -135,9 +158,8 @@ def _continued(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> li
         max_new_tokens=_MAX_NEW_TOKENS,
         do_sample=False,
         pad_token_id=0,
+        eos_token_id=list(ends),
     )
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
     new = [list(takewhile(lambda i: i not in ends, ids)) for ids in output_BL[:, width:].tolist()]
     texts: list[str] = []
     for ids, text in zip(new, tokenizer.decode_batch(new), strict=True):

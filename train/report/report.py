@@ -85,6 +85,7 @@ def make_report(
     *,
     second_world: Path | None,
     prompted: str = "",
+    kept: Path,
     placebo_prompts: int,
     num_queries: int,
     seed: int,
@@ -98,6 +99,7 @@ def make_report(
         heldout: queries that occur in no log.
         second_world: directory of another simulation, whose truth scores the same lists.
         prompted: checkpoint of a language model that writes lists as it comes; empty: none.
+        kept: file for these lists, see `train.report.prompting.prompted_lists`.
         placebo_prompts: prompts of a round aligned with a reward that means nothing; 0: none.
         num_queries: held-out queries, each in all scenarios.
         seed: of what is drawn.
@@ -116,7 +118,16 @@ def make_report(
         asked = questions_of(served, read_queries(heldout), num_queries, seed)
         questions = [Question(*q) for q in asked]
         return _reported(
-            run, served, questions, config, second_world, prompted, placebo_prompts, seed, report
+            run,
+            served,
+            questions,
+            config,
+            second_world,
+            prompted,
+            kept,
+            placebo_prompts,
+            seed,
+            report,
         )
     finally:
         served.close()
@@ -129,6 +140,7 @@ def _reported(
     config: TrainConfig,
     second_world: Path | None,
     prompted: str,
+    kept: Path,
     placebo_prompts: int,
     seed: int,
     report: Report,
@@ -156,7 +168,13 @@ def _reported(
         systems.insert(
             0,
             prompted_lists(
-                prompted, questions, scenarios, PROMPTED, num_listed=NUM_LISTED, report=report
+                prompted,
+                questions,
+                scenarios,
+                PROMPTED,
+                num_listed=NUM_LISTED,
+                kept=kept,
+                report=report,
             ),
         )
     for name, is_composed in ((BEST_OF, False), (COMPOSED, True)):
