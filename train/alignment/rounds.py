@@ -35,7 +35,9 @@ POSITIONS = "position.json"
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
 _LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
 _LEAST_MEAN = 1.005  # the same over all scenarios: a reward that means nothing came to 1.002
-_LEAST_FOUND = 0.95  # the same of the clicked texts that are found, over all scenarios
+# The same of the clicked texts that are found, over all scenarios. Few held-out panels have clicks:
+# a tighter bound refuses what helps, for one text more or less.
+_LEAST_FOUND = 0.8
 Report = Callable[[str], None]
 
 
