@@ -205,7 +205,7 @@ def trained_run(clicked_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         run, generator, shape=shapes_of("tiny").generator, seed=0, output=_made(run / "generator")
     )
     click_model = ClickModelConfig(
-        num_epochs=2, batch_size=32, learning_rate=5e-3, session_share=0.0
+        num_epochs=3, batch_size=32, learning_rate=5e-3, session_share=1.0
     )
     reports = train_click_model(
         run,
