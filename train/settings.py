@@ -209,7 +209,7 @@ class ClickModelConfig(Section, frozen=True, kw_only=True):
     num_epochs: float = 1
     batch_size: int = 32  # requests, each with all shown candidates
     session_share: float = 1.0  # requests made from sessions, read before clicks, per logged one
-    hidden_log_share: float = 0.3  # candidates trained on as if the log did not know them
+    hidden_log_share: float = 0.3  # candidates without popularity and association in training
     hidden_text_share: float = 0.4  # candidates trained on by their features alone
     learning_rate: float = 1e-3  # of embeddings and norms; of everything where Muon is off
     matrix_learning_rate: float = 0.005  # Muon's (train.models.optimizer); 0: AdamW for everything

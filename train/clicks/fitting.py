@@ -82,7 +82,7 @@ def fit_click_model(
         unknown_spreads = _spreads(
             raw, chosen, logits, examinations, unknown_calibrations, is_unknown_N
         )
-    # As in training: some candidates look as if the log did not know them.
+    # As in training: some candidates are without popularity and association.
     activations_NE = click_activations(
         model, requests, sample, hidden_share=hidden_share, seed=seed
     )
