@@ -170,20 +170,28 @@ class TokenStatistics:
         """
         try:
             with path.open("rb") as stream, np.load(stream) as arrays:
-                tables = {
-                    name: PairTable(arrays[f"{name}_keys"], arrays[f"{name}_values"])
+                follows, together, sequels = (
+                    PairTable(arrays[f"{name}_keys"], arrays[f"{name}_values"])
                     for name in ("follows", "together", "sequels")
-                }
-                vectors = {
-                    name: arrays[name]
-                    for name in ("num_with", "log_probability", "log_backoff", "leads", "trails")
-                }
-                loaded = cls(num_queries=int(arrays["num_queries"]), **vectors, **tables)
+                )
+                loaded = cls(
+                    num_queries=int(arrays["num_queries"]),
+                    num_with=arrays["num_with"],
+                    log_probability=arrays["log_probability"],
+                    log_backoff=arrays["log_backoff"],
+                    leads=arrays["leads"],
+                    trails=arrays["trails"],
+                    follows=follows,
+                    together=together,
+                    sequels=sequels,
+                )
         except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
             raise BundleError(f"{path}: token statistics cannot be read: {error}") from error
-        sizes = {len(vector) for vector in vectors.values()}
-        pairs = {len(table.keys) == len(table.values) for table in tables.values()}
-        if len(sizes) != 1 or pairs != {True}:
+        vectors = (loaded.log_probability, loaded.log_backoff, loaded.leads, loaded.trails)
+        tables = (follows, together, sequels)
+        if {len(v) for v in vectors} != {loaded.size} or any(
+            len(table.keys) != len(table.values) for table in tables
+        ):
             raise BundleError(f"{path}: token statistics of several sizes do not belong together")
         return loaded
 

@@ -123,9 +123,11 @@ class _Counter:
 
     def margins(self, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Returns the counts of the first and of the second tokens, (V) each."""
+        weights = self._counts.astype(np.float64)
+        first, second = np.divmod(self._keys, size)
         return (
-            np.bincount(self._keys // size, self._counts, size),
-            np.bincount(self._keys % size, self._counts, size),
+            np.asarray(np.bincount(first, weights, size), np.float64),
+            np.asarray(np.bincount(second, weights, size), np.float64),
         )
 
     def most(self, num: int) -> tuple[Ids, Ids]:

@@ -162,7 +162,8 @@ def _continued(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> li
     )
     new = [list(takewhile(lambda i: i not in ends, ids)) for ids in output_BL[:, width:].tolist()]
     texts: list[str] = []
-    for ids, text in zip(new, tokenizer.decode_batch(new), strict=True):
+    for ids in new:
+        text = tokenizer.decode(ids)
         is_cut = len(ids) == _MAX_NEW_TOKENS and "\n\n" not in text
         kept = text.rpartition("\n")[0] if is_cut else text.split("\n\n", 1)[0]
         texts.append(f"1.{kept}")
