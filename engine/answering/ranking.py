@@ -43,16 +43,18 @@ def ranked(
     """
     if is_scored:
         weight = config.generator_weight if is_best_first else 0.0
-        trust_C = trust([c.place for c in candidates], weight)[: len(p_seen_C)]
+        scored = candidates[: len(p_seen_C)]
+        trust_C = trust([c.place for c in candidates], weight)[: len(scored)]
+        searches_C = np.array([c.popularity for c in scored], np.float32)
         order = diverse_order(
-            p_seen_C * trust_C,
-            [c.text for c in candidates[: len(p_seen_C)]],
+            p_seen_C * trust_C * (1 + searches_C) ** np.float32(config.popularity_weight),
+            [c.text for c in scored],
             question.query,
             diversity=config.diversity,
             k=question.num_suggestions,
         )
         # Candidates beyond those that were scored only fill up.
-        order += range(len(p_seen_C), len(candidates))
+        order += range(len(scored), len(candidates))
     else:
         order = list(range(len(candidates)))
     order = order[: question.num_suggestions]

@@ -76,8 +76,11 @@ def test_what_the_generator_finds_less_probable_counts_less_and_what_it_did_not_
     assert trust([None, None], 0.5).tolist() == [1, 1]  # nothing was written
 
 
-def ranked_texts(places, p_seen, *, is_best_first=True, **config):
-    candidates = [Candidate(f"text{i}", f"text{i}", Source.LOG, place=p) for i, p in places.items()]
+def ranked_texts(places, p_seen, *, is_best_first=True, searches=None, **config):
+    candidates = [
+        Candidate(f"text{i}", f"text{i}", Source.LOG, (searches or {}).get(i, 0.0), place=p)
+        for i, p in places.items()
+    ]
     question = Question(scenario=SCENARIO, query="q", num_suggestions=3, deadline=None)
     return ranked(
         question,
@@ -108,6 +111,15 @@ def test_what_was_written_counts_whether_or_not_it_is_scored():
     found = ranked_texts({0: 0, 1: None, 2: 1, 3: 2}, [0.2, 0.35], generator_weight=0.5)
     # .35 * 4 ** -.5 is less than .2; .35 * 2 ** -.5, with one text written, would be more.
     assert [s.text for s in found[:2]] == ["text0", "text1"]
+
+
+def test_what_people_search_turns_near_ties_and_leaves_probabilities_alone():
+    places, p_seen = {0: None, 1: None}, [0.2, 0.15]
+    found = ranked_texts(places, p_seen, searches={1: 31}, popularity_weight=0.2)
+    assert [s.text for s in found] == ["text1", "text0"]  # .15 * 32 ** .2 is .3
+    assert [s.click_probability for s in found] == pytest.approx([0.15, 0.1])
+    found = ranked_texts(places, p_seen, searches={1: 31}, popularity_weight=0.0)
+    assert [s.text for s in found] == ["text0", "text1"]
 
 
 def test_click_probability_falls_with_the_position_and_holds_beyond_the_last_known():
