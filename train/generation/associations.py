@@ -3,6 +3,7 @@
 Looks texts up by row of queries.parquet. Knows nothing of tokens, prompts or models.
 """
 
+import random
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -112,9 +113,7 @@ class Associations:
         known = self._completions.get((prefix, k))
         if known is not None:
             return known
-        encoded = prefix.encode("utf-8")
-        first = bisect_left(self._bytes, encoded)
-        end = bisect_left(self._bytes, True, lo=first, key=lambda b: not b.startswith(encoded))
+        first, end = self._range_of(prefix)
         counts = self.num_searches[first:end]
         if len(counts) > 4 * k:
             rows = np.argpartition(-counts, k)[:k]
@@ -122,9 +121,14 @@ class Associations:
         else:
             rows = np.argsort(-counts, kind="stable")[:k]
         found = [self.texts[first + i] for i in rows]
-        if len(encoded) <= 4:  # short prefixes have long ranges and come often
+        if len(prefix) <= 4:  # short prefixes have long ranges and come often
             self._completions[prefix, k] = found
         return found
+
+    def sample_starting_with(self, prefix: str, k: int, rng: random.Random) -> list[str]:
+        """Returns up to k different queries that start with `prefix`, each equally likely."""
+        rows = range(*self._range_of(prefix))
+        return [self.texts[row] for row in rng.sample(rows, min(k, len(rows)))]
 
     def similar(self, query: str, k: int) -> list[str]:
         """Returns up to k other queries that share words with `query`, most similar first.
@@ -157,6 +161,13 @@ class Associations:
         rows = self._by_word.get(rarest, ((), 0.0))[0]
         found = [self.texts[r] for r in rows if wanted < set(self.texts[r].split())]
         return found[:k]
+
+    def _range_of(self, prefix: str) -> tuple[int, int]:
+        """Returns the first row that starts with `prefix` and the first after it that does not."""
+        encoded = prefix.encode("utf-8")
+        first = bisect_left(self._bytes, encoded)
+        end = bisect_left(self._bytes, True, lo=first, key=lambda b: not b.startswith(encoded))
+        return first, end
 
     def _rows_by_word(self) -> dict[str, tuple[list[int], float]]:
         """Returns per word its most searched queries (best first) and its rarity."""

@@ -19,7 +19,7 @@ from engine.formats.manifest import PromptSpec, ScenarioSpec
 from engine.formats.prompt import COOCCURRING, SESSION, SideInformation
 from engine.formats.text import match_key, normalise_prefix
 from train.generation.associations import Associations, Clicks
-from train.mining.mine import CONTEXTS
+from train.mining.mine import CONTEXTS, QUERIES
 from train.mining.shown import IMPRESSIONS
 
 _EXACT_SHARE = 0.6  # of the examples with side information; the others get similar queries' lists
@@ -76,9 +76,11 @@ class ExampleMaker:
             query = normalise_prefix(query[: rng.randrange(1, len(query))])
         num_wanted = spec.num_slots - spec.has_auxiliary_text
         if spec.completes_prefix:
-            popular = self._associations.starting_with(query, 2 * num_wanted)
+            # Not the most searched ones: the engine looks those up, and a generator that knows
+            # them by heart has little to say about prefixes that nobody typed.
+            others = self._associations.sample_starting_with(query, 2 * num_wanted, rng)
             wanted = [t for t in source.wanted if t.startswith(query)]
-            suggestions = _distinct([*wanted, *popular], {query}, num_wanted)
+            suggestions = _distinct([*wanted, *others], {query}, num_wanted)
         else:
             suggestions = self._suggestions(source, num_wanted)
         if not suggestions:
@@ -137,6 +139,12 @@ def read_sources(mined: Path, config: ExampleConfig, split: str, seed: int) -> l
                 for target in targets
                 if len(target) > 1
             ]
+            # What is rare is told apart by its spelling, so each query counts once more.
+            sources += [
+                Source(spec.name, text, (), (), (text,), None, False)
+                for text in (_known(mined) if split == "train" else ())
+                if len(text) > 1
+            ]
         elif not spec.has_auxiliary_text:
             sources += [
                 Source(spec.name, query, session, (), tuple(targets), None, False)
@@ -165,6 +173,10 @@ def read_clicks(mined: Path, split: str, specs: Sequence[ScenarioSpec]) -> list[
             clicks[pair] += row["clicked"]
             views[pair] += rates[min(row["position"], len(rates)) - 1]
     return [Clicks(q, t, n, max(views[q, t], n)) for (q, t), n in clicks.items() if n]
+
+
+def _known(mined: Path) -> list[str]:
+    return pq.read_table(mined / QUERIES, columns=["text"])["text"].to_pylist()
 
 
 def _contexts(

@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,16 @@ def test_completions_are_the_most_searched_with_the_prefix() -> None:
         assert known.starting_with(prefix, 3) == expected[:3]
 
 
+def test_sampled_completions_are_different_and_each_is_as_likely() -> None:
+    known, rng = associations(), random.Random(0)
+    matching = sorted(t for t in SEARCHES if t.startswith("l"))
+    assert sorted(known.sample_starting_with("l", 99, rng)) == matching
+    assert known.sample_starting_with("zz", 9, rng) == []
+    drawn = Counter(t for _ in range(4000) for t in known.sample_starting_with("l", 1, rng))
+    assert sorted(drawn) == matching
+    assert min(drawn.values()) > 0.85 * 4000 / len(matching)
+
+
 def test_similar_queries_share_words_and_are_others() -> None:
     similar = associations().similar("gaming laptop", 9)
     assert "gaming laptop" not in similar
@@ -161,7 +172,13 @@ def test_completion_takes_a_proper_prefix_that_all_suggestions_start_with() -> N
 def test_a_typed_prefix_is_kept() -> None:
     typed = source("completion", "lap", wanted=("laptop stand",), is_typed=True)
     assert made(typed).query == "lap"
-    assert made(typed).suggestions[:2] == ["laptop stand", "laptop"]
+    assert made(typed).suggestions[0] == "laptop stand"
+
+
+def test_what_else_completes_a_prefix_is_not_what_is_searched_most() -> None:
+    typed = source("completion", "lap", wanted=("laptop stand",), is_typed=True)
+    second = {made(typed, seed=s).suggestions[1] for s in range(60)}
+    assert second == {t for t in SEARCHES if t.startswith("lap")} - {"laptop stand"}
 
 
 def test_clarification_offers_what_narrows_the_query_down_first() -> None:
@@ -233,6 +250,22 @@ def test_all_scenarios_get_examples_from_the_log_in_a_fixed_order(mined_logs: Pa
         assert example is None or match_key(example.query) not in map(
             match_key, example.suggestions
         )
+
+
+def test_every_known_query_is_completed_at_least_once(mined_logs: Path) -> None:
+    config = logged(mined_logs)
+    known = {t for t in Associations.load(mined_logs).texts if len(t) > 1}
+    alone = {
+        s.query
+        for s in read_sources(mined_logs, config, "train", seed=1)
+        if s.scenario == "completion" and not s.session_queries and not s.is_typed
+    }
+    assert alone == known
+    # What is held out is held out.
+    assert not any(
+        s.scenario == "completion" and not s.session_queries and not s.is_typed
+        for s in read_sources(mined_logs, config, "valid", seed=1)
+    )
 
 
 def test_head_queries_are_capped(mined_logs: Path) -> None:
