@@ -16,7 +16,7 @@ MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report closed-loop \
   bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-stages bench-sampler \
-  bench-triton bench-sft bench-index bench-mining bench-policies bench-swap bench-flood clean
+  bench-triton bench-sft bench-index bench-mining bench-policies bench-swap bench-flood bench-alignment bench-modes clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -153,6 +153,12 @@ bench-stages: setup ## What embedding, generating and scoring cost beside one an
 
 bench-sft: setup ## Speed of fine-tuning against a plain Trainer on the demo's logs; the last line is JSON
 	@$(BIN)/python -m benchmarks.sft --run $(RUN)
+
+bench-alignment: setup ## Speed of a round of alignment against transformers alone (uses RUN)
+	@$(BIN)/python -m benchmarks.alignment --run $(RUN) $(if $(SIZE),--size $(SIZE))
+
+bench-modes: setup ## Slots, a list or beams, and how many: quality and time (uses RUNS)
+	@$(BIN)/python -m benchmarks.modes $(foreach run,$(or $(RUNS),$(RUN)),--run $(run))
 
 bench-sampler: setup ## Lists per second that alignment can draw; the last line is JSON
 	@$(BIN)/python -m benchmarks.sampler
