@@ -5,7 +5,7 @@
 Both hold the same model (random weights unless the run has a generator of that size), find texts
 of the same logged prompts with a beam search, and learn from the same texts by the same objective
 (`pl`). Ours reads a prompt once for all of its beams and, packed, once for all of its texts; the
-reference's probabilities are computed once. The plain one calls `generate` with as many returned
+reference's probabilities are those that texts were found with. The plain one calls `generate` with as many returned
 sequences as beams, and then, as scripts for preference optimisation do, has a row per text, prompt
 included, padded to the longest of its batch, and runs policy and reference on it in every step.
 Steps alternate. The last line of stdout is JSON: medians, and `ratio_*` of times in the same turn
@@ -149,19 +149,19 @@ def compare(arguments: argparse.Namespace) -> dict[str, float | int | str]:
         )
         alone = [p._replace(slots=p.slots[:1], max_new_tokens=p.max_new_tokens[:1]) for p in own]
         ids_BJSN = drawn["ours"][:, :, None]
+        with torch.no_grad():
+            then = list_logprobs(references["ours"], alone, ids_BJSN).sum(3)
+        reward = torch.arange(width, 0, -1.0).expand(len(alone), width)
+        batch = PreferenceBatch(
+            prompts=alone, ids=ids_BJSN, reference=then, reward=reward, first_preferred=0
+        )
 
-        def learn_ours(alone: Any = alone, ids_BJSN: Tensor = ids_BJSN) -> tuple[Tensor, Any]:
-            with torch.no_grad():
-                then = list_logprobs(references["ours"], alone, ids_BJSN).sum(3)
-            reward = torch.arange(width, 0, -1.0).expand(len(alone), width)
-            batch = PreferenceBatch(
-                prompts=alone, ids=ids_BJSN, reference=then, reward=reward, first_preferred=0
-            )
+        def learn_ours(batch: PreferenceBatch = batch) -> Tensor:
             loss = loss_of(batch)["loss"]
             loss.backward()
-            return loss.detach(), batch
+            return loss.detach()
 
-        took["learn_ours"], (loss, batch) = _timed(learn_ours)
+        took["learn_ours"], loss = _timed(learn_ours)
 
         def learn_plain(own: Any = own, batch: Any = batch) -> Tensor:
             loss = plain_loss(models["plain"], references["plain"], own, batch, config.beta)

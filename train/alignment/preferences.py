@@ -39,6 +39,7 @@ class Preference(NamedTuple):
 
     prompt: AlignmentPrompt
     ids_JSN: Tensor  # int64
+    reference_JS: Tensor  # float32: log pi of each sequence under the policy that drew it
     reward_J: Tensor  # float32, strictly falling
 
 
@@ -131,12 +132,13 @@ def _preference(
         return None
     num_sequences, num_new = len(prompt.drawn.slots), drawn.ids_KSN.shape[2]
     ids_JSN = torch.zeros(len(kept), num_sequences, num_new, dtype=torch.int64)
-    for ids_SN, listing in zip(ids_JSN, kept, strict=True):
+    reference_JS = torch.zeros(len(kept), num_sequences)
+    for ids_SN, reference_S, listing in zip(ids_JSN, reference_JS, kept, strict=True):
         for s, origin in enumerate(listing.origin_S):
             if origin is not None:
-                ids_SN[s] = drawn.ids_KSN[origin]
-    rewards = [listing.reward for listing in kept]
-    return Preference(prompt, ids_JSN, torch.tensor(rewards, dtype=torch.float32))
+                ids_SN[s], reference_S[s] = drawn.ids_KSN[origin], drawn.logprobs_KS[origin]
+    reward_J = torch.tensor([listing.reward for listing in kept], dtype=torch.float32)
+    return Preference(prompt, ids_JSN, reference_JS, reward_J)
 
 
 def reward_of(

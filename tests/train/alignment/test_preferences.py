@@ -175,6 +175,7 @@ def test_texts_in_beam_form_are_put_in_order_one_by_one() -> None:
     found = ordered(in_beams([["f", "b", "c"], ["d", "e", "a"]]), VALUES, confidence=0.0)
     assert ids_of(found) == [[1012], [1011], [1002], [1010], [1000], [1001]]  # a e c d f b
     assert found.reward_J.tolist() == pytest.approx([0.3, 0.2, 0.1, 0.08, 0.05, 0.01])
+    assert found.reference_JS[:, 0].tolist() == [-1, -1, 0, -1, 0, 0]  # of the draw of each
     assert found.prompt.drawn.slots == [2]
     assert found.prompt.drawn.max_new_tokens == [4]
 
