@@ -5,11 +5,12 @@
 Both hold the same model (random weights unless the run has a generator of that size), find texts
 of the same logged prompts with a beam search, and learn from the same texts by the same objective
 (`pl`). Ours reads a prompt once for all of its beams and, packed, once for all of its texts; the
-reference's probabilities are those that texts were found with. The plain one calls `generate` with as many returned
-sequences as beams, and then, as scripts for preference optimisation do, has a row per text, prompt
-included, padded to the longest of its batch, and runs policy and reference on it in every step.
-Steps alternate. The last line of stdout is JSON: medians, and `ratio_*` of times in the same turn
-(above 1: ours is faster); `loss_difference` is what the two losses of a batch differ by at most.
+reference's probabilities are those that texts were found with. The plain one calls `generate` with
+as many returned sequences as beams, and then, as scripts for preference optimisation do, has a row
+per text, prompt included, padded to the longest of its batch, and runs policy and reference on it
+in every step. Steps alternate. The last line of stdout is JSON: medians, and `ratio_*` of times in
+the same turn (above 1: ours is faster); `loss_difference` is what the two losses of a batch differ
+by at most.
 """
 
 import argparse
