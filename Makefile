@@ -154,7 +154,7 @@ bench-stages: setup ## What embedding, generating and scoring cost beside one an
 bench-sft: setup ## Speed of fine-tuning against a plain Trainer on the demo's logs; the last line is JSON
 	@$(BIN)/python -m benchmarks.sft --run $(RUN)
 
-bench-alignment: setup ## Speed of a round of alignment against transformers alone (uses RUN)
+bench-alignment: setup ## Speed of drawing and learning in alignment, against transformers alone (uses RUN)
 	@$(BIN)/python -m benchmarks.alignment --run $(RUN) $(if $(SIZE),--size $(SIZE))
 
 bench-modes: setup ## Slots, a list or beams, and how many: quality and time (uses RUNS)

@@ -1,4 +1,4 @@
-"""Speed of a round of alignment against one written with transformers alone, on the same prompts.
+"""Speed of drawing and learning in alignment, against transformers alone, on the same prompts.
 
     python -m benchmarks.alignment --run runs/demo --size small
 
@@ -10,7 +10,8 @@ as many returned sequences as beams, and then, as scripts for preference optimis
 per text, prompt included, padded to the longest of its batch, and runs policy and reference on it
 in every step. Steps alternate. The last line of stdout is JSON: medians, and `ratio_*` of times in
 the same turn (above 1: ours is faster); `loss_difference` is what the two losses of a batch differ
-by at most.
+by at most, and `texts_in_common` how many of the texts that one finds the other finds, too (random
+weights have near ties, and the rival scores texts that are over differently).
 """
 
 import argparse
@@ -82,7 +83,9 @@ def plain_texts(model: Any, prompts: Sequence[ListPrompt], width: int) -> Tensor
         suppress_tokens=[i for i in range(NUM_CONTROL_IDS) if i not in ends],
     )[:, rows.shape[1] :]
     padded = torch.full((len(found), num_new), _PAD)
-    padded[:, : found.shape[1]] = found
+    is_end = torch.isin(found, torch.tensor(ends))
+    is_over = is_end.cumsum(1) - is_end.long() > 0  # it repeats the end where a batch goes on
+    padded[:, : found.shape[1]] = found.masked_fill(is_over, _PAD)
     return padded.view(len(prompts), width, num_new)
 
 
@@ -105,11 +108,14 @@ def plain_loss(
     for row, (size, whole) in enumerate(zip(lengths, map(len, rows), strict=True)):
         is_text[row, whole - size : whole] = True
 
+    first = int(is_text.nonzero()[:, 1].min())  # before it no row has a text: no logits needed
+
     def logprobs(model: Any) -> Tensor:
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1, NUM_CONTROL_IDS:]
-        chosen = (ids[:, 1:] - NUM_CONTROL_IDS).clamp(min=0)
+        output = model(input_ids=ids, attention_mask=mask, logits_to_keep=length - first + 1)
+        logits = output.logits[:, :-1, NUM_CONTROL_IDS:]
+        chosen = (ids[:, first:] - NUM_CONTROL_IDS).clamp(min=0)
         found = logits.log_softmax(-1).gather(2, chosen[:, :, None])[:, :, 0]
-        return (found * is_text[:, 1:]).sum(1).view(batch.reward.shape)
+        return (found * is_text[:, first:]).sum(1).view(batch.reward.shape)
 
     with torch.no_grad():
         reference_BJ = logprobs(reference)
@@ -121,8 +127,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, float | int | str]:
     torch.set_num_threads(arguments.threads)
     vocabulary = read_prompts(arguments.run).renderer.vocabulary.size
     prompts = prompts_of(arguments.run, arguments.prompts * arguments.steps)
-    batches = [prompts[i :: arguments.steps] for i in range(arguments.steps)]
-    batches = [sorted(own, key=lambda p: len(p.ids)) for own in batches]
+    size = arguments.prompts
+    batches = [prompts[i * size : (i + 1) * size] for i in range(arguments.steps)]
     models: dict[str, Any] = {}
     for name, attention in (("ours", "eager"), ("plain", "sdpa")):  # each its faster one on CPU
         models[name] = model_of(arguments.run, arguments.size, vocabulary)
@@ -136,7 +142,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, float | int | str]:
     if width % num_beams:
         raise ValueError(f"--width is {width}: a multiple of {num_beams}, the texts of a list")
     times: dict[str, list[float]] = {}
-    num_tokens, differences = [], []
+    num_tokens, differences, in_common = [], [], []
     for number, own in enumerate([batches[0], *batches]):
         drawn, took = {}, {}
         took["draw_ours"], lists = _timed(
@@ -171,6 +177,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, float | int | str]:
 
         took["learn_plain"], rival = _timed(learn_plain)
         differences.append(abs(float(loss - rival)))
+        in_common.append(_in_common(drawn["ours"], drawn["plain"]))
         for model in models.values():
             model.zero_grad()
         if number:  # the first is for warming up
@@ -183,19 +190,30 @@ def compare(arguments: argparse.Namespace) -> dict[str, float | int | str]:
         "threads": arguments.threads,
         "prompts": arguments.prompts,
         "texts": width,
+        "tokens_a_text": round(sum(num_tokens) / (len(num_tokens) * arguments.prompts * width), 2),
         "loss_difference": max(differences),
+        "texts_in_common": round(statistics.fmean(in_common), 3),
     }
     for who in ("ours", "plain"):
         whole = [a + b for a, b in zip(times[f"draw_{who}"], times[f"learn_{who}"], strict=True)]
-        times[f"round_{who}"] = whole
+        times[f"both_{who}"] = whole
         draw = statistics.median(times[f"draw_{who}"])
         figures[f"{who}_lists_per_s"] = round(arguments.prompts * width / num_beams / draw, 2)
         rates = [n / s for n, s in zip(num_tokens, times[f"learn_{who}"], strict=True)]
         figures[f"{who}_tokens_per_s"] = round(statistics.median(rates), 1)
-    for part in ("draw", "learn", "round"):
+    for part in ("draw", "learn", "both"):
         pairs = zip(times[f"{part}_plain"], times[f"{part}_ours"], strict=True)
         figures[f"ratio_{part}"] = round(statistics.median(p / o for p, o in pairs), 2)
     return figures
+
+
+def _in_common(ours: Tensor, plain: Tensor) -> float:
+    """Returns the share of our texts, (B, W, N), that the rival has found as well."""
+    shares = [
+        len({*map(tuple, a)} & {*map(tuple, b)}) / len({*map(tuple, a)})
+        for a, b in zip(ours.tolist(), plain.tolist(), strict=True)
+    ]
+    return statistics.fmean(shares)
 
 
 def _moved(model: Any) -> Any:

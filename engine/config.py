@@ -107,11 +107,11 @@ class RankingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of its score that a suggestion loses if it says the same as one above it."""
     generator_weight: Annotated[float, Meta(ge=0, le=4)] = 0.3
     """How much the order counts in which a generator of beams wrote its texts, most probable first:
-    candidates compete by click probability * (place from 1) ** -weight. What it did not write
-    comes after all it wrote."""
+    candidates compete by click probability * (place from 1) ** -weight, times what
+    `popularity_weight` adds. What it did not write comes after all it wrote."""
     popularity_weight: Annotated[float, Meta(ge=0, le=4)] = 0.3
-    """How much it counts that people search a text: candidates compete by click probability *
-    (1 + searches in the log) ** weight."""
+    """How much it counts that people search a text: candidates also compete by (1 + searches in
+    the log) ** weight."""
     exploration_rate: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Share of answers in which neighbours may be swapped, with known probability."""
     blocklist: str = ""

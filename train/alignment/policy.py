@@ -80,7 +80,7 @@ def update(
         seed: of the order.
         checkpoints: directory; an interrupted update goes on from there.
     """
-    batches = _Batches(preferences, config.batch_size, seed)
+    batches = PreferenceBatches(model, preferences, config.batch_size, seed)
     arguments = trainer_arguments(
         checkpoints,
         batch_size=1,  # of batches that are made already
@@ -104,10 +104,13 @@ def update(
     return trainer.state.global_step
 
 
-class _Batches(Dataset[PreferenceBatch]):
+class PreferenceBatches(Dataset[PreferenceBatch]):
     """Preferences in batches of one shape and similar length, in a fixed random order."""
 
-    def __init__(self, preferences: Sequence[Preference], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, reference: Any, preferences: Sequence[Preference], batch_size: int, seed: int
+    ) -> None:
+        """Makes the batches; `reference` is the policy that drew the lists, as it was then."""
         by_shape: dict[tuple[str, int], list[Preference]] = {}
         for preference in preferences:
             shape = preference.prompt.scenario.name, len(preference.reward_J)
@@ -116,7 +119,7 @@ class _Batches(Dataset[PreferenceBatch]):
         for own in by_shape.values():
             own.sort(key=lambda p: len(p.prompt.drawn.ids))
             self._batches += [
-                _batch(own[i : i + batch_size]) for i in range(0, len(own), batch_size)
+                _batch(reference, own[i : i + batch_size]) for i in range(0, len(own), batch_size)
             ]
         random.Random(seed).shuffle(self._batches)
 
@@ -127,12 +130,18 @@ class _Batches(Dataset[PreferenceBatch]):
         return self._batches[index]
 
 
-def _batch(preferences: Sequence[Preference]) -> PreferenceBatch:
+@torch.no_grad()
+def _batch(model: Any, preferences: Sequence[Preference]) -> PreferenceBatch:
     first = preferences[0].prompt
+    prompts = [p.prompt.drawn for p in preferences]
+    ids_BJSN = torch.stack([p.ids_JSN for p in preferences])
+    reference_BJS = torch.stack([p.reference_JS for p in preferences])
+    if bool(reference_BJS.isnan().any()):  # drawn for another slot: read once more
+        reference_BJS = list_logprobs(model, prompts, ids_BJSN).sum(3).cpu()
     return PreferenceBatch(
-        prompts=[p.prompt.drawn for p in preferences],
-        ids=torch.stack([p.ids_JSN for p in preferences]),
-        reference=torch.stack([p.reference_JS for p in preferences]),
+        prompts=prompts,
+        ids=ids_BJSN,
+        reference=reference_BJS,
         reward=torch.stack([p.reward_J for p in preferences]),
         first_preferred=int(first.scenario.has_auxiliary_text and len(first.drawn.slots) > 1),
     )

@@ -39,7 +39,9 @@ class Preference(NamedTuple):
 
     prompt: AlignmentPrompt
     ids_JSN: Tensor  # int64
-    reference_JS: Tensor  # float32: log pi of each sequence under the policy that drew it
+    # float32: log pi of each sequence under the policy that drew it; nan where that drew it for
+    # another slot
+    reference_JS: Tensor
     reward_J: Tensor  # float32, strictly falling
 
 
@@ -135,8 +137,11 @@ def _preference(
     reference_JS = torch.zeros(len(kept), num_sequences)
     for ids_SN, reference_S, listing in zip(ids_JSN, reference_JS, kept, strict=True):
         for s, origin in enumerate(listing.origin_S):
-            if origin is not None:
-                ids_SN[s], reference_S[s] = drawn.ids_KSN[origin], drawn.logprobs_KS[origin]
+            if origin is None:
+                continue
+            ids_SN[s] = drawn.ids_KSN[origin]
+            is_its_own = prompt.drawn.slots[s] == drawn.prompt.drawn.slots[origin[1]]
+            reference_S[s] = drawn.logprobs_KS[origin] if is_its_own else torch.nan
     reward_J = torch.tensor([listing.reward for listing in kept], dtype=torch.float32)
     return Preference(prompt, ids_JSN, reference_JS, reward_J)
 

@@ -1,5 +1,8 @@
 """Prompts that lists are drawn for: requests of the mined log, as the generator would read them.
 
+For completion also prefixes of known queries without a session, as `train.generation.examples` has
+them.
+
 Knows nothing of what is drawn, or of rewards.
 """
 

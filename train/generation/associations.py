@@ -121,7 +121,7 @@ class Associations:
         else:
             rows = np.argsort(-counts, kind="stable")[:k]
         found = [self.texts[first + i] for i in rows]
-        if len(prefix) <= 4:  # short prefixes have long ranges and come often
+        if len(prefix.encode("utf-8")) <= 4:  # short prefixes have long ranges and come often
             self._completions[prefix, k] = found
         return found
 

@@ -1,9 +1,10 @@
 """Training examples of the generator, for all scenarios at once.
 
 An example is a request as it would be served, and the list that would have been right, best
-first. Side information from the index is left out of some (cold start), exact in some, and taken
-from similar queries in the others, which is what serving does for queries it does not know; so
-the model learns to use it but not merely to copy. Knows nothing of tokens or models.
+first; for completion, what the user wanted and a sample of the other queries with that prefix.
+Side information from the index is left out of some (cold start), exact in some, and taken from
+similar queries in the others, which is what serving does for queries it does not know; so the
+model learns to use it but not merely to copy. Knows nothing of tokens or models.
 """
 
 import random
@@ -33,7 +34,7 @@ class Example(NamedTuple):
     query: str
     side_information: list[SideInformation]  # in the order it is read: what matters most last
     auxiliary_text: str | None
-    suggestions: list[str]  # best first, distinct
+    suggestions: list[str]  # distinct, best first as far as one is better
 
 
 class Source(NamedTuple):
@@ -139,7 +140,8 @@ def read_sources(mined: Path, config: ExampleConfig, split: str, seed: int) -> l
                 for target in targets
                 if len(target) > 1
             ]
-            # What is rare is told apart by its spelling, so each query counts once more.
+            # What is rare is told apart by its spelling, so each query of the whole log counts
+            # once more. (The held-out loss of completion therefore says less than that of others.)
             sources += [
                 Source(spec.name, text, (), (), (text,), None, False)
                 for text in (_known(mined) if split == "train" else ())

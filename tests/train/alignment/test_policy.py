@@ -2,13 +2,16 @@
 
 import math
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from train.alignment.policy import PreferenceBatch, PreferenceLoss
+from train.alignment.policy import PreferenceBatch, PreferenceBatches, PreferenceLoss
+from train.alignment.preferences import prefer
 from train.alignment.prompts import PromptSource
+from train.alignment.rollouts import Drawer, Worth
 from train.generation.generator import read_prompts
 from train.generation.likelihood import list_logprobs
 from train.generation.sampler import Sampler
@@ -49,6 +52,35 @@ def test_the_policy_starts_as_its_own_reference(model, source: PromptSource) -> 
     batch = batch_of(model, source)
     assert loss_of(model, batch).item() == pytest.approx(math.log(2), abs=1e-4)
     assert loss_of(model, batch, objective="pl").item() == pytest.approx(math.log(6), abs=1e-3)
+
+
+def test_references_are_those_of_the_slots_that_texts_stand_in(
+    model, source: PromptSource, trained_run: Path
+) -> None:
+    """Composed lists move texts to other slots than those that they were drawn in."""
+    vocabulary = read_prompts(trained_run).renderer.vocabulary
+    prompts = [p for p in source.draw("train", 12, 0) if p.scenario.name == "suggestion"][:4]
+    draw = Drawer(vocabulary, mode="slots", bf16=False, seed=0)
+    preferences = []
+    for drawn in draw(model, prompts, num_lists=4, seed=0, temperature=1.0):
+        texts = {t for texts_S in drawn.texts_KS for own in texts_S for t in own}
+        value = {t: 0.01 + crc32(t.encode()) % 97 / 200 for t in sorted(texts)}
+        found = prefer(
+            drawn,
+            Worth(value, value, dict.fromkeys(texts, True)),
+            [1.0, 0.7, 0.5],
+            vocabulary.bytes_of,
+            confidence=0.0,
+            num_kept=4,
+            min_gap=0.01,
+        )
+        assert found is not None
+        preferences.append(found)
+    assert any(p.reference_JS.isnan().any() for p in preferences)
+    for batch in PreferenceBatches(model, preferences, 2, 0):
+        with torch.no_grad():
+            expected = list_logprobs(model, batch.prompts, batch.ids).sum(3)
+        torch.testing.assert_close(batch.reference, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_the_anchor_is_the_loss_of_the_best_list_per_token(model, source: PromptSource) -> None:

@@ -261,7 +261,7 @@ def test_every_known_query_is_completed_at_least_once(mined_logs: Path) -> None:
         if s.scenario == "completion" and not s.session_queries and not s.is_typed
     }
     assert alone == known
-    # What is held out is held out.
+    # Held-out sources are those of the held-out time alone.
     assert not any(
         s.scenario == "completion" and not s.session_queries and not s.is_typed
         for s in read_sources(mined_logs, config, "valid", seed=1)
