@@ -47,7 +47,7 @@ def ranked(
         trust_C = trust([c.place for c in candidates], weight)[: len(scored)]
         searches_C = np.array([c.popularity for c in scored], np.float32)
         order = diverse_order(
-            p_seen_C * trust_C * (1 + searches_C) ** np.float32(config.popularity_weight),
+            p_seen_C * trust_C * np.power(1 + searches_C, np.float32(config.popularity_weight)),
             [c.text for c in scored],
             question.query,
             diversity=config.diversity,

@@ -20,7 +20,7 @@ from engine.formats.manifest import PromptSpec, ScenarioSpec
 from engine.formats.prompt import COOCCURRING, SESSION, SideInformation
 from engine.formats.text import match_key, normalise_prefix
 from train.generation.associations import Associations, Clicks
-from train.mining.mine import CONTEXTS, QUERIES
+from train.mining.mine import CONTEXTS
 from train.mining.shown import IMPRESSIONS
 
 _EXACT_SHARE = 0.6  # of the examples with side information; the others get similar queries' lists
@@ -140,11 +140,11 @@ def read_sources(mined: Path, config: ExampleConfig, split: str, seed: int) -> l
                 for target in targets
                 if len(target) > 1
             ]
-            # What is rare is told apart by its spelling, so each query of the whole log counts
-            # once more. (The held-out loss of completion therefore says less than that of others.)
+            # What is rare is told apart by its spelling, so each query counts once more.
+            distinct = {t for (query, _), targets in contexts for t in (query, *targets)}
             sources += [
                 Source(spec.name, text, (), (), (text,), None, False)
-                for text in (_known(mined) if split == "train" else ())
+                for text in (sorted(distinct) if split == "train" else ())
                 if len(text) > 1
             ]
         elif not spec.has_auxiliary_text:
@@ -175,10 +175,6 @@ def read_clicks(mined: Path, split: str, specs: Sequence[ScenarioSpec]) -> list[
             clicks[pair] += row["clicked"]
             views[pair] += rates[min(row["position"], len(rates)) - 1]
     return [Clicks(q, t, n, max(views[q, t], n)) for (q, t), n in clicks.items() if n]
-
-
-def _known(mined: Path) -> list[str]:
-    return pq.read_table(mined / QUERIES, columns=["text"])["text"].to_pylist()
 
 
 def _contexts(
