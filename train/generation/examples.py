@@ -1,7 +1,7 @@
 """Training examples of the generator, for all scenarios at once.
 
 An example is a request as it would be served, and the list that would have been right, best
-first; for completion, what the user wanted and a sample of the other queries with that prefix.
+first; for completion in beam form, what the user wanted and a sample of all with that prefix.
 Side information from the index is left out of some (cold start), exact in some, and taken from
 similar queries in the others, which is what serving does for queries it does not know; so the
 model learns to use it but not merely to copy. Knows nothing of tokens or models.
@@ -58,6 +58,9 @@ class ExampleConfig:
     prompt: PromptSpec
     cold_share: float  # of examples without side information from the index
     max_contexts_per_query: int
+    # Completions beside the wanted one: a sample of all with that prefix, or the most searched. A
+    # sample suits beams; in slots and lists every place must learn a text of its own.
+    samples_completions: bool = False
 
 
 class ExampleMaker:
@@ -77,9 +80,14 @@ class ExampleMaker:
             query = normalise_prefix(query[: rng.randrange(1, len(query))])
         num_wanted = spec.num_slots - spec.has_auxiliary_text
         if spec.completes_prefix:
-            # Not the most searched ones: the engine looks those up, and a generator that knows
-            # them by heart has little to say about prefixes that nobody typed.
-            others = self._associations.sample_starting_with(query, 2 * num_wanted, rng)
+            # The engine looks up what is searched most, and a generator that knows that by heart
+            # has little to say about prefixes that nobody typed.
+            known, most = self._associations, 2 * num_wanted
+            others = (
+                known.sample_starting_with(query, most, rng)
+                if self._config.samples_completions
+                else known.starting_with(query, most)
+            )
             wanted = [t for t in source.wanted if t.startswith(query)]
             suggestions = _distinct([*wanted, *others], {query}, num_wanted)
         else:

@@ -132,6 +132,7 @@ def train_generator(
         prompt=prompts.prompt,
         cold_share=config.cold_share,
         max_contexts_per_query=config.max_contexts_per_query,
+        samples_completions=config.mode == "beam",
     )
     clicks = read_clicks(mined, "train", prompts.scenarios)
     maker = ExampleMaker(example_config, Associations.load(mined, clicks))
