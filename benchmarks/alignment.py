@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, set_seed
 
+from benchmarks.plain.models import left_padded
 from engine.execution.cpu import num_usable_cpus
 from engine.formats.vocabulary import EOS_ID, NUM_CONTROL_IDS, SEP_ID
 from train.alignment.objectives import pl
@@ -37,6 +38,7 @@ from train.generation.generator import read_prompts
 from train.generation.likelihood import list_logprobs
 from train.generation.sampler import ListPrompt, Sampler
 from train.models.backbone import llama_config, shapes_of
+from train.retrieval.encoder import padded
 from train.settings import AlignmentConfig, Size
 
 _SCENARIO = "suggestion"  # its texts may begin with any id, so `generate` needs no constraint
@@ -67,7 +69,7 @@ def model_of(run: Path, size: Size, vocabulary: int) -> Any:
 
 def plain_texts(model: Any, prompts: Sequence[ListPrompt], width: int) -> Tensor:
     """Returns the texts that `generate` finds, int64 (B, width, N)."""
-    rows, mask = _left_padded([[*p.ids, p.slots[0]] for p in prompts])
+    rows, mask = left_padded([[*p.ids, p.slots[0]] for p in prompts])
     num_new = prompts[0].max_new_tokens[0]
     ends = [EOS_ID, SEP_ID]
     found = model.generate(
@@ -82,11 +84,11 @@ def plain_texts(model: Any, prompts: Sequence[ListPrompt], width: int) -> Tensor
         pad_token_id=_PAD,
         suppress_tokens=[i for i in range(NUM_CONTROL_IDS) if i not in ends],
     )[:, rows.shape[1] :]
-    padded = torch.full((len(found), num_new), _PAD)
+    texts = torch.full((len(found), num_new), _PAD)
     is_end = torch.isin(found, torch.tensor(ends))
     is_over = is_end.cumsum(1) - is_end.long() > 0  # it repeats the end where a batch goes on
-    padded[:, : found.shape[1]] = found.masked_fill(is_over, _PAD)
-    return padded.view(len(prompts), width, num_new)
+    texts[:, : found.shape[1]] = found.masked_fill(is_over, _PAD)
+    return texts.view(len(prompts), width, num_new)
 
 
 def plain_loss(
@@ -100,9 +102,8 @@ def plain_loss(
     rows = [
         [*p.ids, p.slots[0], *text] for p, own in zip(prompts, texts, strict=True) for text in own
     ]
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [_PAD] * (length - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    inputs = padded(rows)
+    ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
     is_text = torch.zeros(ids.shape, dtype=torch.bool)
     lengths = [len(text) for own in texts for text in own]
     for row, (size, whole) in enumerate(zip(lengths, map(len, rows), strict=True)):
@@ -111,7 +112,7 @@ def plain_loss(
     first = int(is_text.nonzero()[:, 1].min())  # before it no row has a text: no logits needed
 
     def logprobs(model: Any) -> Tensor:
-        output = model(input_ids=ids, attention_mask=mask, logits_to_keep=length - first + 1)
+        output = model(**inputs, logits_to_keep=length - first + 1)
         logits = output.logits[:, :-1, NUM_CONTROL_IDS:]
         chosen = (ids[:, first:] - NUM_CONTROL_IDS).clamp(min=0)
         found = logits.log_softmax(-1).gather(2, chosen[:, :, None])[:, :, 0]
@@ -230,13 +231,6 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
     started_s = time.perf_counter()
     result = run()
     return time.perf_counter() - started_s, result
-
-
-def _left_padded(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    length = max(map(len, rows))
-    ids = torch.tensor([[_PAD] * (length - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from engine.answering.candidates import key_of, merged
+from engine.answering.candidates import key_of
 from engine.formats.text import normalise, normalise_prefix
 from queryrec.client import QueryRecClient, Recommendation
-from train.evaluation.served import Asked, ServedBundle
+from train.evaluation.served import Asked, ServedBundle, distinct_texts
 
 NUM_SUGGESTIONS = 5
 HELDOUT = Path("examples/data/heldout.txt.gz")
@@ -53,16 +53,10 @@ class GeneratorAlone:
     def suggest(self, scenario: str, query: str) -> tuple[list[str], str, int]:
         """Returns distinct texts in slot order, the auxiliary text, and how many were repeats."""
         texts = self._served.written(scenario, [Asked(query)])[0]
-        written = [*texts.finished, *texts.cut]
-        distinct = merged(
-            written,
-            (),
-            excluded_keys=frozenset({key_of(query)}),
-            is_blocked=lambda _: False,
-            limit=32,
-        )
+        distinct = distinct_texts(query, texts, 32)
         auxiliary = texts.auxiliary.text if texts.auxiliary else ""
-        return [c.text for c in distinct], auxiliary, len(written) - len(distinct)
+        num_written = len(texts.finished) + len(texts.cut)
+        return distinct, auxiliary, num_written - len(distinct)
 
 
 def checked(scenario: str, query: str, answer: Recommendation) -> Counter[str]:

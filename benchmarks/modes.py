@@ -34,10 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.turns import times_ms
-from engine.answering.candidates import key_of, merged
 from engine.execution.cpu import num_usable_cpus
 from engine.execution.models import GenerateRow
-from engine.formats.prompt import COOCCURRING, SideInformation, spread
+from engine.formats.prompt import spread
 from engine.formats.vocabulary import LIST, MAX_SLOTS
 from engine.scheduling.planner import generation_rungs
 from export.bundle import Precision, export_bundle
@@ -47,7 +46,7 @@ from train import simulator
 from train.evaluation.completion import NUM_SUGGESTIONS, cases_of, never_searched, reciprocal_ranks
 from train.evaluation.completion import SCENARIO as COMPLETION
 from train.evaluation.intervals import Interval, mean_interval, ratio_interval
-from train.evaluation.served import Asked, ServedBundle
+from train.evaluation.served import Asked, ServedBundle, distinct_texts
 from train.evaluation.suite import NUM_LISTED, questions_of, read_queries
 from train.evaluation.traffic import read_traffic
 from train.simulator.truth import Truth
@@ -150,18 +149,9 @@ def best_first(
     lost: list[int] = []
     asked = [Asked(query) for query in queries]
     for one, written in zip(asked, served.written(scenario, asked), strict=True):
-        texts = [*written.finished, *written.cut]
-        distinct = [
-            candidate.text
-            for candidate in merged(
-                texts,
-                (),
-                excluded_keys=frozenset({key_of(one.query)}),
-                is_blocked=lambda _: False,
-                limit=max(1, len(texts)),
-            )
-        ]
-        lost.append(len(texts) - len(distinct))
+        num_written = len(written.finished) + len(written.cut)
+        distinct = distinct_texts(one.query, written, max(1, num_written))
+        lost.append(num_written - len(distinct))
         if distinct:
             p_C = served.click_probabilities(scenario, one, distinct)
             distinct = [distinct[i] for i in np.argsort(-p_C, kind="stable")]
@@ -174,14 +164,8 @@ def generating(served: ServedBundle, scenario: str, queries: Sequence[str]) -> C
     generator = served.bundle.generator
     assert generator is not None
     rung = served.bundle.rungs[scenario][0]
-    rows: list[GenerateRow] = []
-    for query, found in zip(
-        queries, served.retrieved(scenario, [Asked(q) for q in queries]), strict=True
-    ):
-        side = [SideInformation(COOCCURRING, text) for text in found.cooccurring[::-1]]
-        prompt = served.bundle.renderer.generation_prompt(scenario, query, side)
-        rows.append(GenerateRow(prompt.ids, prompt.first_token_range, rung))
-    in_turns = cycle(rows)
+    prompts = served.prompts(scenario, [Asked(query) for query in queries])
+    in_turns = cycle(GenerateRow(p.ids, p.first_token_range, rung) for p in prompts)
     return lambda: generator.run([next(in_turns)])
 
 

@@ -96,7 +96,7 @@ class Models:
         limits_A = torch.tensor([n for r in rows for n in r.rung.max_new_tokens])
         row_of_A = torch.tensor([i for i, r in enumerate(rows) for _ in r.rung.slots])
         outside_BV = self._outside(rows)
-        ids_BP, mask_BP = _left_padded([r.prompt_ids for r in rows])
+        ids_BP, mask_BP = left_padded([r.prompt_ids for r in rows])
         cache = DynamicCache()
         self._generator.model(
             input_ids=ids_BP,
@@ -182,7 +182,7 @@ def threads(num: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Returns ids and mask, int64 (B, P)."""
     length = max(len(r) for r in rows)
     ids = torch.tensor([[0] * (length - len(r)) + list(r) for r in rows])

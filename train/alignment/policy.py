@@ -131,13 +131,13 @@ class PreferenceBatches(Dataset[PreferenceBatch]):
 
 
 @torch.no_grad()
-def _batch(model: Any, preferences: Sequence[Preference]) -> PreferenceBatch:
+def _batch(reference: Any, preferences: Sequence[Preference]) -> PreferenceBatch:
     first = preferences[0].prompt
     prompts = [p.prompt.drawn for p in preferences]
     ids_BJSN = torch.stack([p.ids_JSN for p in preferences])
     reference_BJS = torch.stack([p.reference_JS for p in preferences])
     if bool(reference_BJS.isnan().any()):  # drawn for another slot: read once more
-        reference_BJS = list_logprobs(model, prompts, ids_BJSN).sum(3).cpu()
+        reference_BJS = list_logprobs(reference, prompts, ids_BJSN).sum(3).cpu()
     return PreferenceBatch(
         prompts=prompts,
         ids=ids_BJSN,

@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.answering.answer import Answer, Question
-from engine.answering.candidates import Candidate, WrittenTexts, key_of, written_texts
+from engine.answering.candidates import (
+    Candidate,
+    WrittenTexts,
+    key_of,
+    merged,
+    written_texts,
+)
 from engine.answering.pipeline import Pipeline
 from engine.answering.ranking import seen_probabilities
 from engine.answering.request import side_information
@@ -27,7 +33,7 @@ from engine.execution.retrieval import NOTHING, Retrieval, Retrieved
 from engine.execution.runtime import Runtime
 from engine.feedback.attribution import Source
 from engine.formats.manifest import MAX_CANDIDATE_TOKENS, ScenarioSpec
-from engine.formats.prompt import COOCCURRING, SideInformation
+from engine.formats.prompt import COOCCURRING, Prompt, SideInformation
 from engine.formats.token_statistics import FIGURES
 from engine.scheduling.deadline import Deadline, MonotonicClock
 from engine.scheduling.planner import SCORED_SIZES
@@ -148,17 +154,7 @@ class ServedBundle:
         is_list = bundle.manifest.generator.mode == "list"
         texts: list[WrittenTexts] = []
         for part in _parts(questions, _MAX_ROWS):
-            prompts = [
-                bundle.renderer.generation_prompt(
-                    scenario,
-                    asked.query,
-                    [
-                        *(SideInformation(COOCCURRING, t) for t in found.cooccurring[::-1]),
-                        *side_information(self._question(scenario, asked)),
-                    ],
-                )
-                for asked, found in zip(part, self.retrieved(scenario, part), strict=True)
-            ]
+            prompts = self.prompts(scenario, part)
             rung = bundle.rungs[scenario][0]
             rows = [GenerateRow(p.ids, p.first_token_range, rung) for p in prompts]
             texts += [
@@ -172,6 +168,20 @@ class ServedBundle:
                 for sequences, prompt in zip(bundle.generator.run(rows), prompts, strict=True)
             ]
         return texts
+
+    def prompts(self, scenario: str, questions: Sequence[Asked]) -> list[Prompt]:
+        """Returns what the generator reads for each question, co-occurring queries included."""
+        return [
+            self.bundle.renderer.generation_prompt(
+                scenario,
+                asked.query,
+                [
+                    *(SideInformation(COOCCURRING, t) for t in found.cooccurring[::-1]),
+                    *side_information(self._question(scenario, asked)),
+                ],
+            )
+            for asked, found in zip(questions, self.retrieved(scenario, questions), strict=True)
+        ]
 
     def retrieved(self, scenario: str, questions: Sequence[Asked]) -> list[Retrieved]:
         """Returns known queries that fit each question: what the engine takes from the index."""
@@ -241,6 +251,18 @@ class ServedBundle:
             num_suggestions=num,
             deadline=Deadline.after(_PATIENCE_S, self._clock),
         )
+
+
+def distinct_texts(query: str, written: WrittenTexts, limit: int) -> list[str]:
+    """Returns up to `limit` texts that differ from one another and the query, as written."""
+    candidates = merged(
+        [*written.finished, *written.cut],
+        (),
+        excluded_keys=frozenset({key_of(query)}),
+        is_blocked=lambda _: False,
+        limit=limit,
+    )
+    return [candidate.text for candidate in candidates]
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.answering.candidates import key_of, merged
 from engine.feedback.attribution import Source
 from engine.formats.text import normalise, normalise_prefix
 from train import simulator
@@ -23,7 +22,7 @@ from train.evaluation.completion import CompletionReport, evaluate_completion
 from train.evaluation.lists import ProducedList, TruthRow, true_ctr
 from train.evaluation.real_clicks import RealClickEvaluation, evaluate_real_clicks
 from train.evaluation.retrieval import RetrievalReport, evaluate_retrieval
-from train.evaluation.served import Asked, ServedBundle
+from train.evaluation.served import Asked, ServedBundle, distinct_texts
 from train.evaluation.sessions import SessionsReport, evaluate_sessions, read_sessions
 from train.simulator.tables import SEARCHES_NAME
 
@@ -217,20 +216,13 @@ def evaluate_lists(
         if served.bundle.generator is None:
             continue
         for query, written in zip(queries, served.written(name, asked), strict=True):
-            distinct = merged(
-                [*written.finished, *written.cut],
-                (),
-                excluded_keys=frozenset({key_of(query)}),
-                is_blocked=lambda _: False,
-                limit=NUM_LISTED,
-            )
             auxiliary = written.auxiliary if spec.has_auxiliary_text else None
             produced.append(
                 ProducedList(
                     scenario=name,
                     query=query,
                     system="generator",
-                    texts=tuple(c.text for c in distinct),
+                    texts=tuple(distinct_texts(query, written, NUM_LISTED)),
                     auxiliary_text=auxiliary.text if auxiliary else "",
                 )
             )
