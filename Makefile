@@ -131,7 +131,8 @@ bench-swap: setup $(BUNDLE)/manifest.json ## What changing releases costs the re
 
 report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training adds, by the simulated truth
 	@$(BIN)/python -m train report --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/report \
-	  $(if $(SECOND_WORLD),--second-world $(SECOND_WORLD)) $(if $(PROMPTED),--prompted $(PROMPTED))
+	  $(if $(SECOND_WORLD),--second-world $(SECOND_WORLD)) $(if $(PROMPTED),--prompted $(PROMPTED)) \
+	  $(if $(wildcard $(RUN)/closed_loop/rounds.json),--closed-loop $(RUN)/closed_loop/rounds.json)
 
 closed-loop: setup $(RUN)/bundle/manifest.json ## Rounds of serving, simulated clicks and learning through a real engine (long)
 	@$(BIN)/python -m benchmarks.closed_loop --run $(RUN) --out $(RUN)/closed_loop $(LOOP)

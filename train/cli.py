@@ -157,6 +157,9 @@ def report(
         str,
         typer.Option(help="Checkpoint of a language model that writes lists untrained; slow."),
     ] = "",
+    closed_loop: Annotated[
+        Path | None, typer.Option(help="rounds.json of `make closed-loop`, to show beside it.")
+    ] = None,
     placebo_prompts: Annotated[
         int, typer.Option(min=0, help="Of a round aligned with a meaningless reward; 0: none.")
     ] = 300,
@@ -177,6 +180,7 @@ def report(
             second_world=second_world,
             prompted=prompted,
             kept=out / "prompted.json",
+            closed_loop=closed_loop,
             placebo_prompts=placebo_prompts,
             num_queries=queries,
             seed=seed,

@@ -10,9 +10,10 @@ the truth to training.
 Before the first round and after each one, the same questions are asked again, of other sessions and
 of queries that no log holds, and their lists are scored by the truth.
 
-The last line of stdout is one JSON object: is_simulated, rounds: [{number, bundle_id, num_requests,
-num_clicks, sessions: {ctr, ci_low, ci_high, gain}, unseen: {...}}]; ctr is the true P(click) of a
-place of a list, gain that over the first bundle's, with its interval.
+The last line of stdout is one JSON object, which OUT/rounds.json holds after every round:
+is_simulated, rounds: [{number, bundle_id, num_requests, num_clicks, sessions: {true_ctr, gain},
+unseen: {...}}]; true_ctr is the true P(click) of a place of a list, gain that over the first
+bundle's, each [mean, low, high]. `queryrec-train report --closed-loop` shows it.
 
     python -m benchmarks.closed_loop --run runs/demo --out runs/loop --rounds 3 --requests 20000
 """

@@ -3,12 +3,12 @@
 import argparse
 import asyncio
 import gzip
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from benchmarks.closed_loop.traffic import ask, report
@@ -19,6 +19,7 @@ from engine.formats.manifest import read_manifest
 from queryrec.client import QueryRecClient
 from train.config import read_config
 from train.evaluation.intervals import mean_interval, ratio_interval
+from train.report.closed_loop import ListWorth, LoopRound, write_rounds
 
 NUM_PLACES = 5
 _SWAP_TIMEOUT_S = 60.0
@@ -44,21 +45,23 @@ class Loop:
         }
         self._first: dict[str, np.ndarray] = {}
 
-    def run(self) -> list[dict[str, object]]:
-        """Returns the figures of each round; the engine runs through all of them."""
+    def run(self) -> Path:
+        """Returns the file of the rounds; one engine runs through all of them."""
         arguments = self._arguments
         run, out = arguments.run, arguments.out
         out.mkdir(parents=True)
         link, feedback = out / "current", out / "feedback"
         link.symlink_to((run / "bundle").resolve())
+        written = out / "rounds.json"
         settings = {
             "QUERYREC_FEEDBACK_DIRECTORY": str(feedback),
             "QUERYREC_RANKING_EXPLORATION_RATE": str(arguments.exploration),
         }
         with served(link, settings) as engine:
-            results = [asyncio.run(self._measure(engine, run / "bundle", 0))]
+            rounds = [asyncio.run(self._measure(engine, run / "bundle", 0))]
+            write_rounds(rounds, written)
             for number in range(1, arguments.rounds + 1):
-                traffic = asyncio.run(self._traffic(engine, number))
+                num_clicks = asyncio.run(self._traffic(engine, number))
                 table = out / f"feedback_{number}.parquet"
                 write_feedback(feedback, self._searches, table, seed=arguments.seed)
                 before, run = run, out / f"run_{number}"
@@ -73,24 +76,28 @@ class Loop:
                 export(run, run / "bundle")
                 point(link, run / "bundle")
                 engine.reload()
-                measured = asyncio.run(self._measure(engine, run / "bundle", number))
-                results.append(measured | traffic)
-        return results
+                rounds.append(
+                    asyncio.run(self._measure(engine, run / "bundle", number, num_clicks))
+                )
+                write_rounds(rounds, written)
+        return written
 
-    async def _traffic(self, engine: Served, number: int) -> dict[str, object]:
-        """Has users ask and click; returns how many did."""
+    async def _traffic(self, engine: Served, number: int) -> int:
+        """Has users ask and click; returns the number of clicks."""
         arguments = self._arguments
         questions = self._users.questions(arguments.requests, seed=arguments.seed + number)
         async with QueryRecClient(engine.target) as client:
             answers = await ask(client, questions)
             clicked = self._users.clicks([a for a, _ in answers], seed=arguments.seed + number)
             await report(client, [r for _, r in answers], clicked)
-        return {"num_requests": len(answers), "num_clicks": sum(map(sum, clicked))}
+        return sum(map(sum, clicked))
 
-    async def _measure(self, engine: Served, bundle: Path, number: int) -> dict[str, object]:
+    async def _measure(
+        self, engine: Served, bundle: Path, number: int, num_clicks: int = 0
+    ) -> LoopRound:
         """Returns what the lists of a bundle are worth, once it is the one that answers."""
         bundle_id = read_manifest(bundle).bundle_id
-        figures: dict[str, object] = {"number": number, "bundle_id": bundle_id}
+        worth: dict[str, ListWorth] = {}
         async with QueryRecClient(engine.target) as client:
             await _served_by(client, bundle_id, self._measured["unseen"][0])
             for name, questions in self._measured.items():
@@ -98,18 +105,20 @@ class Loop:
                     a._replace(texts=a.texts[:NUM_PLACES]) for a, _ in await ask(client, questions)
                 ]
                 rate_R = self._users.click_rates(answers, NUM_PLACES)
-                ctr = mean_interval(rate_R)
-                gain = ratio_interval(rate_R, self._first.setdefault(name, rate_R))
-                figures[name] = {
-                    "ctr": ctr.mean,
-                    "ci_low": ctr.low,
-                    "ci_high": ctr.high,
-                    "gain": gain.mean,
-                    "gain_low": gain.low,
-                    "gain_high": gain.high,
-                }
-        print(json.dumps(figures), file=sys.stderr, flush=True)
-        return figures
+                first_R = self._first.setdefault(name, rate_R)
+                worth[name] = ListWorth(
+                    true_ctr=mean_interval(rate_R), gain=ratio_interval(rate_R, first_R)
+                )
+        measured = LoopRound(
+            number=number,
+            bundle_id=bundle_id,
+            num_requests=self._arguments.requests if number else 0,
+            num_clicks=num_clicks,
+            sessions=worth["sessions"],
+            unseen=worth["unseen"],
+        )
+        print(msgspec.json.encode(measured).decode(), file=sys.stderr, flush=True)
+        return measured
 
 
 async def _served_by(client: QueryRecClient, bundle_id: str, asked: Asked) -> None:
@@ -151,11 +160,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     try:
-        rounds = Loop(arguments).run()
+        written = Loop(arguments).run()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps({"is_simulated": True, "rounds": rounds}))
+    print(msgspec.json.encode(msgspec.json.decode(written.read_bytes())).decode())
     return 0
 
 

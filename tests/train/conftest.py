@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -351,3 +353,38 @@ def simulated_logs(tmp_path_factory: pytest.TempPathFactory) -> LogTables:
 def write_log_tables(tmp_path: Path) -> Callable[[list[dict], list[dict]], LogTables]:
     """Writes rows of searches and impressions as log tables."""
     return lambda searches, impressions: write_logs(tmp_path / "logs", searches, impressions)
+
+
+class SimulatedRun(NamedTuple):
+    """A run on simulated logs, aligned, and its bundle; hardly trained."""
+
+    run: Path
+    bundle: Path
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a module in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], check=False, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="session")
+def simulated_run(tmp_path_factory: pytest.TempPathFactory) -> SimulatedRun:
+    """All stages by their commands, in about a minute."""
+    directory = tmp_path_factory.mktemp("simulated_run")
+    run, bundle, config = directory / "run", directory / "bundle", directory / "config.toml"
+    config.write_text(
+        'size = "tiny"\n'
+        "[simulate]\nnum_queries = 2000\nnum_searches = 20000\nnum_users = 1000\n"
+        "num_requests = 20000\n"
+        '[generator]\nmode = "slots"\nnum_epochs = 0.05\n[click_model]\nnum_epochs = 0.5\n'
+        "[alignment]\nnum_rounds = 1\nnum_prompts = 60\nnum_valid_prompts = 30\nmax_kl = 1e6\n"
+    )
+    made = command("train", "run", "--config", str(config), "--run", str(run))
+    assert made.returncode == 0, made.stderr
+    made = command(
+        *("export", "bundle", "--run", str(run), "--out", str(bundle), "--parity-requests", "3")
+    )
+    assert made.returncode == 0, made.stderr
+    return SimulatedRun(run, bundle)

@@ -41,7 +41,11 @@ def interval_plot(rows: Sequence[tuple[str, Interval]], label: str) -> str:
 
 
 def line_plot(
-    lines: Mapping[str, Sequence[tuple[float, Interval]]], x_label: str, y_label: str
+    lines: Mapping[str, Sequence[tuple[float, Interval]]],
+    x_label: str,
+    y_label: str,
+    *,
+    from_zero: bool = True,
 ) -> str:
     """Returns a line a system with its interval as a band.
 
@@ -49,6 +53,7 @@ def line_plot(
         lines: name -> (x, figure), by rising x.
         x_label: of the horizontal axis.
         y_label: of the vertical axis.
+        from_zero: whether that axis begins at 0.
     """
     figure, axes = _axes(height=2.6)
     for number, (name, points) in enumerate(lines.items()):
@@ -59,7 +64,8 @@ def line_plot(
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.set_ylim(bottom=0)
+    if from_zero:
+        axes.set_ylim(bottom=0)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.grid(alpha=0.3)
     return _svg(figure)

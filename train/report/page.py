@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from train.alignment.rounds import AlignmentMetrics
 from train.evaluation.intervals import Interval
 from train.evaluation.page import Cell, Section, Table, page
-from train.evaluation.plots import interval_plot
+from train.evaluation.plots import interval_plot, line_plot
 from train.report.ablation import AblationRow
+from train.report.closed_loop import LoopRound
 from train.report.report import AblationReport, Example
 
 _SIMULATED = (
@@ -22,7 +23,10 @@ def report_page(report: AblationReport) -> str:
     if report.second_world:
         note = "The same lists by another truth, with other intents, effects and click model."
         sections.append(_rows_section("In a second world", note, report.second_world))
-    sections += [_rounds(report.rounds), _examples(report.examples)]
+    sections.append(_rounds(report.rounds))
+    if report.closed_loop:
+        sections.append(_closed_loop(report.closed_loop))
+    sections.append(_examples(report.examples))
     note = f"Bundle {report.bundle_id}. Brackets are 95 % intervals, by questions. {_SIMULATED}"
     return page("What each step of training adds", note, sections)
 
@@ -91,6 +95,28 @@ def _rounds(metrics: AlignmentMetrics) -> Section:
     return Section(
         heading="Rounds of alignment", note=note, tables=[Table(header=header, rows=rows), costs]
     )
+
+
+def _closed_loop(rounds: Sequence[LoopRound]) -> Section:
+    worth = {
+        "fresh sessions": [r.sessions for r in rounds],
+        "queries that no log holds": [r.unseen for r in rounds],
+    }
+    lines = {
+        name: [(float(r.number), w.gain) for r, w in zip(rounds, column, strict=True)]
+        for name, column in worth.items()
+    }
+    plot = line_plot(lines, "round", "true CTR over that of the first bundle", from_zero=False)
+    rows: list[list[Cell]] = [
+        [r.number, r.num_requests, r.num_clicks, *(column[i].gain for column in worth.values())]
+        for i, r in enumerate(rounds)
+    ]
+    table = Table(header=["round", "requests", "clicks", *worth], rows=rows)
+    note = (
+        "What a running engine serves, log and ranking included: simulated users ask it and click, "
+        "the next bundle learns from its feedback beside the older log, and is swapped in."
+    )
+    return Section(heading="The closed loop", note=note, plots=[plot], tables=[table])
 
 
 def _examples(examples: Sequence[Example]) -> Section:

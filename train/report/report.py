@@ -5,6 +5,7 @@ Knows nothing of how a page looks.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from train.evaluation.served import ServedBundle
 from train.evaluation.suite import questions_of, read_queries
 from train.generation.generator import METRICS, read_prompts
 from train.report.ablation import AblationRow, ablation_rows, list_ctr
+from train.report.closed_loop import LoopRound, read_rounds
 from train.report.placebo import PlaceboJudge
 from train.report.policies import PolicyLists, Question
 from train.report.prompting import prompted_lists
@@ -61,6 +63,7 @@ class AblationReport(msgspec.Struct, frozen=True, kw_only=True):
         ceiling: best lists of what SFT draws, by the truth; gain over SFT with co-occurrence.
         second_world: the same lists by another truth; empty if none was given.
         rounds: how the alignment went.
+        closed_loop: rounds of serving and learning; empty if none were given.
         examples: lists side by side.
     """
 
@@ -75,6 +78,7 @@ class AblationReport(msgspec.Struct, frozen=True, kw_only=True):
     ceiling: AblationRow
     second_world: list[AblationRow]
     rounds: AlignmentMetrics
+    closed_loop: list[LoopRound]
     examples: list[Example]
 
 
@@ -86,6 +90,7 @@ def make_report(
     second_world: Path | None,
     prompted: str = "",
     kept: Path,
+    closed_loop: Path | None = None,
     placebo_prompts: int,
     num_queries: int,
     seed: int,
@@ -100,143 +105,120 @@ def make_report(
         second_world: directory of another simulation, whose truth scores the same lists.
         prompted: checkpoint of a language model that writes lists as it comes; empty: none.
         kept: file for these lists, see `train.report.prompting.prompted_lists`.
+        closed_loop: file of rounds, see `train.report.closed_loop`.
         placebo_prompts: prompts of a round aligned with a reward that means nothing; 0: none.
         num_queries: held-out queries, each in all scenarios.
         seed: of what is drawn.
         report: called with what is being done.
 
     Raises:
-        ValueError: the run is not aligned or its logs are real, or bundle and run do not fit.
+        ValueError: the run is not aligned or its logs are real, or bundle and run do not fit,
+            or there are no rounds in the file of the closed loop.
     """
     if not (run / "simulated/world.json").is_file():
         raise ValueError(f"{run}: its logs are real, so the worth of lists is not known")
-    if not (run / "aligned" / METRICS).is_file():
+    aligned_metrics = run / "aligned" / METRICS
+    if not aligned_metrics.is_file():
         raise ValueError(f"{run}: has no aligned generator; run `queryrec-train align` first")
-    config = read_config(run / "config.toml")
-    served = ServedBundle(bundle)
-    try:
+    rounds_of_loop = [] if closed_loop is None else read_rounds(closed_loop)
+    config, truth = read_config(run / "config.toml"), simulator.load(run / "simulated")
+    with closing(ServedBundle(bundle)) as served:
         asked = questions_of(served, read_queries(heldout), num_queries, seed)
         questions = [Question(*q) for q in asked]
-        return _reported(
+        lists = PolicyLists(
             run,
             served,
             questions,
-            config,
-            second_world,
-            prompted,
-            kept,
-            placebo_prompts,
-            seed,
-            report,
+            max_edges=config.index.max_edges,
+            num_listed=NUM_LISTED,
+            confidence=config.alignment.confidence,
         )
-    finally:
-        served.close()
-
-
-def _reported(
-    run: Path,
-    served: ServedBundle,
-    questions: Sequence[Question],
-    config: TrainConfig,
-    second_world: Path | None,
-    prompted: str,
-    kept: Path,
-    placebo_prompts: int,
-    seed: int,
-    report: Report,
-) -> AblationReport:
-    sft, aligned = run / "generator", run / "aligned"
-    truth = simulator.load(run / "simulated")
-    lists = PolicyLists(
-        run,
-        served,
-        questions,
-        max_edges=config.index.max_edges,
-        num_listed=NUM_LISTED,
-        confidence=config.alignment.confidence,
-    )
-    report(f"lists for {len(questions)} questions")
-    systems = [
-        lists.greedy(sft, SFT, is_cold=True),
-        lists.greedy(aligned, ALIGNED, is_cold=True),
-        lists.greedy(sft, SFT_WARM, is_cold=False),
-        lists.greedy(aligned, FULL, is_cold=False),
-    ]
-    warm, full = systems[2:]
-    if prompted:
-        scenarios = served.bundle.scenarios
-        systems.insert(
-            0,
-            prompted_lists(
+        report(f"lists for {len(questions)} questions")
+        systems = _systems(lists, run, temperature=config.alignment.temperature, seed=seed)
+        warm, full = systems[SFT_WARM], systems[FULL]
+        if prompted:
+            report(PROMPTED)
+            written = prompted_lists(
                 prompted,
                 questions,
-                scenarios,
+                served.bundle.scenarios,
                 PROMPTED,
                 num_listed=NUM_LISTED,
                 kept=kept,
                 report=report,
+            )
+            systems = {PROMPTED: written, **systems}
+        report(CEILING)
+        best = lists.ceiling(
+            run / "generator", CEILING, _attraction(truth), num_lists=_NUM_DRAWN, seed=seed
+        )
+        beside = [best]
+        if placebo_prompts:
+            report(f"alignment of {placebo_prompts} prompts with a placebo")
+            with tempfile.TemporaryDirectory() as directory:
+                _align_with_placebo(run, config, placebo_prompts, Path(directory), seed, report)
+                beside.append(lists.greedy(Path(directory), PLACEBO, is_cold=False))
+        over_warm = {
+            row.name: row
+            for row in ablation_rows(
+                [warm, full, *beside], truth, served, num_listed=NUM_LISTED, baseline=SFT_WARM
+            )
+        }
+        other: list[AblationRow] = []
+        if second_world is not None:
+            report("the second world")
+            other = ablation_rows(
+                [*systems.values()],
+                simulator.load(second_world),
+                served,
+                num_listed=NUM_LISTED,
+                baseline=SFT,
+            )
+        ablation = ablation_rows(
+            [*systems.values()], truth, served, num_listed=NUM_LISTED, baseline=SFT
+        )
+        ceiling, before = over_warm[CEILING], over_warm[SFT_WARM].true_ctr
+        return AblationReport(
+            bundle_id=served.bundle.manifest.bundle_id,
+            is_simulated=True,
+            num_questions=len(questions),
+            num_listed=NUM_LISTED,
+            ablation=ablation,
+            alignment_gain=ratio_interval(
+                list_ctr(full, truth, NUM_LISTED), list_ctr(warm, truth, NUM_LISTED)
             ),
+            headroom_closed=(over_warm[FULL].true_ctr - before)
+            / max(ceiling.true_ctr - before, 1e-9),
+            placebo=over_warm.get(PLACEBO),
+            ceiling=ceiling,
+            second_world=other,
+            rounds=msgspec.json.decode(aligned_metrics.read_bytes(), type=AlignmentMetrics),
+            closed_loop=rounds_of_loop,
+            examples=_examples(warm, full, truth),
         )
+
+
+def _systems(
+    lists: PolicyLists, run: Path, *, temperature: float, seed: int
+) -> dict[str, list[ProducedList]]:
+    """Returns the lists of each system, by its name, in the order of the report."""
+    sft, aligned = run / "generator", run / "aligned"
+    systems = {
+        SFT: lists.greedy(sft, SFT, is_cold=True),
+        ALIGNED: lists.greedy(aligned, ALIGNED, is_cold=True),
+        SFT_WARM: lists.greedy(sft, SFT_WARM, is_cold=False),
+        FULL: lists.greedy(aligned, FULL, is_cold=False),
+    }
     for name, is_composed in ((BEST_OF, False), (COMPOSED, True)):
-        report(name)
-        systems.append(
-            lists.best_of(
-                sft,
-                name,
-                num_lists=_NUM_DRAWN,
-                temperature=config.alignment.temperature,
-                is_composed=is_composed,
-                seed=seed,
-            )
+        systems[name] = lists.best_of(
+            sft,
+            name,
+            num_lists=_NUM_DRAWN,
+            temperature=temperature,
+            is_composed=is_composed,
+            seed=seed,
         )
-    report(CEILING)
-    best = lists.ceiling(sft, CEILING, _attraction(truth), num_lists=_NUM_DRAWN, seed=seed)
-    (ceiling,) = _rows([best], truth, served, warm)
-    ctr = {row.name: row.true_ctr for row in _rows([warm, full], truth, served, warm)}
-    placebo = None
-    if placebo_prompts:
-        report(f"alignment of {placebo_prompts} prompts with a placebo")
-        with tempfile.TemporaryDirectory() as directory:
-            _align_with_placebo(run, config, placebo_prompts, Path(directory), seed, report)
-            (placebo,) = _rows(
-                [lists.greedy(Path(directory), PLACEBO, is_cold=False)], truth, served, warm
-            )
-    other: list[AblationRow] = []
-    if second_world is not None:
-        report("the second world")
-        other = ablation_rows(
-            systems, simulator.load(second_world), served, num_listed=NUM_LISTED, baseline=SFT
-        )
-    metrics = msgspec.json.decode((aligned / METRICS).read_bytes(), type=AlignmentMetrics)
-    return AblationReport(
-        bundle_id=served.bundle.manifest.bundle_id,
-        is_simulated=True,
-        num_questions=len(questions),
-        num_listed=NUM_LISTED,
-        ablation=ablation_rows(systems, truth, served, num_listed=NUM_LISTED, baseline=SFT),
-        alignment_gain=ratio_interval(
-            list_ctr(full, truth, NUM_LISTED), list_ctr(warm, truth, NUM_LISTED)
-        ),
-        headroom_closed=(ctr[FULL] - ctr[SFT_WARM]) / max(ceiling.true_ctr - ctr[SFT_WARM], 1e-9),
-        placebo=placebo,
-        ceiling=ceiling,
-        second_world=other,
-        rounds=metrics,
-        examples=_examples(warm, full, truth),
-    )
-
-
-def _rows(
-    systems: Sequence[Sequence[ProducedList]],
-    truth: Truth,
-    served: ServedBundle,
-    warm: Sequence[ProducedList],
-) -> list[AblationRow]:
-    """Returns the rows of systems, with gains over SFT with co-occurrence."""
-    every = [warm, *(s for s in systems if s is not warm)]
-    rows = ablation_rows(every, truth, served, num_listed=NUM_LISTED, baseline=SFT_WARM)
-    names = {lists[0].system for lists in systems}
-    return [row for row in rows if row.name in names]
+    return systems
 
 
 def _attraction(truth: Truth) -> Callable[[Question, list[str]], list[float]]:

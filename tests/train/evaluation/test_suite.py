@@ -2,13 +2,12 @@
 
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from engine.formats.text import normalise_prefix
+from tests.train.conftest import SimulatedRun, command
 from train.evaluation.served import ServedBundle
 from train.evaluation.suite import questions_of, read_queries
 
@@ -46,29 +45,13 @@ def test_file_without_queries_is_refused(content: bytes, message: str, tmp_path:
         read_queries(path)
 
 
-def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], check=False, capture_output=True, text=True
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_trained_bundle_is_evaluated_by_one_command(tmp_path: Path) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text(
-        'size = "tiny"\n'
-        "[simulate]\nnum_queries = 2000\nnum_searches = 20000\nnum_users = 1000\n"
-        "num_requests = 20000\n"
-        '[generator]\nmode = "slots"\nnum_epochs = 0.05\n[click_model]\nnum_epochs = 0.5\n'
-    )
-    run, bundle, out = tmp_path / "run", tmp_path / "bundle", tmp_path / "eval"
-    made = _command("train", "run", "--config", str(config), "--run", str(run))
-    assert made.returncode == 0, made.stderr
-    made = _command("export", "bundle", "--run", str(run), "--out", str(bundle),
-                    "--parity-requests", "3")  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    made = _command(
+def test_trained_bundle_is_evaluated_by_onecommand(
+    simulated_run: SimulatedRun, tmp_path: Path
+) -> None:
+    run, bundle, out = *simulated_run, tmp_path / "eval"
+    made = command(
         *("train", "evaluate", "--run", str(run), "--bundle", str(bundle), "--out", str(out)),
         *("--heldout", str(DATA / "heldout.txt.gz"), "--web", str(DATA / "heldout_web.txt.gz")),
         *("--sessions", str(DATA / "sessions.jsonl.gz"), "--queries", "20"),
@@ -97,7 +80,7 @@ def test_what_is_missing_is_named(missing: str, tiny_bundle: Path, tmp_path: Pat
         "run": tmp_path / "run", "bundle": tiny_bundle, "heldout": DATA / "heldout.txt.gz",
     }  # fmt: skip
     places[missing] = tmp_path / "nowhere"
-    found = _command(
+    found = command(
         *("train", "evaluate", "--out", str(tmp_path / "eval")),
         *(text for name, path in places.items() for text in (f"--{name}", str(path))),
     )

@@ -1,0 +1,76 @@
+"""The report of a run by one command: which figures are there, and whether they fit together."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.train.conftest import SimulatedRun, command
+from train.evaluation.intervals import Interval
+from train.report import report
+from train.report.closed_loop import ListWorth, LoopRound, read_rounds, write_rounds
+
+HELDOUT = Path(__file__).parents[3] / "examples/data/heldout.txt.gz"
+WORTH = ListWorth(true_ctr=Interval(0.02, 0.01, 0.03), gain=Interval(1.25, 1.125, 1.5))
+ROUNDS = [
+    LoopRound(
+        number=number,
+        bundle_id=f"bundle {number}",
+        num_requests=100 * number,
+        num_clicks=7 * number,
+        sessions=WORTH,
+        unseen=WORTH,
+    )
+    for number in range(3)
+]
+
+
+def test_rounds_of_a_closed_loop_are_read_as_written(tmp_path: Path) -> None:
+    write_rounds(ROUNDS, tmp_path / "rounds.json")
+    assert read_rounds(tmp_path / "rounds.json") == ROUNDS
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"is_simulated": true}', b'{"rounds": [{}]}'])
+def test_what_is_no_closed_loop_is_named(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"other\.json: no rounds .* writes rounds\.json"):
+        read_rounds(path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_aligned_run_is_reported_by_one_command(
+    simulated_run: SimulatedRun, tmp_path: Path
+) -> None:
+    run, bundle = simulated_run
+    write_rounds(ROUNDS, tmp_path / "rounds.json")
+    made = command(
+        *("train", "report", "--run", str(run), "--bundle", str(bundle)),
+        *("--out", str(tmp_path / "report"), "--heldout", str(HELDOUT)),
+        *("--second-world", str(run / "simulated"), "--queries", "10"),
+        *("--placebo-prompts", "20", "--closed-loop", str(tmp_path / "rounds.json")),
+    )
+    assert made.returncode == 0, made.stderr
+    found = json.loads((tmp_path / "report/report.json").read_bytes())
+    assert found["is_simulated"] is True
+    assert [row["name"] for row in found["ablation"]] == [
+        report.SFT, report.ALIGNED, report.SFT_WARM, report.FULL, report.BEST_OF, report.COMPOSED,
+    ]  # fmt: skip
+    ctr = {row["name"]: row["true_ctr"] for row in found["ablation"]}
+    for row in found["ablation"]:
+        assert row["ci_low"] <= row["true_ctr"] <= row["ci_high"]
+        assert row["gain"][0] == pytest.approx(row["true_ctr"] / ctr[report.SFT])
+    assert found["alignment_gain"][0] == pytest.approx(ctr[report.FULL] / ctr[report.SFT_WARM])
+    assert found["ceiling"]["true_ctr"] >= ctr[report.COMPOSED]
+    assert found["placebo"]["name"] == report.PLACEBO
+    # The second world given is the first one.
+    assert [row["true_ctr"] for row in found["second_world"]] == pytest.approx([*ctr.values()])
+    assert [r["num_clicks"] for r in found["closed_loop"]] == [0, 7, 14]
+    assert {e["scenario"] for e in found["examples"]} == {
+        "suggestion", "completion", "clarification",
+    }  # fmt: skip
+    page = (tmp_path / "report/report.html").read_text()
+    for heading in ("Ablation", "In a second world", "The closed loop", "Side by side"):
+        assert f"<h2>{heading}" in page
