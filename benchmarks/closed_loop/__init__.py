@@ -2,10 +2,10 @@
 
 A round asks an engine the questions of fresh simulated sessions over gRPC, clicks as the simulated
 truth says, and reports impressions and clicks with their tokens. The engine's own feedback files
-become a table of impressions, which joins the log; mining, click model and
-alignment run on both, the bundle is exported, the link that the engine serves is moved, and SIGHUP
-makes it swap. Searches, and so tokenizer, encoder and index, stay. Nothing but clicks passes from
-the truth to training.
+become a table of impressions, which joins the log; mining runs on both, click model and generator
+learn on from where they were, the bundle is exported, the link that the engine serves is moved, and
+SIGHUP makes it swap. Searches, and so tokenizer, encoder and index, stay. Nothing but clicks passes
+from the truth to training.
 
 Before the first round and after each one, the same questions are asked again, of other sessions and
 of queries that no log holds, and their lists are scored by the truth.

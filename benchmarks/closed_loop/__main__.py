@@ -17,7 +17,7 @@ from benchmarks.closed_loop.users import Asked, Users
 from benchmarks.served import Served, point, served
 from engine.formats.manifest import read_manifest
 from queryrec.client import QueryRecClient
-from train.config import read_config
+from train.config import TrainConfig, read_config
 from train.evaluation.intervals import mean_interval, ratio_interval
 from train.report.closed_loop import ListWorth, LoopRound, write_rounds
 
@@ -31,7 +31,9 @@ class Loop:
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Draws the questions that every bundle is asked."""
         self._arguments = arguments
-        self._config = read_config(arguments.run / "config.toml")
+        self._config = _shortened(
+            read_config(arguments.run / "config.toml"), arguments.click_s, arguments.prompts
+        )
         simulated = arguments.run / "simulated"
         self._searches = simulated / "searches.parquet"
         self._impressions = simulated / "impressions.parquet"
@@ -121,6 +123,16 @@ class Loop:
         return measured
 
 
+def _shortened(config: TrainConfig, click_s: float, num_prompts: int) -> TrainConfig:
+    replace = msgspec.structs.replace
+    click_model, alignment = config.click_model, config.alignment
+    if click_s:
+        click_model = replace(click_model, max_train_s=click_s)
+    if num_prompts:
+        alignment = replace(alignment, num_rounds=1, num_prompts=num_prompts)
+    return replace(config, click_model=click_model, alignment=alignment)
+
+
 async def _served_by(client: QueryRecClient, bundle_id: str, asked: Asked) -> None:
     """Waits until a bundle answers.
 
@@ -148,6 +160,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=20_000, help="of users a round (20000)")
     parser.add_argument("--questions", type=int, default=300, help="unseen queries (300)")
     parser.add_argument("--exploration", type=float, default=0.1, help="share of requests (0.1)")
+    parser.add_argument(
+        "--click-s", type=float, default=0, help="seconds that a click model learns on (as the run)"
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=0, help="of an alignment, one round (as the run)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of questions and clicks (0)")
     args = parser.parse_args(arguments)
     if min(args.rounds, args.requests, args.questions) < 1:

@@ -59,6 +59,8 @@ def learn(
 ) -> None:
     """Makes a run directory with a click model and a generator that know the newest feedback.
 
+    Both start from those of the last round.
+
     Args:
         before: run directory of the last round.
         out: the new one.
@@ -86,6 +88,7 @@ def learn(
         seed=config.seed,
         output=out / "click_model",
         raw_impressions=places,
+        start=before / "click_model",
     )
     (out / "aligned").mkdir()
     settings = msgspec.structs.replace(

@@ -24,7 +24,7 @@ from train.clicks.data import ClickBatch, ClickRequests, make_batch, read_reques
 from train.clicks.feature_fit import features_of, fit_features
 from train.clicks.fitting import fit_click_model
 from train.clicks.losses import ChoiceLoss, ClickLoss
-from train.clicks.model import ClickModel, save_click_model
+from train.clicks.model import ClickModel, load_click_model, save_click_model
 from train.clicks.pretraining import session_requests
 from train.clicks.reporting import ClickReport, click_reports
 from train.clicks.scoring import click_logits
@@ -49,6 +49,7 @@ def train_click_model(
     seed: int,
     output: Path,
     raw_impressions: Places = "",
+    start: Path | None = None,
 ) -> dict[str, ClickReport] | None:
     """Trains on `run`/mined/impressions.parquet and writes the click model into `output`.
 
@@ -66,14 +67,16 @@ def train_click_model(
         output: directory of the stage.
         raw_impressions: place of the log that was mined: texts below k are calibrated on its
             held-out rows (see `train.clicks.unknown`); empty: they are calibrated like others.
+        start: directory of an older click model that learns on from where it ended, of a run with
+            the same tokenizer; None: sessions, features and clicks are learnt from nothing.
 
     Returns:
         The reports per scenario that has held-out impressions, and of "all"; None if there are
         no impressions (then nothing is written: bundles serve without a click model).
 
     Raises:
-        ValueError: no clicks or nothing but clicks in a split, or a model that learned to say
-            the same for everything.
+        ValueError: no clicks or nothing but clicks in a split, a model that learned to say the
+            same for everything, or one to start from that reads other ids.
     """
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     statistics = count_tokens(run, vocabulary)
@@ -85,11 +88,17 @@ def train_click_model(
     valid = np.flatnonzero(requests.is_valid_R)
     for name, chosen in (("train", train), ("valid", valid)):
         _check_clicks(requests, chosen, name)
-    num_sessions = round(config.session_share * len(train))
-    sessions = session_requests(run, statistics, num_requests=num_sessions, seed=seed)
+    sessions = None
     set_seed(seed)
-    model = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
-    model.standardise(features_of(requests, requests.rows(train), config.hidden_log_share, seed))
+    if start is None:
+        num_sessions = round(config.session_share * len(train))
+        sessions = session_requests(run, statistics, num_requests=num_sessions, seed=seed)
+        model = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
+        model.standardise(
+            features_of(requests, requests.rows(train), config.hidden_log_share, seed)
+        )
+    else:
+        model = _older_model(start, vocabulary).train()
     model.head.text_dropout = config.hidden_text_share
     num_positions = max(2, int(requests.position_N.max()) + 1)
     limit_s = config.max_train_s / (1 if sessions is None else 2)
@@ -106,7 +115,8 @@ def train_click_model(
             max_train_s=limit_s,
         )
     loss = ClickLoss(model, len(requests.scenarios), num_positions)
-    fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
+    if start is None:
+        fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
     trainer = _train(
         loss,
         requests,
@@ -215,6 +225,17 @@ def _train(
     )
     trainer.train_resumable()
     return trainer
+
+
+def _older_model(directory: Path, vocabulary: Vocabulary) -> ClickModel:
+    model = load_click_model(directory)
+    size = model.backbone.config.vocab_size
+    if size != vocabulary.size:
+        raise ValueError(
+            f"{directory}: reads {size} ids, this run's tokenizer has {vocabulary.size}: start "
+            "from a click model of a run with the same tokenizer, or from none"
+        )
+    return model
 
 
 def _check_clicks(requests: ClickRequests, chosen: Ids, split: str) -> None:

@@ -205,6 +205,55 @@ def test_trained_model_beats_position_and_finds_the_examination(
     assert means == pytest.approx([0.1, 0.2, 0.4, 0.8], abs=0.1)
 
 
+def test_an_older_model_learns_on_from_where_it_ended(
+    clicked_run: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    older = trained_run / "click_model"
+    little = ClickModelConfig(
+        num_epochs=0.02, batch_size=32, learning_rate=1e-5, matrix_learning_rate=1e-5
+    )
+    entropy = {}
+    for name, start in (("on", older), ("anew", None)):
+        (tmp_path / name).mkdir()
+        reports = train_click_model(
+            clicked_run,
+            little,
+            shape=shapes_of("tiny").click_model,
+            max_edges=32,
+            seed=0,
+            output=tmp_path / name,
+            start=start,
+        )
+        assert reports is not None
+        entropy[name] = reports["all"].model.normalised_entropy
+    requests = read_requests(clicked_run, max_edges=32)
+    assert requests is not None
+    valid = np.flatnonzero(requests.is_valid_R)[:50]
+    before, after = (
+        click_logits(load_click_model(d), requests, valid) for d in (older, tmp_path / "on")
+    )
+    np.testing.assert_allclose(after, before, atol=0.05)  # a few small steps away
+    assert entropy["on"] < entropy["anew"] - 0.02
+
+
+def test_a_start_that_reads_other_ids_is_refused(
+    clicked_run: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    other = load_click_model(trained_run / "click_model")
+    other.backbone.resize_token_embeddings(other.backbone.config.vocab_size + 128)
+    save_click_model(other, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other: reads .* ids, this run's tokenizer has"):
+        train_click_model(
+            clicked_run,
+            ClickModelConfig(),
+            shape=shapes_of("tiny").click_model,
+            max_edges=32,
+            seed=0,
+            output=tmp_path / "out",
+            start=tmp_path / "other",
+        )
+
+
 def test_no_impressions_means_no_click_model(mined_run: Path, tmp_path: Path) -> None:
     reports = train_click_model(
         mined_run, ClickModelConfig(), shape=SHAPE, max_edges=50, seed=0, output=tmp_path / "out"
