@@ -3,7 +3,7 @@
 Knows nothing of clicks and of batches.
 """
 
-# R requests, N impressions (rows), F features
+# R requests, N impressions (rows), D distinct pairs of question and text, F features
 from pathlib import Path
 
 import numpy as np
@@ -67,22 +67,32 @@ class FeatureReader:
         popularity_N = np.where(text_rows >= 0, self._searches[text_rows], 0)[candidate_N]
         query_N = np.repeat([self._row_of.get(q, -1) for q in queries], np.diff(offsets))
         npmi_N = self._associations(query_N, text_rows[candidate_N])
-        features_NF = np.zeros((len(candidate_N), len(FEATURE_NAMES)), np.float32)
-        requests = zip(scenarios, queries, offsets[:-1], offsets[1:], strict=True)
-        for scenario, query, start, end in requests:
-            shown = candidate_N[start:end].tolist()
+        # What is asked again has the same features: each is computed once, a question at a time.
+        asked = list(zip((s.name for s in scenarios), queries, strict=True))
+        number_of = {question: number for number, question in enumerate(dict.fromkeys(asked))}
+        question_R = np.array([number_of[question] for question in asked], np.int64)
+        key_N = np.repeat(question_R, np.diff(offsets)) * len(texts) + candidate_N
+        key_D, first_D, distinct_N = np.unique(key_N, return_index=True, return_inverse=True)
+        features_DF = np.zeros((len(key_D), len(FEATURE_NAMES)), np.float32)
+        starts = np.flatnonzero(np.diff(key_D // max(1, len(texts)), prepend=-1))
+        _, request_of = np.unique(question_R, return_index=True)
+        for request, start, end in zip(
+            request_of.tolist(), starts, [*starts[1:], len(key_D)], strict=True
+        ):
+            rows = first_D[start:end]
+            shown = candidate_N[rows].tolist()
             figures_CT = self._statistics.figures(
-                self._vocabulary.ids_of(query), [candidates[c] for c in shown]
+                self._vocabulary.ids_of(queries[request]), [candidates[c] for c in shown]
             )
-            features_NF[start:end] = candidate_features(
-                scenario,
-                query,
+            features_DF[start:end] = candidate_features(
+                scenarios[request],
+                queries[request],
                 [texts[c] for c in shown],
-                popularity_N[start:end],
-                npmi_N[start:end],
+                popularity_N[rows],
+                npmi_N[rows],
                 figures_CT,
             )
-        return features_NF
+        return features_DF[distinct_N]
 
     def _associations(self, query_N: Ids, text_N: Ids) -> NDArray[np.float32]:
         """Returns NPMI of pairs of rows of the log, 0 where it does not know the pair."""
