@@ -16,7 +16,7 @@ MIX ?= suggestion=2,completion=2,clarification=1
 
 .PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report closed-loop \
   bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-stages bench-sampler \
-  bench-triton bench-sft bench-index bench-mining bench-policies bench-swap bench-flood bench-alignment bench-modes clean
+  bench-triton bench-sft bench-index bench-mining bench-policies bench-swap bench-flood bench-alignment bench-modes bench-lifecycle clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -128,6 +128,9 @@ bench-capacity: setup $(BUNDLE)/manifest.json ## The highest rate that a bundle 
 bench-swap: setup $(BUNDLE)/manifest.json ## What changing releases costs the requests of that moment
 	@$(BIN)/python -m benchmarks.swap --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz \
 	  --scenarios $(MIX) --rate $(RATE)
+
+bench-lifecycle: setup $(BUNDLE)/manifest.json ## How long starting takes, and freeing what a cancelled call held
+	@$(BIN)/python -m benchmarks.lifecycle --bundle $(BUNDLE) --queries examples/data/heldout.txt.gz
 
 report: setup $(RUN)/bundle/manifest.json ## What each step of a run's training adds, by the simulated truth
 	@$(BIN)/python -m train report --run $(RUN) --bundle $(RUN)/bundle --out $(RUN)/report \
