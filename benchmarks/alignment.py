@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,89 +123,130 @@ def plain_loss(
     return pl(beta * (logprobs(policy) - reference_BJ), batch.reward).mean()
 
 
+class Step(NamedTuple):
+    """What one step came to, with our way and the plain one."""
+
+    took_s: dict[str, float]  # "draw_ours", "draw_plain", "learn_ours", "learn_plain"
+    num_tokens: int  # of all texts
+    loss_difference: float
+    texts_in_common: float
+
+
+class Contest:
+    """Draws and learns with both, on the same prompts and weights."""
+
+    def __init__(self, run: Path, size: Size, *, width: int, num_beams: int) -> None:
+        """Loads the models.
+
+        Args:
+            run: that is mined.
+            size: of the models.
+            width: texts of a prompt.
+            num_beams: of a search as it is served.
+
+        Raises:
+            ValueError: `width` is no multiple of `num_beams`.
+        """
+        if width % num_beams:
+            raise ValueError(f"--width is {width}: a multiple of {num_beams}, the texts of a list")
+        self._width, self._num_lists = width, width // num_beams
+        vocabulary = read_prompts(run).renderer.vocabulary.size
+        self._models: dict[str, Any] = {}
+        for name, attention in (("ours", "eager"), ("plain", "sdpa")):  # each its faster one on CPU
+            self._models[name] = model_of(run, size, vocabulary)
+            self._models[name].set_attn_implementation(attention)
+        self._references = {name: _moved(model) for name, model in self._models.items()}
+        self._sampler = Sampler(self._models["ours"].eval())
+        self._config = AlignmentConfig()
+        self._loss_of = PreferenceLoss(self._models["ours"].train(), self._config)
+
+    def step(self, prompts: Sequence[ListPrompt]) -> Step:
+        """Returns how long a batch of prompts took, and whether both came to the same."""
+        zeros, ours, plain = [0] * len(prompts), self._models["ours"], self._models["plain"]
+        draw_ours_s, lists = _timed(
+            lambda: self._sampler.sample(
+                prompts, zeros, mode="beam", num_lists=self._num_lists, temperature=0.0
+            )
+        )
+        draw_plain_s, rivals = _timed(lambda: plain_texts(plain, prompts, self._width))
+        texts = lists.ids.flatten(1, 2)
+        batch = self._batch(prompts, texts)
+        learn_ours_s, loss = _timed(lambda: _learnt(self._loss_of(batch)["loss"]))
+        learn_plain_s, rival = _timed(
+            lambda: _learnt(
+                plain_loss(plain, self._references["plain"], prompts, batch, beta=self._config.beta)
+            )
+        )
+        for model in (ours, plain):
+            model.zero_grad()
+        return Step(
+            took_s={
+                "draw_ours": draw_ours_s,
+                "draw_plain": draw_plain_s,
+                "learn_ours": learn_ours_s,
+                "learn_plain": learn_plain_s,
+            },
+            num_tokens=int((texts != _PAD).sum()),
+            loss_difference=abs(float(loss - rival)),
+            texts_in_common=_in_common(texts, rivals),
+        )
+
+    def _batch(self, prompts: Sequence[ListPrompt], texts: Tensor) -> PreferenceBatch:
+        """Returns texts, (B, W, N), with a reward that falls by their order."""
+        alone = [
+            p._replace(slots=p.slots[:1], max_new_tokens=p.max_new_tokens[:1]) for p in prompts
+        ]
+        ids_BJSN = texts[:, :, None]
+        with torch.no_grad():
+            reference = list_logprobs(self._references["ours"], alone, ids_BJSN).sum(3)
+        reward = torch.arange(self._width, 0, -1.0).expand(len(alone), self._width)
+        return PreferenceBatch(
+            prompts=alone, ids=ids_BJSN, reference=reference, reward=reward, first_preferred=0
+        )
+
+
 def compare(arguments: argparse.Namespace) -> dict[str, float | int | str]:
     """Runs both and returns the figures."""
     torch.set_num_threads(arguments.threads)
-    vocabulary = read_prompts(arguments.run).renderer.vocabulary.size
     prompts = prompts_of(arguments.run, arguments.prompts * arguments.steps)
-    size = arguments.prompts
-    batches = [prompts[i * size : (i + 1) * size] for i in range(arguments.steps)]
-    models: dict[str, Any] = {}
-    for name, attention in (("ours", "eager"), ("plain", "sdpa")):  # each its faster one on CPU
-        models[name] = model_of(arguments.run, arguments.size, vocabulary)
-        models[name].set_attn_implementation(attention)
-    references = {name: _moved(model) for name, model in models.items()}
-    sampler = Sampler(models["ours"].eval())
-    config = AlignmentConfig()
-    loss_of = PreferenceLoss(models["ours"].train(), config)
-    num_beams = len(prompts[0].slots)
-    width = arguments.width
-    if width % num_beams:
-        raise ValueError(f"--width is {width}: a multiple of {num_beams}, the texts of a list")
-    times: dict[str, list[float]] = {}
-    num_tokens, differences, in_common = [], [], []
-    for number, own in enumerate([batches[0], *batches]):
-        drawn, took = {}, {}
-        took["draw_ours"], lists = _timed(
-            lambda own=own: sampler.sample(
-                own, [0] * len(own), mode="beam", num_lists=width // num_beams, temperature=0.0
-            )
-        )
-        drawn["ours"] = lists.ids.flatten(1, 2)
-        took["draw_plain"], drawn["plain"] = _timed(
-            lambda own=own: plain_texts(models["plain"], own, width)
-        )
-        alone = [p._replace(slots=p.slots[:1], max_new_tokens=p.max_new_tokens[:1]) for p in own]
-        ids_BJSN = drawn["ours"][:, :, None]
-        with torch.no_grad():
-            then = list_logprobs(references["ours"], alone, ids_BJSN).sum(3)
-        reward = torch.arange(width, 0, -1.0).expand(len(alone), width)
-        batch = PreferenceBatch(
-            prompts=alone, ids=ids_BJSN, reference=then, reward=reward, first_preferred=0
-        )
-
-        def learn_ours(batch: PreferenceBatch = batch) -> Tensor:
-            loss = loss_of(batch)["loss"]
-            loss.backward()
-            return loss.detach()
-
-        took["learn_ours"], loss = _timed(learn_ours)
-
-        def learn_plain(own: Any = own, batch: Any = batch) -> Tensor:
-            loss = plain_loss(models["plain"], references["plain"], own, batch, config.beta)
-            loss.backward()
-            return loss.detach()
-
-        took["learn_plain"], rival = _timed(learn_plain)
-        differences.append(abs(float(loss - rival)))
-        in_common.append(_in_common(drawn["ours"], drawn["plain"]))
-        for model in models.values():
-            model.zero_grad()
-        if number:  # the first is for warming up
-            num_tokens.append(int((ids_BJSN != _PAD).sum()))
-            for name, seconds in took.items():
-                times.setdefault(name, []).append(seconds)
-        print(f"step {number}: {took}", file=sys.stderr)
-    figures: dict[str, float | int | str] = {
+    size, num_beams = arguments.prompts, len(prompts[0].slots)
+    contest = Contest(arguments.run, arguments.size, width=arguments.width, num_beams=num_beams)
+    steps: list[Step] = []
+    for number in (0, *range(arguments.steps)):  # the first batch twice: once to warm up
+        steps.append(contest.step(prompts[number * size : (number + 1) * size]))
+        print(f"step {len(steps) - 1}: {steps[-1].took_s}", file=sys.stderr)
+    return {
         "size": arguments.size,
         "threads": arguments.threads,
-        "prompts": arguments.prompts,
-        "texts": width,
-        "tokens_a_text": round(sum(num_tokens) / (len(num_tokens) * arguments.prompts * width), 2),
-        "loss_difference": max(differences),
-        "texts_in_common": round(statistics.fmean(in_common), 3),
+        "prompts": size,
+        "texts": arguments.width,
+        "loss_difference": max(step.loss_difference for step in steps),
+        "texts_in_common": round(statistics.fmean(step.texts_in_common for step in steps), 3),
+        **_rates(steps[1:], num_texts=size * arguments.width, num_beams=num_beams),
     }
+
+
+def _rates(steps: Sequence[Step], *, num_texts: int, num_beams: int) -> dict[str, float]:
+    """Returns medians over steps."""
+    num_tokens = [step.num_tokens for step in steps]
+    times = {name: [step.took_s[name] for step in steps] for name in steps[0].took_s}
+    figures = {"tokens_a_text": round(statistics.fmean(num_tokens) / num_texts, 2)}
     for who in ("ours", "plain"):
-        whole = [a + b for a, b in zip(times[f"draw_{who}"], times[f"learn_{who}"], strict=True)]
-        times[f"both_{who}"] = whole
-        draw = statistics.median(times[f"draw_{who}"])
-        figures[f"{who}_lists_per_s"] = round(arguments.prompts * width / num_beams / draw, 2)
-        rates = [n / s for n, s in zip(num_tokens, times[f"learn_{who}"], strict=True)]
+        draw_s, learn_s = times[f"draw_{who}"], times[f"learn_{who}"]
+        times[f"both_{who}"] = [a + b for a, b in zip(draw_s, learn_s, strict=True)]
+        rates = [n / s for n, s in zip(num_tokens, learn_s, strict=True)]
+        figures[f"{who}_lists_per_s"] = round(num_texts / num_beams / statistics.median(draw_s), 2)
         figures[f"{who}_tokens_per_s"] = round(statistics.median(rates), 1)
     for part in ("draw", "learn", "both"):
         pairs = zip(times[f"{part}_plain"], times[f"{part}_ours"], strict=True)
         figures[f"ratio_{part}"] = round(statistics.median(p / o for p, o in pairs), 2)
     return figures
+
+
+def _learnt(loss: Tensor) -> Tensor:
+    """Returns the loss once its gradients are there."""
+    loss.backward()
+    return loss.detach()
 
 
 def _in_common(ours: Tensor, plain: Tensor) -> float:
