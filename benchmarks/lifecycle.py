@@ -69,6 +69,7 @@ async def after_cancelling(
             )
             await asyncio.sleep(randomness.uniform(_LEAST_S, _MOST_S))
             if call.done():
+                call.result()  # raises what it failed with
                 continue
             call.cancel()
             after.append(await _until_answered(other, query))
@@ -111,7 +112,7 @@ def main() -> int:
             after, idle = asyncio.run(after_cancelling(engine.target, queries, args.cancels))
         if not after:
             raise ValueError("every call was answered before it could be cancelled")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, QueryRecError) as error:
         print(error, file=sys.stderr)
         return 1
     print(

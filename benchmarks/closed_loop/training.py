@@ -88,7 +88,7 @@ def learn(
         seed=config.seed,
         output=out / "click_model",
         raw_impressions=places,
-        start=before / "click_model",
+        start=before,
     )
     (out / "aligned").mkdir()
     settings = msgspec.structs.replace(

@@ -75,10 +75,9 @@ class FeatureReader:
         key_D, first_D, distinct_N = np.unique(key_N, return_index=True, return_inverse=True)
         features_DF = np.zeros((len(key_D), len(FEATURE_NAMES)), np.float32)
         starts = np.flatnonzero(np.diff(key_D // max(1, len(texts)), prepend=-1))
-        _, request_of = np.unique(question_R, return_index=True)
-        for request, start, end in zip(
-            request_of.tolist(), starts, [*starts[1:], len(key_D)], strict=True
-        ):
+        _, first_R = np.unique(question_R, return_index=True)
+        for start, end in zip(starts, [*starts[1:], len(key_D)], strict=True):
+            request = int(first_R[key_D[start] // len(texts)])
             rows = first_D[start:end]
             shown = candidate_N[rows].tolist()
             figures_CT = self._statistics.figures(

@@ -4,6 +4,7 @@ Knows nothing of optimisers.
 """
 
 # N impressions (rows), B requests of a batch, C candidates, F features, S scenarios, P positions
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,16 +30,32 @@ class FeatureRows(NamedTuple):
 class ClickLoss(nn.Module):
     """Click model and position tower of PAL, as they are trained together."""
 
-    def __init__(self, model: ClickModel, num_scenarios: int, num_positions: int) -> None:
-        """Adds a tower that knows as much of every scenario's positions as of any other's."""
+    def __init__(
+        self,
+        model: ClickModel,
+        num_scenarios: int,
+        num_positions: int,
+        curves: Sequence[Sequence[float]] = (),
+    ) -> None:
+        """Adds a tower.
+
+        Args:
+            model: the click model.
+            num_scenarios: S.
+            num_positions: P.
+            curves: p(seen | position) by scenario to start from, where they go on; elsewhere it
+                is 1 / sqrt(position).
+        """
         super().__init__()
         self.model = model
-        # p(seen | position) starts at 1 / sqrt(position).
-        start_P = torch.special.logit(torch.arange(2.0, num_positions + 1) ** -0.5)
+        seen_SP = torch.arange(1.0, num_positions + 1).pow(-0.5).repeat(num_scenarios, 1)
+        for seen_P, curve in zip(seen_SP, curves, strict=bool(curves)):
+            own = torch.tensor(curve[:num_positions])
+            seen_P[: len(own)] = own
         self.start: Tensor
-        self.register_buffer("start", start_P.expand(num_scenarios, -1).clone())
+        self.register_buffer("start", torch.special.logit(seen_SP[:, 1:], eps=1e-3))
         # A vector, as what is no matrix of a layer: Muon takes matrices (train.models.optimizer).
-        self.tower = nn.Parameter(torch.zeros(start_P.numel() * num_scenarios))
+        self.tower = nn.Parameter(torch.zeros(self.start.numel()))
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Returns the mean loss of the shown candidates, a scalar."""

@@ -8,6 +8,7 @@ mined.
 # R requests, N impressions (rows), B requests of a batch, C candidates, P positions
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from train.models.pace import PacedTrainer, trainer_arguments
 from train.models.shared_prefix import PackedBatch
 from train.settings import ClickModelConfig, Places
 
+CLICK_MODEL, POSITIONS = "click_model", "position.json"  # in a run, and in its click model
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -67,8 +69,8 @@ def train_click_model(
         output: directory of the stage.
         raw_impressions: place of the log that was mined: texts below k are calibrated on its
             held-out rows (see `train.clicks.unknown`); empty: they are calibrated like others.
-        start: directory of an older click model that learns on from where it ended, of a run with
-            the same tokenizer; None: sessions, features and clicks are learnt from nothing.
+        start: older run directory with the same tokenizer, whose click model learns on from where
+            it ended; None: sessions, features and clicks are learnt from nothing.
 
     Returns:
         The reports per scenario that has held-out impressions, and of "all"; None if there are
@@ -76,7 +78,7 @@ def train_click_model(
 
     Raises:
         ValueError: no clicks or nothing but clicks in a split, a model that learned to say the
-            same for everything, or one to start from that reads other ids.
+            same for everything, or one to start from that reads other ids, or none there.
     """
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     statistics = count_tokens(run, vocabulary)
@@ -98,7 +100,8 @@ def train_click_model(
             features_of(requests, requests.rows(train), config.hidden_log_share, seed)
         )
     else:
-        model = _older_model(start, vocabulary).train()
+        _check_tokenizers(start, run)
+        model = load_click_model(start / CLICK_MODEL).train()
     model.head.text_dropout = config.hidden_text_share
     num_positions = max(2, int(requests.position_N.max()) + 1)
     limit_s = config.max_train_s / (1 if sessions is None else 2)
@@ -114,7 +117,8 @@ def train_click_model(
             hidden_share=0,
             max_train_s=limit_s,
         )
-    loss = ClickLoss(model, len(requests.scenarios), num_positions)
+    curves = [] if start is None else _curves(start, requests.scenarios)
+    loss = ClickLoss(model, len(requests.scenarios), num_positions, curves)
     if start is None:
         fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
     trainer = _train(
@@ -146,11 +150,11 @@ def train_click_model(
     save_click_model(model, output)
     save_uncertainty(fit.uncertainty, output)
     statistics.save(output / TOKEN_STATISTICS)
-    curves = {name: e.seen_P.tolist() for name, e in fit.examinations.items()}
+    seen = {name: e.seen_P.tolist() for name, e in fit.examinations.items()}
     for file, content in (
         ("calibration.json", fit.calibrations),
         ("unknown_calibration.json", fit.unknown_calibrations),
-        ("position.json", curves),
+        (POSITIONS, seen),
         ("metrics.json", reports),
     ):
         (output / file).write_bytes(msgspec.json.format(msgspec.json.encode(content)))
@@ -227,15 +231,23 @@ def _train(
     return trainer
 
 
-def _older_model(directory: Path, vocabulary: Vocabulary) -> ClickModel:
-    model = load_click_model(directory)
-    size = model.backbone.config.vocab_size
-    if size != vocabulary.size:
+def _curves(run: Path, scenarios: Sequence[str]) -> list[list[float]]:
+    """Returns p(seen | position) of each scenario by an older click model; empty where unknown."""
+    curves = msgspec.json.decode(
+        (run / CLICK_MODEL / POSITIONS).read_bytes(), type=dict[str, list[float]]
+    )
+    return [curves.get(name, []) for name in scenarios]
+
+
+def _check_tokenizers(start: Path, run: Path) -> None:
+    if not (start / CLICK_MODEL / POSITIONS).is_file():
+        raise ValueError(f"{start}: there is no click model to start from")
+    one, other = ((d / "tokenizer.json").read_bytes() for d in (start, run))
+    if one != other:
         raise ValueError(
-            f"{directory}: reads {size} ids, this run's tokenizer has {vocabulary.size}: start "
-            "from a click model of a run with the same tokenizer, or from none"
+            f"{start}: its click model reads the ids of another tokenizer than {run} has: start "
+            "from a run with the same tokenizer.json, or from none"
         )
-    return model
 
 
 def _check_clicks(requests: ClickRequests, chosen: Ids, split: str) -> None:

@@ -6,6 +6,7 @@ nothing of what is trained.
 """
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sized
@@ -27,6 +28,10 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from train.models.optimizer import make_optimizer
+
+# In bfloat16, oneDNN keeps the kernels of the last 1,024 shapes that it met. Batches have lengths
+# of their own, so nearly all are new: gigabytes for a model of megabytes, and no step faster.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def learning_rate_factor(progress: float, warmup_share: float) -> float:

@@ -25,7 +25,7 @@ def report_page(report: AblationReport) -> str:
         sections.append(_rows_section("In a second world", note, report.second_world))
     sections.append(_rounds(report.rounds))
     if report.closed_loop:
-        sections.append(_closed_loop(report.closed_loop))
+        sections.append(_closed_loop(report.closed_loop, report.bundle_id))
     sections.append(_examples(report.examples))
     note = f"Bundle {report.bundle_id}. Brackets are 95 % intervals, by questions. {_SIMULATED}"
     return page("What each step of training adds", note, sections)
@@ -97,7 +97,7 @@ def _rounds(metrics: AlignmentMetrics) -> Section:
     )
 
 
-def _closed_loop(rounds: Sequence[LoopRound]) -> Section:
+def _closed_loop(rounds: Sequence[LoopRound], reported: str) -> Section:
     worth = {
         "fresh sessions": [r.sessions for r in rounds],
         "queries that no log holds": [r.unseen for r in rounds],
@@ -116,6 +116,8 @@ def _closed_loop(rounds: Sequence[LoopRound]) -> Section:
         "What a running engine serves, log and ranking included: simulated users ask it and click, "
         "the next bundle learns from its feedback beside the older log, and is swapped in."
     )
+    if rounds[0].bundle_id != reported:
+        note += f" It began with another bundle than that of this page: {rounds[0].bundle_id}."
     return Section(heading="The closed loop", note=note, plots=[plot], tables=[table])
 
 

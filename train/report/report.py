@@ -134,7 +134,9 @@ def make_report(
             confidence=config.alignment.confidence,
         )
         report(f"lists for {len(questions)} questions")
-        systems = _systems(lists, run, temperature=config.alignment.temperature, seed=seed)
+        systems = _systems(
+            lists, run, temperature=config.alignment.temperature, seed=seed, report=report
+        )
         warm, full = systems[SFT_WARM], systems[FULL]
         if prompted:
             report(PROMPTED)
@@ -199,7 +201,7 @@ def make_report(
 
 
 def _systems(
-    lists: PolicyLists, run: Path, *, temperature: float, seed: int
+    lists: PolicyLists, run: Path, *, temperature: float, seed: int, report: Report
 ) -> dict[str, list[ProducedList]]:
     """Returns the lists of each system, by its name, in the order of the report."""
     sft, aligned = run / "generator", run / "aligned"
@@ -210,6 +212,7 @@ def _systems(
         FULL: lists.greedy(aligned, FULL, is_cold=False),
     }
     for name, is_composed in ((BEST_OF, False), (COMPOSED, True)):
+        report(name)
         systems[name] = lists.best_of(
             sft,
             name,

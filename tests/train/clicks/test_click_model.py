@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -12,6 +14,7 @@ from transformers import LlamaModel
 from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from train.clicks.data import intended_ranks, make_batch, read_requests, training_order
 from train.clicks.fitting import check_logits
+from train.clicks.losses import ClickLoss
 from train.clicks.model import ClickModel, load_click_model, save_click_model
 from train.clicks.scoring import click_logits
 from train.clicks.training import ClickReport, train_click_model
@@ -208,12 +211,11 @@ def test_trained_model_beats_position_and_finds_the_examination(
 def test_an_older_model_learns_on_from_where_it_ended(
     clicked_run: Path, trained_run: Path, tmp_path: Path
 ) -> None:
-    older = trained_run / "click_model"
     little = ClickModelConfig(
         num_epochs=0.02, batch_size=32, learning_rate=1e-5, matrix_learning_rate=1e-5
     )
     entropy = {}
-    for name, start in (("on", older), ("anew", None)):
+    for name, start in (("on", trained_run), ("anew", None)):
         (tmp_path / name).mkdir()
         reports = train_click_model(
             clicked_run,
@@ -230,19 +232,37 @@ def test_an_older_model_learns_on_from_where_it_ended(
     assert requests is not None
     valid = np.flatnonzero(requests.is_valid_R)[:50]
     before, after = (
-        click_logits(load_click_model(d), requests, valid) for d in (older, tmp_path / "on")
+        click_logits(load_click_model(d), requests, valid)
+        for d in (trained_run / "click_model", tmp_path / "on")
     )
     np.testing.assert_allclose(after, before, atol=0.05)  # a few small steps away
     assert entropy["on"] < entropy["anew"] - 0.02
 
 
-def test_a_start_that_reads_other_ids_is_refused(
-    clicked_run: Path, trained_run: Path, tmp_path: Path
+def test_the_tower_starts_from_the_curves_it_is_given() -> None:
+    model = ClickModel(LlamaModel(llama_config(SHAPE, 256)))
+    plain = ClickLoss(model, 2, 4)
+    given = ClickLoss(model, 2, 4, [[1.0, 0.3, 0.2], []])
+    row = [1, 2**-0.5, 3**-0.5, 0.5]
+    assert torch.sigmoid(plain.start)[0].tolist() == pytest.approx(row[1:])
+    assert torch.sigmoid(given.start)[0].tolist() == pytest.approx([0.3, 0.2, 0.5])
+    assert torch.sigmoid(given.start)[1].tolist() == pytest.approx(row[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("other", "another tokenizer"), ("none", "no click")]
+)
+def test_a_start_that_does_not_fit_is_refused(
+    clicked_run: Path, trained_run: Path, tmp_path: Path, name: str, message: str
 ) -> None:
-    other = load_click_model(trained_run / "click_model")
-    other.backbone.resize_token_embeddings(other.backbone.config.vocab_size + 128)
-    save_click_model(other, tmp_path / "other")
-    with pytest.raises(ValueError, match=r"other: reads .* ids, this run's tokenizer has"):
+    (tmp_path / "none").mkdir()
+    shutil.copytree(trained_run / "click_model", tmp_path / "other/click_model")
+    read = json.loads((trained_run / "tokenizer.json").read_bytes())
+    one, other = list(read["model"]["vocab"])[-2:]
+    vocab = read["model"]["vocab"]
+    vocab[one], vocab[other] = vocab[other], vocab[one]  # as many ids, of other texts
+    (tmp_path / "other/tokenizer.json").write_text(json.dumps(read))
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
         train_click_model(
             clicked_run,
             ClickModelConfig(),
@@ -250,7 +270,7 @@ def test_a_start_that_reads_other_ids_is_refused(
             max_edges=32,
             seed=0,
             output=tmp_path / "out",
-            start=tmp_path / "other",
+            start=tmp_path / name,
         )
 
 

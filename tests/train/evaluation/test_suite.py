@@ -47,7 +47,7 @@ def test_file_without_queries_is_refused(content: bytes, message: str, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_trained_bundle_is_evaluated_by_onecommand(
+def test_trained_bundle_is_evaluated_by_one_command(
     simulated_run: SimulatedRun, tmp_path: Path
 ) -> None:
     run, bundle, out = *simulated_run, tmp_path / "eval"
