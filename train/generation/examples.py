@@ -9,11 +9,14 @@ model learns to use it but not merely to copy. Knows nothing of tokens or models
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.formats.manifest import PromptSpec, ScenarioSpec
@@ -24,6 +27,7 @@ from train.mining.mine import CONTEXTS
 from train.mining.shown import IMPRESSIONS
 
 _EXACT_SHARE = 0.6  # of the examples with side information; the others get similar queries' lists
+_BATCH_ROWS = 20_000
 _MAX_LISTED = 32  # co-occurring queries per query that the index keeps
 
 
@@ -213,12 +217,10 @@ def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Sou
     rows = pq.read_table(path, filters=[("split", "==", split)]).sort_by(
         [("request_id", "ascending"), ("position", "ascending")]
     )
-    requests: dict[str, list[dict]] = defaultdict(list)
-    for row in rows.to_pylist():
-        requests[row["request_id"]].append(row)
     num_of: Counter[tuple[str, str]] = Counter()
     sources: list[Source] = []
-    for shown in requests.values():
+    for _, request in groupby(_rows(rows), key=itemgetter("request_id")):
+        shown = list(request)
         first = shown[0]
         spec, query = specs[first["scenario"]], first["query"]
         wanted = tuple(r["text"] for r in shown if r["clicked"])
@@ -237,6 +239,12 @@ def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Sou
             )
         )
     return sources
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yields rows; of a large table, few at a time are objects."""
+    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+        yield from batch.to_pylist()
 
 
 def _last_distinct(session_queries: Iterable[str], query: str) -> tuple[str, ...]:
