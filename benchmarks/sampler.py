@@ -2,7 +2,8 @@
 
     python -m benchmarks.sampler --prompts 16 --lists 1,8
 
-`small` with random weights; prompts of 64 tokens, lists of 8 texts of 8 tokens. The sampler and
+`small` with random weights; prompts of 64 tokens, lists of 8 texts of 8 tokens. The sampler (also
+in bfloat16, where the hardware has it) and
 `generate` draw at temperature 1 and the graph takes the best tokens. With K lists of each prompt
 there are a K-th of the prompts, so all contenders of a round write equally many lists; `generate`
 repeats each prompt for each text, as its interface has it. The last line of stdout is JSON:
@@ -30,6 +31,7 @@ from benchmarks.turns import times_ms
 from engine.execution.cpu import num_usable_cpus
 from engine.formats.vocabulary import NUM_CONTROL_IDS
 from train.generation.sampler import ListPrompt, Sampler
+from train.models.backbone import has_fast_bf16
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,11 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prompts = prompts_for(checkpoint.shape.vocabulary, args.prompts)
     graph = graph_runner(directory / "ours_fp32.onnx", prompts, args.threads)
 
-    def sampling(num_lists: int, **settings: Any) -> Callable[[], Any]:
+    def sampling(num_lists: int, own: Sampler = sampler, **settings: Any) -> Callable[[], Any]:
         some = prompts[: len(prompts) // num_lists]
-        return lambda: sampler.sample(some, random, num_lists=num_lists, **settings)
+        return lambda: own.sample(some, random, num_lists=num_lists, **settings)
 
     runners = {f"sampler_{count}": sampling(count) for count in counts}
+    if has_fast_bf16():
+        half = Sampler(checkpoint.model, bf16=True)
+        runners |= {f"sampler_{count}_bf16": sampling(count, half) for count in counts}
     runners["sampler_1_nucleus"] = sampling(1, top_p=0.9)
     runners["generate"] = generate_runner(checkpoint.model, prompts)
     runners["graph_fp32"] = graph

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from train.evaluation.intervals import Interval
 
@@ -62,6 +63,8 @@ def line_plot(
         axes.plot(x, [f.mean for _, f in points], color=colour, label=name, linewidth=1.5)
         low, high = [f.low for _, f in points], [f.high for _, f in points]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    if all(float(x).is_integer() for points in lines.values() for x, _ in points):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if from_zero:

@@ -106,7 +106,7 @@ def _closed_loop(rounds: Sequence[LoopRound], reported: str) -> Section:
         name: [(float(r.number), w.gain) for r, w in zip(rounds, column, strict=True)]
         for name, column in worth.items()
     }
-    plot = line_plot(lines, "round", "true CTR over that of the first bundle", from_zero=False)
+    plot = line_plot(lines, "round", "gain in true CTR", from_zero=False)
     rows: list[list[Cell]] = [
         [r.number, r.num_requests, r.num_clicks, *(column[i].gain for column in worth.values())]
         for i, r in enumerate(rounds)
