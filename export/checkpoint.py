@@ -17,6 +17,7 @@ from engine.formats.prompt import PromptRenderer
 from engine.formats.vocabulary import Vocabulary
 from export.decoder import Array
 from export.generator import Mode, rotary_tables
+from train.clicks.calibration import EXAMINATION, read_examination
 from train.generation.decoder import DecoderShape
 from train.retrieval.encoder import TOKENIZER_FILE, Encoder
 
@@ -60,8 +61,8 @@ class Run:
         """
         content = (self.directory / "mined/scenarios.json").read_bytes()
         specs = msgspec.json.decode(content, type=list[ScenarioSpec])
-        path = self.directory / "click_model/position.json"
-        seen: dict[str, list[float]] = json.loads(path.read_text()) if path.is_file() else {}
+        has_curves = (self.directory / EXAMINATION).is_file()
+        seen = read_examination(self.directory) if has_curves else {}
         return [
             msgspec.structs.replace(s, position_ctr=seen.get(s.name, s.position_ctr)) for s in specs
         ]

@@ -19,7 +19,7 @@ from engine.formats.manifest import read_manifest
 from queryrec.client import QueryRecClient
 from train.config import TrainConfig, read_config
 from train.evaluation.intervals import mean_interval, ratio_interval
-from train.report.closed_loop import ListWorth, LoopRound, write_rounds
+from train.report.closed_loop import ClosedLoop, ListWorth, LoopRound, write_rounds
 
 NUM_PLACES = 5
 _SWAP_TIMEOUT_S = 60.0
@@ -47,8 +47,8 @@ class Loop:
         }
         self._first: dict[str, np.ndarray] = {}
 
-    def run(self) -> Path:
-        """Returns the file of the rounds; one engine runs through all of them."""
+    def run(self) -> list[LoopRound]:
+        """Returns the rounds, which are written as they come; one engine runs through all."""
         arguments = self._arguments
         run, out = arguments.run, arguments.out
         out.mkdir(parents=True)
@@ -82,7 +82,7 @@ class Loop:
                     asyncio.run(self._measure(engine, run / "bundle", number, num_clicks))
                 )
                 write_rounds(rounds, written)
-        return written
+        return rounds
 
     async def _traffic(self, engine: Served, number: int) -> int:
         """Has users ask and click; returns the number of clicks."""
@@ -178,11 +178,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     try:
-        written = Loop(arguments).run()
+        rounds = Loop(arguments).run()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(msgspec.json.encode(msgspec.json.decode(written.read_bytes())).decode())
+    print(msgspec.json.encode(ClosedLoop(is_simulated=True, rounds=rounds)).decode())
     return 0
 
 

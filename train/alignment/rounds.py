@@ -27,11 +27,11 @@ from train.alignment.preferences import Preference, prefer, prefer_texts
 from train.alignment.prompts import PromptSource
 from train.alignment.quality import HeldOut, PolicyQuality, by_scenario, mean_rewards
 from train.alignment.rollouts import Drawer, Drawn, Worth, judge_lists
+from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge, Judge
 from train.generation.generator import METRICS, RunPrompts
 from train.settings import AlignmentConfig
 
-POSITIONS = "position.json"
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
 _LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
 _LEAST_MEAN = 1.005  # the same over all scenarios: a reward that means nothing came to 1.002
@@ -267,9 +267,7 @@ def align(
     """
     set_seed(seed)
     judge = judge or ClickJudge(run, max_edges=max_edges)
-    seen = msgspec.json.decode(
-        (run / "click_model" / POSITIONS).read_bytes(), type=dict[str, list[float]]
-    )
+    seen = read_examination(run)
     taught = msgspec.json.decode((run / "generator" / METRICS).read_bytes())["mode"]
     mode = "slots" if taught == "both" else taught
     if mode != "beam" and not config.anchor_weight:

@@ -4,15 +4,18 @@ The model of a click is PAL's (Guo et al., RecSys 2019):
 
     p(click | x, position) = p(click | x, seen) * p(seen | position),  p(seen | 1) = 1
 
-Works on arrays of impressions; knows nothing of the network that made the logits.
+Works on arrays of impressions, and reads the curves that came of them; knows nothing of the
+network that made the logits.
 """
 
 # N impressions, P positions
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,6 +28,7 @@ _TREND_SD, _RANK_SD = 0.5, 0.1
 _SLOPE_SD, _INTERCEPT_SD = 1.0, 3.0  # weak priors around slope 1, intercept 0: no data, no change
 _POWER, _POWER_SD = 0.5, 1.0  # exponent of the examination curve; its logarithm's deviation
 _PARTICULAR_SD = 0.3  # logits by which a position departs from the power
+EXAMINATION = "click_model/position.json"  # in a run
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 
@@ -41,6 +45,18 @@ class Examination(NamedTuple):
 
     seen_P: NDArray[np.float64]  # p(seen | position), 1 at the first
     rank_effect_P: NDArray[np.float64]  # logits; zero where nothing tells rank from position
+
+
+def read_examination(run: Path) -> dict[str, list[float]]:
+    """Returns p(seen | position) by scenario, as the click model of a run was trained to see it.
+
+    Raises:
+        ValueError: the run has no click model.
+    """
+    path = run / EXAMINATION
+    if not path.is_file():
+        raise ValueError(f"{run}: has no click model, so how positions are seen is not known")
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, list[float]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

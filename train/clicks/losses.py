@@ -31,25 +31,20 @@ class ClickLoss(nn.Module):
     """Click model and position tower of PAL, as they are trained together."""
 
     def __init__(
-        self,
-        model: ClickModel,
-        num_scenarios: int,
-        num_positions: int,
-        curves: Sequence[Sequence[float]] = (),
+        self, model: ClickModel, num_positions: int, curves: Sequence[Sequence[float]]
     ) -> None:
         """Adds a tower.
 
         Args:
             model: the click model.
-            num_scenarios: S.
             num_positions: P.
-            curves: p(seen | position) by scenario to start from, where they go on; elsewhere it
-                is 1 / sqrt(position).
+            curves: S of them: p(seen | position) of each scenario to start from; beyond its end,
+                which may be at once, it is 1 / sqrt(position).
         """
         super().__init__()
         self.model = model
-        seen_SP = torch.arange(1.0, num_positions + 1).pow(-0.5).repeat(num_scenarios, 1)
-        for seen_P, curve in zip(seen_SP, curves, strict=bool(curves)):
+        seen_SP = torch.arange(1.0, num_positions + 1).pow(-0.5).repeat(len(curves), 1)
+        for seen_P, curve in zip(seen_SP, curves, strict=True):
             own = torch.tensor(curve[:num_positions])
             seen_P[: len(own)] = own
         self.start: Tensor

@@ -8,7 +8,6 @@ mined.
 # R requests, N impressions (rows), B requests of a batch, C candidates, P positions
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import LlamaModel, set_seed
 
 from engine.formats.token_statistics import TOKEN_STATISTICS
 from engine.formats.vocabulary import Vocabulary
+from train.clicks.calibration import EXAMINATION, read_examination
 from train.clicks.data import ClickBatch, ClickRequests, make_batch, read_requests, training_order
 from train.clicks.feature_fit import features_of, fit_features
 from train.clicks.fitting import fit_click_model
@@ -37,7 +37,6 @@ from train.models.pace import PacedTrainer, trainer_arguments
 from train.models.shared_prefix import PackedBatch
 from train.settings import ClickModelConfig, Places
 
-CLICK_MODEL, POSITIONS = "click_model", "position.json"  # in a run, and in its click model
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -80,6 +79,9 @@ def train_click_model(
         ValueError: no clicks or nothing but clicks in a split, a model that learned to say the
             same for everything, or one to start from that reads other ids, or none there.
     """
+    older_curves = {} if start is None else read_examination(start)
+    if start is not None:
+        _check_tokenizers(start, run)
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     statistics = count_tokens(run, vocabulary)
     requests = read_requests(run, max_edges=max_edges, statistics=statistics)
@@ -100,8 +102,7 @@ def train_click_model(
             features_of(requests, requests.rows(train), config.hidden_log_share, seed)
         )
     else:
-        _check_tokenizers(start, run)
-        model = load_click_model(start / CLICK_MODEL).train()
+        model = load_click_model(start / "click_model").train()
     model.head.text_dropout = config.hidden_text_share
     num_positions = max(2, int(requests.position_N.max()) + 1)
     limit_s = config.max_train_s / (1 if sessions is None else 2)
@@ -117,8 +118,8 @@ def train_click_model(
             hidden_share=0,
             max_train_s=limit_s,
         )
-    curves = [] if start is None else _curves(start, requests.scenarios)
-    loss = ClickLoss(model, len(requests.scenarios), num_positions, curves)
+    curves = [older_curves.get(name, []) for name in requests.scenarios]
+    loss = ClickLoss(model, num_positions, curves)
     if start is None:
         fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
     trainer = _train(
@@ -154,7 +155,7 @@ def train_click_model(
     for file, content in (
         ("calibration.json", fit.calibrations),
         ("unknown_calibration.json", fit.unknown_calibrations),
-        (POSITIONS, seen),
+        (Path(EXAMINATION).name, seen),
         ("metrics.json", reports),
     ):
         (output / file).write_bytes(msgspec.json.format(msgspec.json.encode(content)))
@@ -231,17 +232,7 @@ def _train(
     return trainer
 
 
-def _curves(run: Path, scenarios: Sequence[str]) -> list[list[float]]:
-    """Returns p(seen | position) of each scenario by an older click model; empty where unknown."""
-    curves = msgspec.json.decode(
-        (run / CLICK_MODEL / POSITIONS).read_bytes(), type=dict[str, list[float]]
-    )
-    return [curves.get(name, []) for name in scenarios]
-
-
 def _check_tokenizers(start: Path, run: Path) -> None:
-    if not (start / CLICK_MODEL / POSITIONS).is_file():
-        raise ValueError(f"{start}: there is no click model to start from")
     one, other = ((d / "tokenizer.json").read_bytes() for d in (start, run))
     if one != other:
         raise ValueError(

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from engine.formats.prompt import ANSWER, SESSION
-from train.alignment.rounds import POSITIONS
+from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge, Judged
 from train.config import read_config
 from train.evaluation.replay import Floats, Replayed, Shown, compare, read_panels
@@ -84,10 +84,7 @@ def replay(
             f"--judge {judge} is the run itself: its click model has taught the bundle what to "
             "write, so its word counts for nothing; train one on other users or another time"
         )
-    positions = run / "click_model" / POSITIONS
-    if not positions.is_file():
-        raise ValueError(f"{run}: has no click model, so how positions are seen is not known")
-    seen = msgspec.json.decode(positions.read_bytes(), type=dict[str, list[float]])
+    seen = read_examination(run)
     panels = read_panels(run, num=num_requests, seed=seed)
     asks = (
         ClickJudge(judge, max_edges=read_config(judge / "config.toml").index.max_edges)

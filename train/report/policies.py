@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +17,7 @@ from engine.formats.prompt import COOCCURRING, SideInformation
 from train.alignment.preferences import composed, drawn_texts, reward_of
 from train.alignment.prompts import AlignmentPrompt, render
 from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
-from train.alignment.rounds import POSITIONS
+from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge
 from train.evaluation.lists import ProducedList
 from train.evaluation.served import Asked, ServedBundle
@@ -67,9 +66,7 @@ class PolicyLists:
         prompts = read_prompts(run)
         self._vocabulary = prompts.renderer.vocabulary
         self._judge = ClickJudge(run, max_edges=max_edges)
-        self._seen = msgspec.json.decode(
-            (run / "click_model" / POSITIONS).read_bytes(), type=dict[str, list[float]]
-        )
+        self._seen = read_examination(run)
         self._prompts: dict[bool, list[AlignmentPrompt]] = {True: [], False: []}
         for question in questions:
             (found,) = served.retrieved(question.scenario, [Asked(question.query)])

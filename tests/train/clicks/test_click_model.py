@@ -241,8 +241,8 @@ def test_an_older_model_learns_on_from_where_it_ended(
 
 def test_the_tower_starts_from_the_curves_it_is_given() -> None:
     model = ClickModel(LlamaModel(llama_config(SHAPE, 256)))
-    plain = ClickLoss(model, 2, 4)
-    given = ClickLoss(model, 2, 4, [[1.0, 0.3, 0.2], []])
+    plain = ClickLoss(model, 4, [[], []])
+    given = ClickLoss(model, 4, [[1.0, 0.3, 0.2], []])
     row = [1, 2**-0.5, 3**-0.5, 0.5]
     assert torch.sigmoid(plain.start)[0].tolist() == pytest.approx(row[1:])
     assert torch.sigmoid(given.start)[0].tolist() == pytest.approx([0.3, 0.2, 0.5])

@@ -36,7 +36,7 @@ def requests(clicked_run: Path) -> ClickRequests:
 def untrained(requests: ClickRequests) -> ClickLoss:
     torch.manual_seed(0)
     model = ClickModel(LlamaModel(llama_config(shapes_of("tiny").click_model, 256)))
-    return ClickLoss(model, len(requests.scenarios), int(requests.position_N.max()) + 1)
+    return ClickLoss(model, int(requests.position_N.max()) + 1, [[] for _ in requests.scenarios])
 
 
 @pytest.mark.parametrize("scenario", ["suggestion", "completion", "clarification"])
