@@ -4,12 +4,14 @@
 
 Real queries of examples/data, and real queries with a word more, which `_MODIFIERS` holds: which
 query gets which word, before or behind, is drawn with a fixed seed until there are enough distinct
-texts. They are embedded by the bundle's encoder and written with the project's own index code. The
-effort that training would choose is found (`chosen_ef`), and 1,000 held-out real queries are looked
-up on one thread, once for that and for each --ef. Recall@10 is the share of the ten nearest by
-exact search; equal similarities count as equal. Memory is what resident memory grows by when a
-process of its own loads the index and looks all queries up. The last line of stdout is JSON: a list
-with an object for each size.
+texts; how often each was searched is drawn from a Zipf distribution. They are embedded by the
+bundle's encoder and written with the project's own index code. The effort that training would
+choose is found (`chosen_ef`), and 1,000 held-out real queries are looked up on one thread, once for
+that and for each --ef. Recall@10 is the share of the ten nearest by exact search; equal
+similarities count as equal. `prefix_*_ms` is how long it takes to find the most searched queries
+that begin with the first 1 to 10 characters of those 1,000. Memory is what resident memory grows by
+when a process of its own loads the index and looks all queries up. The last line of stdout is JSON:
+a list with an object for each size.
 """
 
 import argparse
@@ -54,6 +56,9 @@ _K = 10
 _NUM_HELDOUT = 1000
 _NUM_ROUNDS = 3  # of all look-ups; the first one is warm-up
 _SEED = 0
+_ZIPF = 2.0  # exponent
+_LONGEST_PREFIX = 10
+_NUM_COMPLETIONS = 48  # as an engine asks for by default
 _EQUAL = 1e-6  # similarities closer than this are one
 Floats = NDArray[np.float32]
 
@@ -73,6 +78,7 @@ class Searched(NamedTuple):
     """What a process that loads an index finds."""
 
     look_ups: list[LookUps]
+    prefix_ms: list[float]  # p50, p99 and the slowest
     memory_bytes: int
     load_s: float
 
@@ -85,8 +91,9 @@ def queries_of(num: int) -> list[str]:
     """
     rows = [line.split("\t")[0] for line in read_lines(_DATA / "queries.tsv.gz")[1:]]
     real = list(dict.fromkeys(filter(None, map(normalise, rows))))
-    if num > len(real) * len(_MODIFIERS):
-        raise ValueError(f"--sizes has {num}: the recipe gives up to {len(real) * len(_MODIFIERS)}")
+    most = len(real) * len(_MODIFIERS) * 3 // 2  # of twice as many: the last ones are drawn late
+    if num > most:
+        raise ValueError(f"--sizes has {num}: the recipe gives up to {most}")
     rng = random.Random(_SEED)
     rng.shuffle(real)
     texts = dict.fromkeys(real[:num])
@@ -97,12 +104,18 @@ def queries_of(num: int) -> list[str]:
 
 
 def search(
-    directory: Path, spec: IndexSpec, asked_HD: Floats, exact_HK: Floats, efs: Sequence[int]
+    directory: Path,
+    spec: IndexSpec,
+    asked: Sequence[str],
+    asked_HD: Floats,
+    exact_HK: Floats,
+    efs: Sequence[int],
 ) -> Searched:
     """Loads an index and looks queries up, one at a time on one thread."""
     process = psutil.Process()
     before_bytes, started_s = process.memory_info().rss, time.perf_counter()
     found: list[LookUps] = []
+    prefix_ms: list[float] = []
     load_s, memory_bytes = 0.0, 0
     for ef in efs:
         index = CooccurrenceIndex(directory, msgspec.structs.replace(spec, ef_search=ef))
@@ -117,6 +130,7 @@ def search(
                 if number == 0:
                     similarities.append(similarity_K)
                     index.text(int(rows[0]))
+        prefix_ms = prefix_ms or _prefix_ms(index, asked)
         memory_bytes = memory_bytes or process.memory_info().rss - before_bytes
         hits = [
             int((found_K >= exact_K[-1] - _EQUAL).sum())
@@ -128,7 +142,19 @@ def search(
         found.append(LookUps(ef, recall, *percentiles.T.flatten().tolist()))
         _report(str(found[-1]))
         del index
-    return Searched(found, memory_bytes, round(load_s, 2))
+    return Searched(found, prefix_ms, memory_bytes, round(load_s, 2))
+
+
+def _prefix_ms(index: CooccurrenceIndex, asked: Sequence[str]) -> list[float]:
+    rng = random.Random(_SEED)
+    prefixes = [text[: rng.randint(1, _LONGEST_PREFIX)] for text in asked]
+    times_s: list[float] = []
+    for prefix in prefixes * 2:
+        called_s = time.perf_counter()
+        index.starting_with(prefix, _NUM_COMPLETIONS)
+        times_s.append(time.perf_counter() - called_s)
+    counted_ms = 1000 * np.array(times_s[len(prefixes) :])  # the first round reads the files
+    return np.percentile(counted_ms, [50, 99, 100], method="higher").round(4).tolist()
 
 
 def measure(
@@ -156,7 +182,7 @@ def measure(
         write_index(
             directory,
             texts=texts,
-            popularity=np.ones(num, np.float32),
+            popularity=np.random.default_rng(_SEED).zipf(_ZIPF, num).astype(np.float32),
             edges=Edges(
                 np.zeros(num + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
             ),
@@ -179,7 +205,7 @@ def measure(
         exact_HK = exact_similarities(embeddings_QD, asked_HD)
         efs = sorted({*args.ef, chosen_ef})
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            searched = pool.apply(search, (directory, spec, asked_HD, exact_HK, efs))
+            searched = pool.apply(search, (directory, spec, asked, asked_HD, exact_HK, efs))
         disk_bytes = sum(p.stat().st_size for p in directory.iterdir())
     return {
         "num_queries": num,
@@ -192,6 +218,13 @@ def measure(
         "chosen_ef": chosen_ef,
         "choose_s": round(choose_s, 1),
         "load_s": searched.load_s,
+        **dict(
+            zip(
+                ("prefix_p50_ms", "prefix_p99_ms", "prefix_max_ms"),
+                searched.prefix_ms,
+                strict=True,
+            )
+        ),
         "memory_bytes_a_query": round(searched.memory_bytes / num, 1),
         "disk_bytes_a_query": round(disk_bytes / num, 1),
         "look_ups": [found._asdict() for found in searched.look_ups],

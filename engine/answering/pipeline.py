@@ -208,11 +208,7 @@ class Pipeline:
         query = question.query
         if question.scenario.completes_prefix:
             with request.probe.during(Stage.RETRIEVE):
-                if retrieval.is_fast(query):
-                    return retrieval.completions(query, question.session_queries)
-                return await asyncio.to_thread(
-                    retrieval.completions, query, question.session_queries
-                )
+                return retrieval.completions(query, question.session_queries)
         with request.probe.during(Stage.RETRIEVE):
             exact = retrieval.exact(query)
         if exact is not None:

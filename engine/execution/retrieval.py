@@ -18,7 +18,6 @@ from engine.formats.text import MAX_QUERY_BYTES
 _OWN_SHARE = 0.4  # an association of a nearest query with itself, on the scale of NPMI
 _SHARPNESS = 4  # weight of a nearest query: similarity to this power, so that close ones count
 _MEMOISED_PREFIXES = 4096
-_LONG_PREFIX_BYTES = 3  # prefixes of at least so many bytes match few rows and are looked up fast
 
 Floats = NDArray[np.float32]
 
@@ -127,10 +126,6 @@ class Retrieval:
             popular = self.index.popular(missing + len(rows))
             rows = np.concatenate([rows, popular[~np.isin(popular, rows)][:missing]])
         return self._retrieved(rows, own, num_associated)
-
-    def is_fast(self, prefix: str) -> bool:
-        """Returns whether `completions` is fast enough for the event loop."""
-        return len(prefix.encode("utf-8")) >= _LONG_PREFIX_BYTES
 
     def completions(self, prefix: str, session_queries: Sequence[str]) -> Retrieved:
         """Returns known queries that start with `prefix`.

@@ -31,6 +31,7 @@ GRAPH = "hnsw.bin"
 _NUM_POPULAR = 1000
 _NUM_FENCES = 4096  # texts held as bytes objects: searching among them takes a microsecond
 _BEYOND = b"\xff"  # in no UTF-8: after all texts that start alike
+_BLOCK = 64  # rows whose highest popularity is held
 _CHUNK = 20_000  # vectors added between two lines of progress
 Rows = NDArray[np.int32]
 Report = Callable[[str], None]
@@ -141,6 +142,7 @@ class CooccurrenceIndex:
                 f"{directory}: holds {sizes} rows and {num_vectors} vectors, "
                 f"the manifest says {spec.num_queries} queries"
             )
+        self._peaks = np.maximum.reduceat(self._popularity, np.arange(0, spec.num_queries, _BLOCK))
         self._stride = -(-spec.num_queries // _NUM_FENCES)
         self._fences = [bytes(self._bytes(r)) for r in range(0, len(self), self._stride)]
 
@@ -201,19 +203,21 @@ class CooccurrenceIndex:
     def starting_with(self, prefix: str, k: int) -> Rows:
         """Returns up to k rows whose text starts with `prefix`, most searched first.
 
-        The query equal to the prefix counts too. Ties go to the lower row.
+        The query equal to the prefix counts too. Ties go to the lower row. Of a short prefix's many
+        rows only the k blocks with the highest peaks are looked at: were one of the k most searched
+        elsewhere, each of those blocks would hold a row that goes before it.
         """
         encoded = prefix.encode("utf-8")
         start = self._first_at_least(encoded)
         end = self._first_at_least(encoded + _BEYOND)
-        counts = np.asarray(self._popularity[start:end])
-        if len(counts) > 4 * k:
-            threshold = np.partition(counts, len(counts) - k)[len(counts) - k]
-            kept = np.flatnonzero(counts >= threshold)
-        else:
-            kept = np.arange(len(counts))
-        order = kept[np.argsort(-counts[kept], kind="stable")][:k]
-        return (start + order).astype(np.int32)
+        first, last = -(-start // _BLOCK), end // _BLOCK  # blocks that lie within
+        if last - first <= 2 * k:
+            return (start + _largest(self._popularity[start:end], k)).astype(np.int32)
+        blocks = first + np.sort(_largest(self._peaks[first:last], k))
+        within = (blocks[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
+        parts = np.arange(start, first * _BLOCK), within, np.arange(last * _BLOCK, end)
+        rows = np.concatenate(parts)
+        return rows[_largest(self._popularity[rows], k)].astype(np.int32)
 
     def popular(self, k: int) -> Rows:
         """Returns the k most searched rows; at most 1000."""
@@ -241,6 +245,16 @@ def _loaded(path: Path, spec: IndexSpec) -> hnswlib.Index:
     graph.set_ef(spec.ef_search)
     graph.set_num_threads(1)
     return graph
+
+
+def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Returns where up to k of the largest values are, best first; ties go to the lower place."""
+    kept = np.arange(len(values))
+    if len(values) > k:
+        least = np.partition(values, len(values) - k)[len(values) - k]
+        above = np.flatnonzero(values > least)
+        kept = np.sort(np.append(above, np.flatnonzero(values == least)[: k - len(above)]))
+    return kept[np.argsort(-values[kept], kind="stable")]
 
 
 def _mapped(path: Path) -> NDArray[Any]:

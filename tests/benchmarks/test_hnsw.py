@@ -54,13 +54,18 @@ def test_recall_is_what_was_found_of_the_nearest(vectors, tmp_path) -> None:
         encoder_sha256="", min_users=1, counted="users",
     )  # fmt: skip
     asked = vectors[::9]
-    searched = search(tmp_path, spec, asked, exact_similarities(vectors, asked), [10, NUM])
+    texts = [f"{i:04}" for i in range(len(asked))]
+    searched = search(tmp_path, spec, texts, asked, exact_similarities(vectors, asked), [10, NUM])
     few, all_of_them = searched.look_ups
     assert all_of_them.recall_at_10 == 1
     assert few.recall_at_10 < 1
     assert 0 < all_of_them.p50_cpu_ms <= all_of_them.p99_cpu_ms
+    assert len(searched.prefix_ms) == 3
+    assert 0 < searched.prefix_ms[0] <= searched.prefix_ms[1] <= searched.prefix_ms[2]
     better_than_all = exact_similarities(vectors, asked) + 0.5
-    assert search(tmp_path, spec, asked, better_than_all, [NUM]).look_ups[0].recall_at_10 == 0
+    assert (
+        search(tmp_path, spec, texts, asked, better_than_all, [NUM]).look_ups[0].recall_at_10 == 0
+    )
 
 
 @pytest.mark.parametrize("argument", ["--sizes=0", "--ef=x", "--threads=0", "--m=-1"])

@@ -1,5 +1,6 @@
 """Retrieval against brute force over the same small index."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,6 +150,23 @@ def test_texts_are_found_however_many_of_them_are_at_hand(
     for prefix in ("", "r", "red", "red s", "größe", "靴", "zzz", texts[0], texts[-1]):
         expected = [r for r, t in enumerate(texts) if t.startswith(prefix)]
         assert sorted(index.starting_with(prefix, len(texts)).tolist()) == expected
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64])
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_the_most_searched_with_a_prefix_are_found_block_by_block(
+    texts, place, tmp_path, monkeypatch, block: int, k: int
+):
+    directory, spec = place
+    copied = shutil.copytree(directory, tmp_path / "index")
+    popularity = np.random.default_rng(3).zipf(2.0, len(texts)).astype(np.float32)  # many ties
+    np.save(copied / "popularity.npy", popularity)
+    monkeypatch.setattr("engine.formats.index._BLOCK", block)
+    index = CooccurrenceIndex(copied, spec)
+    for prefix in ("", "r", "red", "red s", "blue", "größe", "zzz", texts[0], texts[-1]):
+        rows = [r for r, t in enumerate(texts) if t.startswith(prefix)]
+        expected = sorted(rows, key=lambda r: (-popularity[r], r))[:k]
+        assert index.starting_with(prefix, k).tolist() == expected
 
 
 @pytest.mark.parametrize("prefix", ["r", "red", "red s", "größe", "gr", "靴", "x", "red shoe 1"])
