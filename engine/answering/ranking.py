@@ -16,7 +16,7 @@ from engine.formats.manifest import ClickModelSpec, ScenarioSpec
 
 PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
 _SIMILAR = 0.5  # similarity above which two suggestions begin to say the same
-_QUERY_WORD_WEIGHT = 0.25  # words of the query say little about how two suggestions differ
+QUERY_WORD_WEIGHT = 0.25  # words of the query say little about how two suggestions differ
 Floats = NDArray[np.float32]
 
 
@@ -109,23 +109,31 @@ def diverse_order(
     """Returns up to k places of candidates, picked one by one by score less repetition.
 
     A candidate loses `diversity` of its score if it says the same as one already picked, less if
-    it is only similar, nothing below a similarity of one half (weighted Jaccard of words). Ties go
-    to the earlier candidate.
+    it is only similar, nothing below a similarity of one half (Jaccard of words, those of the query
+    weighted by `QUERY_WORD_WEIGHT`). Ties go to the earlier candidate.
     """
     num_picks = min(k, len(texts))
     if diversity == 0:
         return np.argsort(-scores_C, kind="stable")[:num_picks].tolist()
-    similarity_CC = similarities(texts, query)
-    repetition_CC = np.maximum(similarity_CC - _SIMILAR, 0) / (1 - _SIMILAR)
-    adjusted_C = scores_C.astype(np.float32, copy=True)
-    penalty_C = np.zeros_like(adjusted_C)
-    picks: list[int] = []
+    # A text is a set of words, one bit each: faster than arrays for so few texts.
+    bits: dict[str, int] = {}
+    asked = _mask(query, bits)
+    masks = [_mask(text, bits) for text in texts]
+    weights = [_weight(mask, asked) for mask in masks]
+    scores: list[float] = scores_C.tolist()
+    adjusted, repetitions = scores.copy(), [0.0] * len(scores)
+    left, picks = list(range(len(scores))), list[int]()
     for _ in range(num_picks):
-        pick = int(adjusted_C.argmax())
+        pick = max(left, key=adjusted.__getitem__)
         picks.append(pick)
-        np.maximum(penalty_C, repetition_CC[pick], out=penalty_C)
-        adjusted_C = scores_C * (1 - diversity * penalty_C)
-        adjusted_C[picks] = -1
+        left.remove(pick)
+        for other in left:
+            if shared := _weight(masks[pick] & masks[other], asked):
+                similarity = shared / (weights[pick] + weights[other] - shared)
+                repetition = (similarity - _SIMILAR) / (1 - _SIMILAR)
+                if repetition > repetitions[other]:
+                    repetitions[other] = repetition
+                    adjusted[other] = scores[other] * (1 - diversity * repetition)
     return picks
 
 
@@ -156,16 +164,14 @@ def explored(num: int, rate: float, randomness: random.Random) -> tuple[list[int
     return order, propensities
 
 
-def similarities(texts: Sequence[str], query: str) -> Floats:
-    """Returns float32 (C, C): weighted Jaccard similarity of the sets of words."""
-    columns: dict[str, int] = {}
-    rows = [[columns.setdefault(w, len(columns)) for w in set(t.split())] for t in texts]
-    incidence_CW = np.zeros((len(rows), len(columns)), np.float32)
-    for row, words in zip(incidence_CW, rows, strict=True):
-        row[words] = 1
-    weights_W = np.ones(len(columns), np.float32)
-    weights_W[[columns[w] for w in set(query.split()) if w in columns]] = _QUERY_WORD_WEIGHT
-    shared_CC = (incidence_CW * weights_W) @ incidence_CW.T
-    size_C = incidence_CW @ weights_W
-    union_CC = size_C[:, None] + size_C[None, :] - shared_CC
-    return (shared_CC / np.maximum(union_CC, 1e-6)).astype(np.float32)
+def _mask(text: str, bits: dict[str, int]) -> int:
+    """Returns the words of a text as a set of bits; new words get the next one."""
+    mask = 0
+    for word in text.split():
+        mask |= bits.setdefault(word, 1 << len(bits))
+    return mask
+
+
+def _weight(mask: int, asked: int) -> float:
+    """Returns what words weigh together, those of the query less."""
+    return mask.bit_count() - (1 - QUERY_WORD_WEIGHT) * (mask & asked).bit_count()

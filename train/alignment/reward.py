@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.answering.ranking import similarities
+from engine.answering.ranking import QUERY_WORD_WEIGHT
 
 _SIMILAR, _SAME = 0.35, 0.9  # similarity from which a text repeats another, and wholly does
 Floats = NDArray[np.float64]
@@ -73,5 +73,18 @@ def freshness(p_seen_C: Floats, texts: Sequence[str], query: str) -> Floats:
 
 def _repeats(texts: Sequence[str], query: str) -> Floats:
     """Returns how much of each text another one says, (C, C) in [0, 1]."""
-    similarity_CC = similarities(texts, query).astype(np.float64)
-    return np.clip((similarity_CC - _SIMILAR) / (_SAME - _SIMILAR), 0, 1)
+    return np.clip((similarities(texts, query) - _SIMILAR) / (_SAME - _SIMILAR), 0, 1)
+
+
+def similarities(texts: Sequence[str], query: str) -> Floats:
+    """Returns (C, C): Jaccard similarity of the sets of words, weighted as in serving."""
+    columns: dict[str, int] = {}
+    rows = [[columns.setdefault(w, len(columns)) for w in set(t.split())] for t in texts]
+    incidence_CW = np.zeros((len(rows), len(columns)))
+    for row, words in zip(incidence_CW, rows, strict=True):
+        row[words] = 1
+    weights_W = np.ones(len(columns))
+    weights_W[[columns[w] for w in set(query.split()) if w in columns]] = QUERY_WORD_WEIGHT
+    shared_CC = (incidence_CW * weights_W) @ incidence_CW.T
+    size_C = incidence_CW @ weights_W
+    return shared_CC / np.maximum(size_C[:, None] + size_C[None, :] - shared_CC, 1e-6)

@@ -5,6 +5,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.answering.answer import Question
 from engine.answering.candidates import Candidate
@@ -64,6 +66,45 @@ def test_a_near_duplicate_falls_behind_a_slightly_worse_but_different_text():
 def test_sharing_only_the_words_of_the_query_is_no_repetition():
     texts = ["wireless earbuds cheap", "wireless earbuds kids", "lamp"]
     assert order([0.30, 0.29, 0.20], texts, query="wireless earbuds") == [0, 1, 2]
+
+
+def by_hand(scores, texts, query, diversity, k):
+    """Picks one by one, with sets of words."""
+    asked = set(query.split())
+
+    def weight(words):
+        return len(words - asked) + 0.25 * len(words & asked)
+
+    def similarity(a, b):
+        a, b = set(a.split()), set(b.split())
+        return weight(a & b) / weight(a | b)
+
+    picks: list[int] = []
+    while len(picks) < min(k, len(texts)):
+        adjusted = {
+            i: scores[i]
+            * (1 - diversity * max((2 * similarity(t, texts[p]) - 1 for p in picks), default=0))
+            if any(similarity(t, texts[p]) > 0.5 for p in picks)
+            else scores[i]
+            for i, t in enumerate(texts)
+            if i not in picks
+        }
+        picks.append(max(adjusted, key=lambda i: (round(adjusted[i], 9), -i)))
+    return picks
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    texts=st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4).map(" ".join)),
+    query=st.lists(st.sampled_from("abg"), min_size=1, max_size=3).map(" ".join),
+    diversity=st.sampled_from([0.25, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_picks_are_those_made_by_hand(texts, query, diversity, seed):
+    # Scores that no penalty makes equal.
+    scores = np.random.default_rng(seed).uniform(0.1, 0.9, len(texts)).astype(np.float32)
+    expected = by_hand(scores.tolist(), texts, query, diversity, k=5)
+    assert order(scores, texts, query=query, diversity=diversity, k=5) == expected
 
 
 def test_no_more_than_k_are_picked():
