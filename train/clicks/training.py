@@ -79,9 +79,8 @@ def train_click_model(
         ValueError: no clicks or nothing but clicks in a split, a model that learned to say the
             same for everything, or one to start from that reads other ids, or none there.
     """
-    older_curves = {} if start is None else read_examination(start)
     if start is not None:
-        _check_tokenizers(start, run)
+        _check_start(start, run)
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     statistics = count_tokens(run, vocabulary)
     requests = read_requests(run, max_edges=max_edges, statistics=statistics)
@@ -92,36 +91,18 @@ def train_click_model(
     valid = np.flatnonzero(requests.is_valid_R)
     for name, chosen in (("train", train), ("valid", valid)):
         _check_clicks(requests, chosen, name)
-    sessions = None
     set_seed(seed)
+    limit_s = config.max_train_s
     if start is None:
         num_sessions = round(config.session_share * len(train))
         sessions = session_requests(run, statistics, num_requests=num_sessions, seed=seed)
-        model = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
-        model.standardise(
-            features_of(requests, requests.rows(train), config.hidden_log_share, seed)
-        )
+        if sessions is not None:
+            limit_s /= 2
+        fresh = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
+        loss = _before_clicks(fresh, sessions, requests, train, config, seed, output, limit_s)
     else:
-        model = load_click_model(start / "click_model").train()
-    model.head.text_dropout = config.hidden_text_share
-    num_positions = max(2, int(requests.position_N.max()) + 1)
-    limit_s = config.max_train_s / (1 if sessions is None else 2)
-    if sessions is not None:
-        _train(
-            ChoiceLoss(model),
-            sessions,
-            np.arange(len(sessions)),
-            config,
-            seed,
-            output / "checkpoints/sessions",
-            num_epochs=1,
-            hidden_share=0,
-            max_train_s=limit_s,
-        )
-    curves = [older_curves.get(name, []) for name in requests.scenarios]
-    loss = ClickLoss(model, num_positions, curves)
-    if start is None:
-        fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
+        loss = _where_it_ended(start, requests, config)
+    model = loss.model
     trainer = _train(
         loss,
         requests,
@@ -162,6 +143,49 @@ def train_click_model(
     if trainer.is_world_process_zero():
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return reports
+
+
+def _before_clicks(
+    model: ClickModel,
+    sessions: ClickRequests | None,
+    requests: ClickRequests,
+    train: Ids,
+    config: ClickModelConfig,
+    seed: int,
+    output: Path,
+    limit_s: float,
+) -> ClickLoss:
+    """Returns the loss of a model that has read sessions and judges by features so far."""
+    model.standardise(features_of(requests, requests.rows(train), config.hidden_log_share, seed))
+    model.head.text_dropout = config.hidden_text_share
+    if sessions is not None:
+        _train(
+            ChoiceLoss(model),
+            sessions,
+            np.arange(len(sessions)),
+            config,
+            seed,
+            output / "checkpoints/sessions",
+            num_epochs=1,
+            hidden_share=0,
+            max_train_s=limit_s,
+        )
+    loss = ClickLoss(model, _num_positions(requests), [[] for _ in requests.scenarios])
+    fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
+    return loss
+
+
+def _where_it_ended(start: Path, requests: ClickRequests, config: ClickModelConfig) -> ClickLoss:
+    """Returns the loss of an older run's model, with what that run found of examination."""
+    older_curves = read_examination(start)
+    model = load_click_model(start / "click_model").train()
+    model.head.text_dropout = config.hidden_text_share
+    curves = [older_curves.get(name, []) for name in requests.scenarios]
+    return ClickLoss(model, _num_positions(requests), curves)
+
+
+def _num_positions(requests: ClickRequests) -> int:
+    return max(2, int(requests.position_N.max()) + 1)
 
 
 class _Requests(Dataset[int]):
@@ -232,7 +256,8 @@ def _train(
     return trainer
 
 
-def _check_tokenizers(start: Path, run: Path) -> None:
+def _check_start(start: Path, run: Path) -> None:
+    read_examination(start)  # raises where there is no click model
     one, other = ((d / "tokenizer.json").read_bytes() for d in (start, run))
     if one != other:
         raise ValueError(
