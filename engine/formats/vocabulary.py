@@ -28,6 +28,7 @@ SEP = "<|sep|>"
 EOS_ID = NUM_CONTROL_IDS
 SEP_ID = NUM_CONTROL_IDS + 1
 FIRST_TEXT_ID = NUM_CONTROL_IDS + 2
+_BATCH = 8192  # texts
 _REMEMBERED = 32_768  # texts; about 15 MB of usual ones, 60 at worst
 _LONGEST_REMEMBERED = 48  # bytes: clients send these texts, too
 
@@ -162,8 +163,11 @@ class Vocabulary:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns `encode` of each text."""
-        encodings = self._tokenizer.encode_batch([" " + t for t in texts], add_special_tokens=False)
-        return [e.ids for e in encodings]
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), _BATCH):  # an encoding takes a kilobyte
+            batch = [" " + t for t in texts[start : start + _BATCH]]
+            ids += [e.ids for e in self._tokenizer.encode_batch(batch, add_special_tokens=False)]
+        return ids
 
     def encode_continuation(self, data: bytes) -> list[int]:
         """Returns ids whose bytes are exactly `data`, which may start inside a word.

@@ -5,7 +5,8 @@ rows that were shown count. Knows nothing of the model.
 """
 
 # R requests, N impressions (rows), C candidates of a request, F features
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -39,9 +40,9 @@ class ClickRequests:
     scenario_R: Ids  # index into `scenarios`
     query_R: Ids  # number of the request's query, equal where queries are
     is_valid_R: NDArray[np.bool_]  # held out
-    contexts: list[list[int]]  # per request: token ids
+    contexts: Sequence[Sequence[int]]  # per request: token ids; see `packed_ids`
     offsets: Ids  # (R + 1)
-    candidates: list[list[int]]  # token ids per distinct text
+    candidates: Sequence[Sequence[int]]  # token ids per distinct text
     candidate_N: Ids  # index into `candidates`
     features_NF: NDArray[np.float32]
     position_N: Ids  # shown at, from 0
@@ -132,14 +133,14 @@ def requests_of(
         for items in heads["side_information"].to_pylist()
     ]
     scenario_names: list[str] = heads["scenario"].to_pylist()
-    contexts = [
+    contexts = packed_ids(
         renderer.click_context(scenario, query, side)
         for scenario, query, side in zip(scenario_names, queries, sides, strict=True)
-    ]
+    )
     encoded = table["text"].combine_chunks().dictionary_encode()
     texts: list[str] = encoded.dictionary.to_pylist()
     candidate_N = encoded.indices.to_numpy().astype(np.int64)
-    candidates = [ids[:MAX_CANDIDATE_TOKENS] for ids in vocabulary.encode_batch(texts)]
+    candidates = packed_ids(ids[:MAX_CANDIDATE_TOKENS] for ids in vocabulary.encode_batch(texts))
     position_N = table["position"].to_numpy().astype(np.int64) - 1
     return ClickRequests(
         scenarios=names,
@@ -164,6 +165,11 @@ def requests_of(
         rank_N=intended_ranks(position_N, _propensities(table), offsets),
         clicked_N=table["clicked"].to_numpy(zero_copy_only=False),
     )
+
+
+def packed_ids(rows: Iterable[Sequence[int]]) -> "list[array[int]]":
+    """Returns rows of token ids in a sixth of the memory that lists of them take."""
+    return [array("i", ids) for ids in rows]
 
 
 def intended_ranks(position_N: Ids, propensity_N: NDArray[np.float64], offsets: Ids) -> Ids:

@@ -4,6 +4,7 @@ Knows nothing of clicks and of batches.
 """
 
 # R requests, N impressions (rows), D distinct pairs of question and text, F features
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ class FeatureReader:
         scenarios: list[ScenarioSpec],
         queries: list[str],
         texts: list[str],
-        candidates: list[list[int]],
+        candidates: Sequence[Sequence[int]],
         candidate_N: Ids,
         offsets: Ids,
     ) -> NDArray[np.float32]:

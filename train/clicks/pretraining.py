@@ -10,6 +10,7 @@ another, is left at 0, or it would give the answer away. Knows nothing of the mo
 
 # R requests, N candidates (rows)
 import random
+from array import array
 from bisect import bisect_left
 from collections import defaultdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from engine.formats.manifest import MAX_CANDIDATE_TOKENS
 from engine.formats.prompt import SESSION, SideInformation
 from engine.formats.text import normalise_prefix
 from engine.formats.token_statistics import SEQUEL_LEAST, SEQUEL_MEAN, TokenStatistics
-from train.clicks.data import ClickRequests
+from train.clicks.data import ClickRequests, packed_ids
 from train.generation.generator import read_prompts
 from train.mining.mine import CONTEXTS, QUERIES
 
@@ -111,7 +112,7 @@ def session_requests(
     weights = table["weight"].to_pylist()
     drawn = rng.choices(range(table.num_rows), weights=weights, k=num_requests)
     rows = table.take(drawn).select(["query", "target", "session_queries"]).to_pylist()
-    contexts: list[list[int]] = []
+    contexts: list[array[int]] = []
     shown: list[list[str]] = []
     features, scenario_R = [], []
     for number, row in enumerate(rows):
@@ -131,9 +132,10 @@ def session_requests(
         texts = list(dict.fromkeys([target, *similar]))
         texts = [t for t in texts if t and t != query.strip()] if target != query else [target]
         zeros = [0.0] * len(texts)
-        contexts.append(
-            renderer.click_context(spec.name, query, [SideInformation(SESSION, q) for q in session])
+        context = renderer.click_context(
+            spec.name, query, [SideInformation(SESSION, q) for q in session]
         )
+        contexts += packed_ids([context])
         shown.append(texts)
         figures_CT = statistics.figures(
             ids_of(query), [ids_of(t)[:MAX_CANDIDATE_TOKENS] for t in texts]
@@ -153,9 +155,9 @@ def session_requests(
         is_valid_R=np.zeros(len(rows), np.bool_),
         contexts=contexts,
         offsets=np.concatenate([[0], np.cumsum(counts)]),
-        candidates=[
+        candidates=packed_ids(
             ids[:MAX_CANDIDATE_TOKENS] for ids in renderer.vocabulary.encode_batch(distinct)
-        ],
+        ),
         candidate_N=np.array([row_of[t] for texts in shown for t in texts]),
         features_NF=np.concatenate(features),
         position_N=position_N,
