@@ -105,7 +105,11 @@ class RankingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Past queries nearest to an unknown one whose co-occurrence lists are merged."""
     diversity: Annotated[float, Meta(ge=0, le=1)] = 0.5
     """Share of its score that a suggestion loses if it says the same as one above it."""
-    generator_weight: Annotated[float, Meta(ge=0, le=4)] = 0.3
+    completion_weight: Annotated[float, Meta(ge=0, le=4)] = 0.4
+    """How much it counts how probable a completion is as what is being typed, by the log and a
+    generator of beams together: completions compete by click probability * likelihood ** weight,
+    and by likelihood alone where nothing scores them. The next two weights are of other panels."""
+    generator_weight: Annotated[float, Meta(ge=0, le=4)] = 0.1
     """How much the order counts in which a generator of beams wrote its texts, most probable first:
     candidates compete by click probability * (place from 1) ** -weight, times what
     `popularity_weight` adds. What it did not write comes after all it wrote."""

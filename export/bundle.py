@@ -184,7 +184,8 @@ class _Writer:
                     reduced, self.run, several, self.mode
                 )
             self.parity[name] = parity.agreement(exact, reduced, self.run, several, self.mode)
-        spec = self._save(build(), "generator")
+        # A search has the probabilities at hand; greedy choices would have to work them out.
+        spec = self._save(build(with_logprobs=self.mode == "beam"), "generator")
         return GeneratorSpec(
             **_fields(spec),
             mode=self.mode,

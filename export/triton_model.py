@@ -42,7 +42,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         told = {name: v["string_value"] for name, v in config["parameters"].items()}
         self._inputs = [i["name"] for i in config["input"]]
-        self._output = config["output"][0]["name"]
+        self._outputs = [o["name"] for o in config["output"]]
         self._vocabulary = int(told["vocabulary"])
         self._max_tokens: dict[str, int] = json.loads(told["max_tokens"])
         self._max_new_tokens = int(told["max_new_tokens"])
@@ -80,14 +80,17 @@ class TritonPythonModel:
             pb_utils.Logger.log_verbose(f"{num_cancelled} of {len(requests)} rows were cancelled")
         for group in groups.values():
             try:
-                results = self._session.run([self._output], self._padded([r for _, r in group]))[0]
+                results = self._session.run(self._outputs, self._padded([r for _, r in group]))
             except Exception as error:  # ONNX Runtime's exceptions have no common base but this
                 for place, _ in group:
                     responses[place] = _failed(str(error), pb_utils.TritonError.INTERNAL)
                 continue
-            for (place, _), result in zip(group, results, strict=True):
-                tensor = pb_utils.Tensor.from_dlpack(self._output, result[None])
-                responses[place] = pb_utils.InferenceResponse([tensor])
+            for number, (place, _) in enumerate(group):
+                tensors = [
+                    pb_utils.Tensor.from_dlpack(name, result[number : number + 1])
+                    for name, result in zip(self._outputs, results, strict=True)
+                ]
+                responses[place] = pb_utils.InferenceResponse(tensors)
         return responses
 
     def _row(self, request: Any) -> Row:

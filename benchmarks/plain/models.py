@@ -85,8 +85,12 @@ class Models:
                 for i in places
             ]
             lists = sampler.sample(prompts, [0] * len(prompts), mode="beam", temperature=0.0)
-            for i, ids_SN in zip(places, lists.ids[:, 0].tolist(), strict=True):
-                found[i] = _cut(list(zip(ids_SN, rung.max_new_tokens, strict=True)))
+            logprobs = lists.logprobs[:, 0].sum(-1).tolist()
+            for i, ids_SN, logprobs_S in zip(
+                places, lists.ids[:, 0].tolist(), logprobs, strict=True
+            ):
+                cut = _cut(list(zip(ids_SN, rung.max_new_tokens, strict=True)))
+                found[i] = cut._replace(logprobs=logprobs_S)
         return [found[i] for i in range(len(rows))]
 
     @torch.inference_mode()

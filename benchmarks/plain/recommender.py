@@ -145,6 +145,7 @@ class Recommender:
                 p_seen_C,
                 is_scored=i in logits,
                 is_best_first=self._is_best_first,
+                num_searches=self._num_searches(question),
                 config=self._ranking,
                 randomness=self._random,
             )
@@ -155,6 +156,11 @@ class Recommender:
                 )
             )
         return answers
+
+    def _num_searches(self, question: Question) -> float | None:
+        if not (question.scenario.completes_prefix and self._is_best_first):
+            return None
+        return self._retrieval.num_searches(question.query)
 
     def _candidates(self, question: Question, written: Written) -> list[Candidate]:
         """Returns what may be suggested; texts that were cut only where there are too few."""

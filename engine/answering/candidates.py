@@ -31,6 +31,9 @@ class Candidate:
     # Among the texts that the generator wrote, from 0, as they were written: further searches for
     # the same request come after the first, cut texts last. Set by `gathered`.
     place: int | None = None
+    # Of the generator, for the request's query; None if it did not write the text, or did so in a
+    # further search or without saying how probable it is.
+    logprob: float | None = None
     ids: Sequence[int] | None = None  # set by `engine.answering.scoring`
     features_F: Floats | None = None  # set by `engine.answering.scoring`
 
@@ -43,7 +46,9 @@ class WrittenTexts(NamedTuple):
     auxiliary: Candidate | None
 
     def joined(self, other: "WrittenTexts") -> "WrittenTexts":
-        """Returns these texts, then the other's; the auxiliary text stays."""
+        """Returns these texts, then the other's, of another prompt; the auxiliary text stays."""
+        for candidate in (*other.finished, *other.cut):
+            candidate.logprob = None
         return self._replace(finished=self.finished + other.finished, cut=self.cut + other.cut)
 
 
@@ -77,21 +82,22 @@ def written_texts(
     """
     if sequences is None:
         return NO_TEXTS
-    pieces = list(zip(sequences.ids, sequences.is_finished, strict=True))
+    logprobs = sequences.logprobs or [None] * len(sequences.ids)
+    pieces = list(zip(sequences.ids, sequences.is_finished, logprobs, strict=True))
     if is_list:
-        pieces = _split_list(*pieces[0])
+        pieces = _split_list(sequences.ids[0], sequences.is_finished[0])
     auxiliary = None
     if has_auxiliary_text and pieces:
-        ids, is_finished = pieces.pop(0)
+        ids, is_finished, _ = pieces.pop(0)
         auxiliary = _candidate(vocabulary.decode(ids)) if is_finished else None
     finished: list[Candidate] = []
     cut: list[Candidate] = []
     prefix = vocabulary.bytes_of(healed.kept_ids) + healed.remainder if healed else b""
-    for ids, is_finished in pieces:
+    for ids, is_finished, logprob in pieces:
         if SEP_ID in ids:  # in a slot: the first text stands for the slot
             ids, is_finished = ids[: ids.index(SEP_ID)], True
         text = completed(vocabulary, healed, ids) if healed else vocabulary.decode(ids)
-        candidate = _candidate(text)
+        candidate = _candidate(text, logprob)
         if candidate is not None and (" " + candidate.text).encode("utf-8").startswith(prefix):
             (finished if is_finished else cut).append(candidate)
     return WrittenTexts(finished, cut, auxiliary)
@@ -119,7 +125,7 @@ def merged(
     """
     by_key: dict[str, Candidate] = {}
     log_by_key = {c.key: c for c in reversed(log)}
-    place_of = {c.key: c.place for c in reversed(generated)}
+    written_by_key = {c.key: c for c in reversed(generated)}
     for pair in zip_longest(generated, log):
         for candidate in pair:
             if candidate is None or candidate.key in by_key or candidate.key in excluded_keys:
@@ -127,9 +133,10 @@ def merged(
             if is_blocked(candidate.key):
                 continue
             chosen = log_by_key.get(candidate.key, candidate)
-            if chosen.source is Source.LOG and candidate.key in place_of:
+            written = written_by_key.get(candidate.key)
+            if chosen.source is Source.LOG and written is not None:
                 chosen.source = Source.LOG | Source.GENERATED
-                chosen.place = place_of[candidate.key]
+                chosen.place, chosen.logprob = written.place, written.logprob
             by_key[candidate.key] = chosen
             if len(by_key) == limit:
                 return list(by_key.values())
@@ -171,17 +178,17 @@ def set_figures(query: str, candidates: Sequence[Candidate], retrieval: Retrieva
             candidate.popularity, candidate.npmi = count, association
 
 
-def _candidate(decoded: str | None) -> Candidate | None:
+def _candidate(decoded: str | None, logprob: float | None = None) -> Candidate | None:
     """Returns a candidate for a decoded text; None if no response may hold it."""
     text = normalise(decoded) if decoded is not None else ""
     if not text or len(text.encode("utf-8")) > MAX_QUERY_BYTES:
         return None
     if not text.isprintable() and has_control_characters(text):
         return None
-    return Candidate(text, key_of(text), Source.GENERATED)
+    return Candidate(text, key_of(text), Source.GENERATED, logprob=logprob)
 
 
-def _split_list(ids: list[int], is_finished: bool) -> list[tuple[list[int], bool]]:
+def _split_list(ids: list[int], is_finished: bool) -> list[tuple[list[int], bool, None]]:
     """Returns the texts of one list sequence; only the last can be cut at the limit."""
     texts: list[list[int]] = [[]]
     for token in ids:
@@ -189,4 +196,4 @@ def _split_list(ids: list[int], is_finished: bool) -> list[tuple[list[int], bool
             texts.append([])
         else:
             texts[-1].append(token)
-    return [(t, is_finished or i < len(texts) - 1) for i, t in enumerate(texts)]
+    return [(t, is_finished or i < len(texts) - 1, None) for i, t in enumerate(texts)]

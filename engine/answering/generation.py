@@ -27,6 +27,7 @@ class Generation:
 
     Attributes:
         is_best_first: Whether it writes its most probable text first.
+        tells_probabilities: Whether it says how probable each text is; true of no generator, too.
     """
 
     def __init__(self, bundle: Bundle, dispatcher: Dispatcher) -> None:
@@ -37,6 +38,7 @@ class Generation:
         generator = bundle.manifest.generator
         self._is_list = generator is not None and generator.mode == "list"
         self.is_best_first = generator is not None and generator.mode == "beam"
+        self.tells_probabilities = generator is None or "logprobs" in generator.outputs
 
     def rungs(self, question: Question) -> tuple[Rung, ...]:
         """Returns the amounts of generation that the question's scenario may get, best first."""
@@ -87,6 +89,7 @@ class Generation:
         work, later_s = plan.rung.work, self._score_s()
         tasks = [self._dispatcher.submit(request, work, row, later_s=later_s) for row in rows]
         ids, is_finished, run_s = list(sequences.ids), list(sequences.is_finished), 0.0
+        logprobs = sequences.logprobs
         for done in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(done, Done):
                 ids += done.result.ids
@@ -96,7 +99,9 @@ class Generation:
                 raise done
         request.keep_partial(Stage.GENERATE)
         request.probe.add(Stage.GENERATE, run_s)
-        return Sequences(ids, is_finished)
+        if logprobs is not None:  # those of other ranges are not to be compared
+            logprobs = [*logprobs, *[None] * (len(ids) - len(logprobs))]
+        return Sequences(ids, is_finished, logprobs)
 
     async def next_words(
         self, request: RequestState, side: Sequence[SideInformation]

@@ -159,6 +159,7 @@ class Pipeline:
                 p_seen_C,
                 is_scored=is_scored,
                 is_best_first=self._generation.is_best_first,
+                num_searches=self._num_searches(question),
                 config=self._config.ranking,
                 randomness=self._random,
             )
@@ -167,6 +168,12 @@ class Pipeline:
             auxiliary_text=auxiliary,
             omissions=request.in_stage_order(),
         )
+
+    def _num_searches(self, question: Question) -> float | None:
+        """Returns how often queries with the prefix were searched; None if it does not matter."""
+        if not (question.scenario.completes_prefix and self._generation.tells_probabilities):
+            return None
+        return self._retrieval.num_searches(question.query) if self._retrieval else 0.0
 
     async def _written(
         self,

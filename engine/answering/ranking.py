@@ -3,6 +3,7 @@
 Knows nothing of where candidates or logits come from.
 """
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ from engine.formats.manifest import ClickModelSpec, ScenarioSpec
 PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
 _SIMILAR = 0.5  # similarity above which two suggestions begin to say the same
 QUERY_WORD_WEIGHT = 0.25  # words of the query say little about how two suggestions differ
+_LOG_SHARE = 0.8  # of the likelihood of a completion, the rest is the generator's
+_UNKNOWN = 0.001  # likelihood of a completion that neither of them knows
 Floats = NDArray[np.float32]
 
 
@@ -27,6 +30,7 @@ def ranked(
     *,
     is_scored: bool,
     is_best_first: bool,
+    num_searches: float | None,
     config: RankingConfig,
     randomness: random.Random,
 ) -> tuple[Suggestion, ...]:
@@ -36,18 +40,25 @@ def ranked(
         question: How many are wanted, and for what.
         candidates: In the order of the prior.
         p_seen_C: p(click | seen) of the first candidates.
-        is_scored: Whether a model gave it; else candidates stay in their order.
+        is_scored: Whether a model gave it; else completions go by how probable they are, and other
+            candidates stay in their order.
         is_best_first: Whether the generator writes its most probable text first.
+        num_searches: Of queries that begin as the question does, for a completion whose generator
+            says how probable its texts are; else None.
         config: What else counts, and exploration.
         randomness: Of exploration.
     """
+    likelihood_C = None
+    if num_searches is not None:
+        likelihood_C = completion_likelihoods(candidates, num_searches)
     if is_scored:
-        weight = config.generator_weight if is_best_first else 0.0
         scored = candidates[: len(p_seen_C)]
-        trust_C = trust([c.place for c in candidates], weight)[: len(scored)]
-        searches_C = np.array([c.popularity for c in scored], np.float32)
+        if likelihood_C is None:
+            prior_C = _prior(candidates, is_best_first, config)
+        else:
+            prior_C = np.power(likelihood_C, config.completion_weight, dtype=np.float32)
         order = diverse_order(
-            p_seen_C * trust_C * np.power(1 + searches_C, np.float32(config.popularity_weight)),
+            p_seen_C * prior_C[: len(scored)],
             [c.text for c in scored],
             question.query,
             diversity=config.diversity,
@@ -55,6 +66,8 @@ def ranked(
         )
         # Candidates beyond those that were scored only fill up.
         order += range(len(scored), len(candidates))
+    elif likelihood_C is not None:
+        order = np.argsort(-likelihood_C, kind="stable").tolist()
     else:
         order = list(range(len(candidates)))
     order = order[: question.num_suggestions]
@@ -68,6 +81,39 @@ def ranked(
         p_click = click_probability(p_seen, question.scenario, position)
         suggestions.append(Suggestion(candidate.text, p_click, candidate.source, propensity))
     return tuple(suggestions)
+
+
+def _prior(candidates: Sequence[Candidate], is_best_first: bool, config: RankingConfig) -> Floats:
+    """Returns what candidates compete by beside their click probability, float32 (C)."""
+    searches_C = np.array([c.popularity for c in candidates], np.float32)
+    prior_C = np.power(1 + searches_C, config.popularity_weight, dtype=np.float32)
+    if is_best_first:
+        prior_C *= trust([c.place for c in candidates], config.generator_weight)
+    return prior_C
+
+
+def completion_likelihoods(candidates: Sequence[Candidate], num_searches: float) -> Floats:
+    """Returns how probable it is that each candidate is what is being typed, float32 (C).
+
+    The log and the generator each have a distribution of what follows the prefix; theirs are mixed
+    (.8 and .2). A text that the generator wrote in a further search counts as the least probable of
+    its first; one that neither knows has a thousandth.
+
+    Args:
+        candidates: Completions of one prefix.
+        num_searches: Of all known queries with that prefix.
+    """
+    written = [math.exp(c.logprob) for c in candidates if c.logprob is not None]
+    least = min(written, default=0.0)
+    likelihoods: list[float] = []
+    for candidate in candidates:
+        searched = candidate.popularity / max(num_searches, 1.0)
+        if candidate.logprob is not None:
+            generated = math.exp(candidate.logprob)
+        else:
+            generated = 0.0 if candidate.place is None else least
+        likelihoods.append(_LOG_SHARE * searched + (1 - _LOG_SHARE) * generated + _UNKNOWN)
+    return np.array(likelihoods, np.float32)
 
 
 def trust(places: Sequence[int | None], weight: float) -> Floats:

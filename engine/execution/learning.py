@@ -95,7 +95,8 @@ class LearningRunner:
 
     def _remember(self, row: GenerateRow, sequences: Any) -> None:
         num_ids = len(row.prompt_ids) + sum(map(len, sequences.ids))
-        self.generations.put(generation_key(row), sequences, size_bytes=500 + 36 * num_ids)
+        num_numbers = num_ids + len(sequences.logprobs or ())
+        self.generations.put(generation_key(row), sequences, size_bytes=500 + 36 * num_numbers)
 
 
 def generation_key(row: GenerateRow) -> Hashable:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine.formats.vocabulary import EOS_ID
 from engine.scheduling.planner import Rung
 
+GENERATOR_OUTPUTS = ("sequences", "logprobs")  # the second of graphs that search
 _PAD_MULTIPLE = 8  # lengths are padded to multiples of this, so that there are few shapes
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -34,6 +35,8 @@ class Sequences(NamedTuple):
 
     ids: list[list[int]]  # without <|eos|>
     is_finished: list[bool]
+    # Log-probability of each among those that may begin as asked; None where it is not known.
+    logprobs: list[float | None] | None = None
 
 
 class ScoreRow(NamedTuple):
@@ -67,6 +70,8 @@ class Generator:
         """Wraps a session."""
         self._session = session
         self._max_prompt_tokens = max_prompt_tokens
+        given = {output.name for output in session.get_outputs()}
+        self._outputs = [name for name in GENERATOR_OUTPUTS if name in given]
 
     def run(self, rows: Sequence[GenerateRow]) -> list[Sequences]:
         """Returns the sequences of each row; all rows must have the same number of slots."""
@@ -78,10 +83,10 @@ class Generator:
             "max_new_tokens": np.array([r.rung.max_new_tokens for r in rows], np.int64),
             "first_token_range": np.array([r.first_token_range for r in rows], np.int64),
         }
-        sequences_BSN = self._session.run(["sequences"], feed)[0]
+        outputs = self._session.run(self._outputs, feed)
         return [
-            cut_sequences(sequences_SN, row.rung.max_new_tokens)
-            for sequences_SN, row in zip(sequences_BSN.tolist(), rows, strict=True)
+            cut_sequences(*parts, limits=row.rung.max_new_tokens)
+            for *parts, row in zip(*(o.tolist() for o in outputs), rows, strict=True)
         ]
 
 
@@ -140,7 +145,12 @@ def candidate_ids(ids: Sequence[int], max_tokens: int) -> Sequence[int]:
     return ids[:max_tokens] or (EOS_ID,)
 
 
-def cut_sequences(sequences: list[list[int]], limits: Sequence[int]) -> Sequences:
+def cut_sequences(
+    sequences: list[list[int]],
+    logprobs: list[float | None] | None = None,
+    *,
+    limits: Sequence[int],
+) -> Sequences:
     """Returns the new tokens of one row (S, N): each sequence up to <|eos|> or its own limit."""
     cut: list[list[int]] = []
     is_finished: list[bool] = []
@@ -148,7 +158,7 @@ def cut_sequences(sequences: list[list[int]], limits: Sequence[int]) -> Sequence
         end = ids.index(EOS_ID) if EOS_ID in ids else -1
         cut.append(ids[:end] if end >= 0 else ids[:limit])
         is_finished.append(end >= 0)
-    return Sequences(cut, is_finished)
+    return Sequences(cut, is_finished, logprobs)
 
 
 def _padded(rows: Sequence[Sequence[int]], max_length: int) -> tuple[Ids, Ids]:

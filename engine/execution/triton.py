@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from engine.errors import EngineError
 from engine.execution.connection import CHANNEL_OPTIONS, Outage
-from engine.execution.models import Floats, GenerateRow, ScoreRow, Sequences, cut_sequences
+from engine.execution.models import (
+    GENERATOR_OUTPUTS,
+    Floats,
+    GenerateRow,
+    ScoreRow,
+    Sequences,
+    cut_sequences,
+)
 from engine.execution.wire import (
     Arrays,
     Wire,
@@ -100,6 +107,8 @@ class TritonModels:
         self._url = url
         self._clock = clock
         self._names = {role: model_name(role, manifest) for role in specs(manifest)}
+        given = manifest.generator.outputs if manifest.generator else {}
+        self._generator_outputs = [name for name in GENERATOR_OUTPUTS if name in given]
         click_model = manifest.click_model
         self._max_candidate_tokens = click_model.max_candidate_tokens if click_model else 0
         self._outage = Outage(f"triton at {url}", _log)
@@ -112,18 +121,19 @@ class TritonModels:
             TritonFailure: the server failed.
         """
         row = encoder_row(ids, MAX_ENCODER_TOKENS)
-        return (await self._infer("encoder", row, "embedding", finish_by_s)).astype(np.float32)
+        (embedding_D,) = await self._infer("encoder", row, ["embedding"], finish_by_s)
+        return embedding_D.astype(np.float32)
 
     async def generate(self, row: GenerateRow, finish_by_s: float) -> Sequences:
         """Returns what was generated for a prompt; raises as `encode` does."""
         arrays = generator_row(row)
-        sequences_SN = await self._infer("generator", arrays, "sequences", finish_by_s)
-        return cut_sequences(sequences_SN.tolist(), row.rung.max_new_tokens)
+        parts = await self._infer("generator", arrays, self._generator_outputs, finish_by_s)
+        return cut_sequences(*(p.tolist() for p in parts), limits=row.rung.max_new_tokens)
 
     async def score(self, row: ScoreRow, num_candidates: int, finish_by_s: float) -> Floats:
         """Returns float32 (C) logits; raises as `encode` does."""
         arrays = click_model_row(row, num_candidates, self._max_candidate_tokens)
-        logits_C = await self._infer("click_model", arrays, "click_logit", finish_by_s)
+        (logits_C,) = await self._infer("click_model", arrays, ["click_logit"], finish_by_s)
         return logits_C[: len(row.candidate_ids)].astype(np.float32)
 
     async def close(self) -> None:
@@ -131,9 +141,9 @@ class TritonModels:
         await self._client.close()
 
     async def _infer(
-        self, role: str, row: Arrays, output: str, finish_by_s: float
-    ) -> NDArray[np.float32] | NDArray[np.int64]:
-        """Returns a row's output without its leading 1."""
+        self, role: str, row: Arrays, outputs: Sequence[str], finish_by_s: float
+    ) -> list[NDArray[np.float32] | NDArray[np.int64]]:
+        """Returns a row's outputs without their leading 1."""
         from tritonclient.grpc import aio
         from tritonclient.utils import InferenceServerException
 
@@ -149,11 +159,14 @@ class TritonModels:
             result = await self._client.infer(self._names[role], inputs, client_timeout=timeout_s)
         except InferenceServerException as error:
             self._fail(error)
-        array = result.as_numpy(output)
-        if array is None or len(array) != 1:
-            raise ValueError(f"{self._names[role]} at {self._url}: gave no {output} of one row")
+        arrays: list[NDArray[np.float32] | NDArray[np.int64]] = []
+        for output in outputs:
+            array = result.as_numpy(output)
+            if array is None or len(array) != 1:
+                raise ValueError(f"{self._names[role]} at {self._url}: gave no {output} of one row")
+            arrays.append(array[0])
         self._outage.answered()
-        return array[0]
+        return arrays
 
     def _fail(self, error: "InferenceServerException") -> NoReturn:
         status = error.status() or ""

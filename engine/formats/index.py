@@ -31,7 +31,7 @@ GRAPH = "hnsw.bin"
 _NUM_POPULAR = 1000
 _NUM_FENCES = 4096  # texts held as bytes objects: searching among them takes a microsecond
 _BEYOND = b"\xff"  # in no UTF-8: after all texts that start alike
-_BLOCK = 64  # rows whose highest popularity is held
+_BLOCK = 64  # rows whose highest and summed popularity are held
 _CHUNK = 20_000  # vectors added between two lines of progress
 Rows = NDArray[np.int32]
 Report = Callable[[str], None]
@@ -142,7 +142,10 @@ class CooccurrenceIndex:
                 f"{directory}: holds {sizes} rows and {num_vectors} vectors, "
                 f"the manifest says {spec.num_queries} queries"
             )
-        self._peaks = np.maximum.reduceat(self._popularity, np.arange(0, spec.num_queries, _BLOCK))
+        blocks = np.arange(0, spec.num_queries, _BLOCK)
+        self._peaks = np.maximum.reduceat(self._popularity, blocks)
+        sums = np.add.reduceat(self._popularity, blocks, dtype=np.float64)
+        self._sums = np.concatenate([[0.0], np.cumsum(sums)])
         self._stride = -(-spec.num_queries // _NUM_FENCES)
         self._fences = [bytes(self._bytes(r)) for r in range(0, len(self), self._stride)]
 
@@ -207,9 +210,7 @@ class CooccurrenceIndex:
         rows only the k blocks with the highest peaks are looked at: were one of the k most searched
         elsewhere, each of those blocks would hold a row that goes before it.
         """
-        encoded = prefix.encode("utf-8")
-        start = self._first_at_least(encoded)
-        end = self._first_at_least(encoded + _BEYOND)
+        start, end = self._range(prefix)
         first, last = -(-start // _BLOCK), end // _BLOCK  # blocks that lie within
         if last - first <= 2 * k:
             return (start + _largest(self._popularity[start:end], k)).astype(np.int32)
@@ -219,12 +220,27 @@ class CooccurrenceIndex:
         rows = np.concatenate(parts)
         return rows[_largest(self._popularity[rows], k)].astype(np.int32)
 
+    def num_searches(self, prefix: str) -> float:
+        """Returns how often queries that start with `prefix` were searched."""
+        start, end = self._range(prefix)
+        return self._searches_before(end) - self._searches_before(start)
+
     def popular(self, k: int) -> Rows:
         """Returns the k most searched rows; at most 1000."""
         return self._by_popularity[:k]
 
     def _bytes(self, row: int) -> memoryview:
         return self._texts[int(self._text_offsets[row]) : int(self._text_offsets[row + 1])]
+
+    def _range(self, prefix: str) -> tuple[int, int]:
+        """Returns the rows [start, end) whose text starts with `prefix`."""
+        encoded = prefix.encode("utf-8")
+        return self._first_at_least(encoded), self._first_at_least(encoded + _BEYOND)
+
+    def _searches_before(self, row: int) -> float:
+        block = row // _BLOCK
+        rest = self._popularity[block * _BLOCK : row]
+        return float(self._sums[block] + rest.sum(dtype=np.float64))
 
     def _first_at_least(self, encoded: bytes) -> int:
         """Returns the first row whose text is not less than some bytes."""

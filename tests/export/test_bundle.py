@@ -1,6 +1,7 @@
 """A bundle is complete, verified, and never written over another."""
 
 import shutil
+from math import exp
 from pathlib import Path
 
 import onnx
@@ -8,6 +9,9 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from engine.execution.bundle import load_bundle
+from engine.execution.models import GenerateRow
+from engine.execution.runtime import Runtime
 from engine.formats.manifest import read_manifest, verify_files
 from export import parity
 from export.bundle import export_bundle
@@ -104,6 +108,26 @@ def test_same_run_gives_the_same_bundle_id(tmp_path: Path) -> None:
     second = write_sample_bundle(tmp_path / "b", seed=5)
     other = write_sample_bundle(tmp_path / "c", seed=6)
     assert first.bundle_id == second.bundle_id != other.bundle_id
+
+
+def test_generators_that_search_say_how_probable_their_texts_are(tmp_path: Path) -> None:
+    slots = write_sample_bundle(tmp_path / "slots", mode="slots").generator
+    assert slots is not None
+    assert list(slots.outputs) == ["sequences"]
+    write_sample_bundle(tmp_path / "beam", mode="beam")
+    runtime = Runtime(num_threads=1, shared_thread_pool=False)
+    bundle = load_bundle(tmp_path / "beam", runtime)
+    assert bundle.generator is not None
+    prompt = bundle.renderer.generation_prompt("completion", "wir", [])
+    rung = bundle.rungs["completion"][0]
+    row = GenerateRow(prompt.ids, prompt.first_token_range, rung)
+    (found,) = bundle.generator.run([row])
+    runtime.close()
+    assert found.logprobs is not None
+    logprobs = [p for p in found.logprobs if p is not None]
+    assert len(logprobs) == len(found.ids) == len(rung.slots)
+    assert logprobs == sorted(logprobs, reverse=True)
+    assert 0 < sum(map(exp, logprobs)) < 1 + 1e-5
 
 
 def test_int8_embedding_keeps_the_direction(bundle: Path, run_directory: Path) -> None:

@@ -210,7 +210,7 @@ def _read(
     """Returns what one sequence of a list says."""
     return written_texts(
         vocabulary,
-        cut_sequences([ids_N], [len(ids_N)]),
+        cut_sequences([ids_N], limits=[len(ids_N)]),
         is_list=is_list,
         has_auxiliary_text=prompt.scenario.has_auxiliary_text and number == 0,
         healed=prompt.rendered.healed,

@@ -77,6 +77,21 @@ def test_candidates_know_their_place_among_what_was_written():
     assert {c.text: c.place for c in found} == {"b": 0, "a": 1, "d": 3, "e": 4, "f": None}
 
 
+def test_candidates_know_how_probable_the_generator_found_them(vocabulary):
+    ids = [vocabulary.encode(t) for t in ("red shoes", "blue shoes", "hat")]
+    texts = texts_of(vocabulary, Sequences(ids, [True, True, False], [-0.5, None, -2.0]))
+    assert [c.logprob for c in (*texts.finished, *texts.cut)] == [-0.5, None, -2.0]
+    found = merge(texts.finished, [log("red shoes", popularity=3.0), log("scarf")])
+    assert {c.text: c.logprob for c in found} == {
+        "red shoes": -0.5,
+        "blue shoes": None,
+        "scarf": None,
+    }
+    # What is written for another prompt is no part of the same distribution.
+    further = texts_of(vocabulary, Sequences([vocabulary.encode("cap")], [True], [-0.1]))
+    assert [c.logprob for c in texts.joined(further).finished] == [-0.5, None, None]
+
+
 def test_spelling_variants_count_once():
     result = merge([generated("wi-fi router"), generated("wi fi router!")], [])
     assert [c.text for c in result] == ["wi-fi router"]

@@ -1,5 +1,6 @@
 """Ranking: calibration, variety, position and exploration."""
 
+import math
 import random
 from collections import Counter
 
@@ -12,6 +13,7 @@ from engine.answering.answer import Question
 from engine.answering.candidates import Candidate
 from engine.answering.ranking import (
     click_probability,
+    completion_likelihoods,
     diverse_order,
     explored,
     ranked,
@@ -129,6 +131,7 @@ def ranked_texts(places, p_seen, *, is_best_first=True, searches=None, **config)
         np.array(p_seen, np.float32),
         is_scored=True,
         is_best_first=is_best_first,
+        num_searches=None,
         config=RankingConfig(**config),
         randomness=random.Random(0),
     )
@@ -161,6 +164,56 @@ def test_what_people_search_turns_near_ties_and_leaves_probabilities_alone():
     assert [s.click_probability for s in found] == pytest.approx([0.15, 0.1])
     found = ranked_texts(places, p_seen, searches={1: 31}, popularity_weight=0.0)
     assert [s.text for s in found] == ["text0", "text1"]
+
+
+def completions() -> list[Candidate]:
+    both = Source.LOG | Source.GENERATED
+    return [
+        Candidate("known", "known", Source.LOG, popularity=30.0),
+        Candidate("both", "both", both, popularity=10.0, place=0, logprob=math.log(0.5)),
+        Candidate("written", "written", Source.GENERATED, place=1, logprob=math.log(0.2)),
+        Candidate("further", "further", Source.GENERATED, place=2),
+        Candidate("suffix", "suffix", Source.LOG),
+    ]
+
+
+def test_how_probable_a_completion_is_is_known_to_the_log_and_to_the_generator():
+    expected = [0.8 * 0.75, 0.8 * 0.25 + 0.2 * 0.5, 0.2 * 0.2, 0.2 * 0.2, 0]
+    found = completion_likelihoods(completions(), 40.0)
+    assert found == pytest.approx([e + 0.001 for e in expected])
+    nobody = completion_likelihoods([Candidate("a", "a", Source.GENERATED, place=0)], 0.0)
+    assert nobody == pytest.approx([0.001])
+
+
+def ranked_completions(p_seen, num_searches, **config):
+    question = Question(scenario=SCENARIO, query="q", num_suggestions=5, deadline=None)
+    found = ranked(
+        question,
+        completions(),
+        np.array(p_seen, np.float32),
+        is_scored=bool(p_seen),
+        is_best_first=True,
+        num_searches=num_searches,
+        config=RankingConfig(**config),
+        randomness=random.Random(0),
+    )
+    return [s.text for s in found]
+
+
+def test_completions_compete_by_clicks_and_by_what_is_being_typed():
+    p_seen = [0.1, 0.15, 0.4, 0.1, 0.9]
+    alone = ranked_completions(p_seen, 40.0, completion_weight=0.0)
+    assert alone == ["suffix", "written", "both", "known", "further"]
+    # .1 * .601, .15 * .301, .4 * .041, .1 * .041, .9 * .001
+    both = ranked_completions(p_seen, 40.0, completion_weight=1.0)
+    assert both == ["known", "both", "written", "further", "suffix"]
+
+
+def test_completions_that_nothing_scores_go_by_what_is_being_typed():
+    assert ranked_completions([], 40.0) == ["known", "both", "written", "further", "suffix"]
+    # Of a prefix that is searched much, those are rare.
+    assert ranked_completions([], 4000.0)[:2] == ["both", "written"]
+    assert ranked_completions([], None) == ["known", "both", "written", "further", "suffix"]
 
 
 def test_click_probability_falls_with_the_position_and_holds_beyond_the_last_known():

@@ -167,6 +167,7 @@ def test_the_most_searched_with_a_prefix_are_found_block_by_block(
         rows = [r for r, t in enumerate(texts) if t.startswith(prefix)]
         expected = sorted(rows, key=lambda r: (-popularity[r], r))[:k]
         assert index.starting_with(prefix, k).tolist() == expected
+        assert index.num_searches(prefix) == popularity[rows].sum()
 
 
 @pytest.mark.parametrize("prefix", ["r", "red", "red s", "größe", "gr", "靴", "x", "red shoe 1"])
