@@ -20,6 +20,7 @@ All know the same queries and counts, those of the index, which include the sear
 
 # U test queries
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from engine.formats.text import normalise, normalise_prefix
 from train.evaluation.baselines import MostPopular, SearchLog, SuffixCompletion
 from train.evaluation.char_model import CharModel
 from train.evaluation.intervals import Floats, Interval, mean_interval, ratio_interval
+from train.evaluation.scripts import SCRIPTS, script_of
 from train.evaluation.served import Asked, ServedBundle
 from train.evaluation.traffic import Traffic, read_mined, read_traffic
 
@@ -41,6 +43,7 @@ SCENARIO = "completion"
 NUM_SUGGESTIONS = 10
 MAX_PREFIX = 10
 BANDS = {"1-3": (1, 3), "4-6": (4, 6), "7-10": (7, 10)}  # characters of a prefix
+_LEAST_OF_SCRIPT = 30  # test queries
 _LEAST_RATIO = {SEEN: 1.0, UNSEEN: 1.3}  # of the MRR of the engine to that of its rival
 Complete = Callable[[Sequence[str]], list[list[str]]]
 
@@ -61,6 +64,7 @@ class CompletionScore(msgspec.Struct, frozen=True, kw_only=True):
     mrr: Interval
     success: Interval
     mrr_by_length: dict[str, Interval]  # by characters of the prefix
+    mrr_by_script: dict[str, Interval]  # of the query; scripts with few test queries are left out
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,11 +84,13 @@ class CompletionReport(msgspec.Struct, frozen=True, kw_only=True):
         is_simulated: whether searches, and so popularity and `seen`, are simulated.
         seen_share: searches after the cut that `seen` is drawn from.
         num_in_log: by slice, given queries that were left out because the log has them.
+        num_by_script: by slice and script, test queries.
     """
 
     is_simulated: bool
     seen_share: float
     num_in_log: dict[str, int]
+    num_by_script: dict[str, dict[str, int]]
     scores: list[CompletionScore]
     goals: list[Goal]
 
@@ -122,10 +128,12 @@ def evaluate_completion(
     systems = completion_systems(served, mined.log())
     scores: list[CompletionScore] = []
     goals: list[Goal] = []
+    num_by_script: dict[str, dict[str, int]] = {}
     for name, queries in tests.items():
         cases = cases_of(queries, seed)
         if not cases:
             raise ValueError(f"no test query for {name!r}: none is longer than one character")
+        num_by_script[name] = dict(Counter(script_of(case.query) for case in cases))
         places = {}
         for system, complete in systems.items():
             report(f"{name}: {len(cases)} completions by {system}")
@@ -136,6 +144,7 @@ def evaluate_completion(
         is_simulated=mined.is_simulated,
         seen_share=sum(seen.values()) / max(1, traffic.after.total()),
         num_in_log=num_in_log,
+        num_by_script=num_by_script,
         scores=scores,
         goals=goals,
     )
@@ -209,6 +218,8 @@ def reciprocal_ranks(cases: Sequence[Case], complete: Complete) -> Floats:
 
 def _score(name: str, system: str, cases: Sequence[Case], rank_U: Floats) -> CompletionScore:
     length_U = np.array([len(case.prefix) for case in cases])
+    scripts = np.array([script_of(case.query) for case in cases])
+    of_script = {script: scripts == script for script in SCRIPTS}
     bands = {b: (length_U >= low) & (length_U <= high) for b, (low, high) in BANDS.items()}
     return CompletionScore(
         slice=name,
@@ -217,6 +228,11 @@ def _score(name: str, system: str, cases: Sequence[Case], rank_U: Floats) -> Com
         mrr=mean_interval(rank_U),
         success=mean_interval((rank_U > 0).astype(np.float64)),
         mrr_by_length={b: mean_interval(rank_U[of]) for b, of in bands.items() if of.any()},
+        mrr_by_script={
+            s: mean_interval(rank_U[of])
+            for s, of in of_script.items()
+            if of.sum() >= min(_LEAST_OF_SCRIPT, len(cases))
+        },
     )
 
 

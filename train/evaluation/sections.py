@@ -90,6 +90,12 @@ def _completion(report: CompletionReport) -> Section:
                 caption=f"{name}; MRR also by characters typed",
             )
         )
+        scripts = list(own[0].mrr_by_script)
+        if len(scripts) > 1:
+            of_script = [f"{s} ({report.num_by_script[name][s]})" for s in scripts]
+            by_script = [[s.system, *map(s.mrr_by_script.get, scripts)] for s in own]
+            caption = f"{name}; MRR by script of the query (prefixes)"
+            tables.append(Table(header=["system", *of_script], rows=by_script, caption=caption))
     goals = [[g.slice, g.rival, g.ratio, f"at least {g.at_least:g}", g.verdict]
              for g in report.goals]  # fmt: skip
     header = ["slice", "best rival", "engine's MRR over it", "goal", "verdict"]

@@ -100,6 +100,14 @@ def test_baselines_score_what_they_suggest(report, run):
         assert by_length == pytest.approx(score.mrr.mean)
 
 
+def test_scripts_with_enough_test_queries_have_a_figure_of_their_own():
+    cases = [completion.Case("a", "abc")] * 40 + [completion.Case("あ", "あい")] * 30
+    cases += [completion.Case("п", "при")] * 5
+    rank_U = np.array([0.5] * 40 + [0.25] * 30 + [1.0] * 5)
+    score = completion._score("unseen", "engine", cases, rank_U)
+    assert {s: i.mean for s, i in score.mrr_by_script.items()} == {"ascii": 0.5, "cjk": 0.25}
+
+
 def test_popular_queries_are_found_and_only_ones_from_the_log(report):
     mrr = {(s.slice, s.system): s.mrr.mean for s in report.scores}
     assert mrr["seen", "most_popular"] > 0.3
