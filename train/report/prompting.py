@@ -63,9 +63,12 @@ _CLARIFICATION = (
 )  # fmt: skip
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _Kept(msgspec.Struct):
+    """What a checkpoint has written so far, by number of the question."""
+
     checkpoint: str
-    lists: list[ProducedList]
+    asked: list[tuple[str, str]]  # scenario and query of each question
+    written: dict[int, str]
 
 
 def prompted_lists(
@@ -86,38 +89,29 @@ def prompted_lists(
         scenarios: by name.
         name: of the system.
         num_listed: N, texts of a list at most.
-        kept: file of the lists. They take long: where it has lists of this checkpoint for these
-            questions, nothing is written anew.
+        kept: file of what was written. It takes long: what this checkpoint has written for these
+            questions is not written anew, and after an interruption the rest is.
         report: called with how far it is.
 
     Raises:
         ValueError: the checkpoint cannot be loaded.
     """
     asked = [(q.scenario, q.query) for q in questions]
+    state = _Kept(checkpoint, asked, {})
     if kept.is_file():
         known = msgspec.json.decode(kept.read_bytes(), type=_Kept)
-        if known.checkpoint == checkpoint and asked == [(p.scenario, p.query) for p in known.lists]:
-            return known.lists
-    tokenizer = read_tokenizer(checkpoint).tokenizer
-    dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
-    model = load_pretrained(AutoModelForCausalLM, checkpoint, dtype=dtype).eval()
-    prompts = [_prompt(scenarios[q.scenario], q.query) for q in questions]
-    ids = [e.ids for e in tokenizer.encode_batch(prompts, add_special_tokens=False)]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    written: dict[int, str] = {}
-    for start in range(0, len(order), _BATCH_SIZE):
-        part = order[start : start + _BATCH_SIZE]
-        report(f"{name}: {start} of {len(order)} questions")
-        texts = _continued(model, tokenizer, [ids[i] for i in part])
-        written.update(zip(part, texts, strict=True))
-    lists = [
+        if (known.checkpoint, known.asked) == (checkpoint, asked):
+            state = known
+    if len(state.written) < len(questions):
+        _write(state, scenarios, name, kept, report)
+    return [
         ProducedList(
             scenario=question.scenario,
             query=question.query,
             system=name,
             texts=tuple(
                 items_of(
-                    written[i],
+                    state.written[i],
                     question.query,
                     completes_prefix=scenarios[question.scenario].completes_prefix,
                 )[:num_listed]
@@ -125,9 +119,32 @@ def prompted_lists(
         )
         for i, question in enumerate(questions)
     ]
+
+
+def _write(
+    state: _Kept,
+    scenarios: dict[str, ScenarioSpec],
+    name: str,
+    kept: Path,
+    report: Callable[[str], None],
+) -> None:
+    """Has the checkpoint write what is missing, and keeps it after every batch."""
+    tokenizer = read_tokenizer(state.checkpoint).tokenizer
+    dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
+    model = load_pretrained(AutoModelForCausalLM, state.checkpoint, dtype=dtype).eval()
+    prompts = [_prompt(scenarios[scenario], query) for scenario, query in state.asked]
+    ids = [e.ids for e in tokenizer.encode_batch(prompts, add_special_tokens=False)]
+    missing = [i for i in range(len(ids)) if i not in state.written]
+    missing.sort(key=lambda i: len(ids[i]))
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_bytes(msgspec.json.encode(_Kept(checkpoint, lists)))
-    return lists
+    for start in range(0, len(missing), _BATCH_SIZE):
+        part = missing[start : start + _BATCH_SIZE]
+        report(f"{name}: {len(state.written)} of {len(ids)} questions")
+        texts = _continued(model, tokenizer, [ids[i] for i in part])
+        state.written.update(zip(part, texts, strict=True))
+        partial = kept.with_name(kept.name + ".partial")
+        partial.write_bytes(msgspec.json.encode(state))
+        partial.replace(kept)
 
 
 def _prompt(scenario: ScenarioSpec, query: str) -> str:

@@ -1,6 +1,78 @@
-"""What is taken from a numbered list that a language model wrote."""
+"""What is taken from a numbered list that a language model wrote, and what is kept of it."""
 
-from train.report.prompting import items_of
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from engine.formats.manifest import ScenarioSpec
+from train.report import prompting
+from train.report.policies import Question
+from train.report.prompting import items_of, prompted_lists
+
+SCENARIOS = {"suggestion": ScenarioSpec(name="suggestion", description="", position_ctr=[1.0])}
+QUESTIONS = [Question("suggestion", q) for q in ("garden chair", "usb hub", "red hat")]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of random weights that reads and writes bytes."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=1024, eos_token_id=255,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return str(directory)
+
+
+def lists(checkpoint: str, kept: Path) -> list[Any]:
+    return prompted_lists(
+        checkpoint,
+        QUESTIONS,
+        SCENARIOS,
+        "prompting",
+        num_listed=5,
+        kept=kept,
+        report=lambda _: None,
+    )
+
+
+def test_what_was_written_before_an_interruption_is_not_written_again(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompting, "_BATCH_SIZE", 1)
+    monkeypatch.setattr(prompting, "_MAX_NEW_TOKENS", 8)
+    calls: list[list[int]] = []
+    limit = 2
+    write = prompting._continued
+
+    def until_killed(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> list[str]:
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        calls.extend(prompts)
+        return write(model, tokenizer, prompts)
+
+    monkeypatch.setattr(prompting, "_continued", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        lists(checkpoint, tmp_path / "kept.json")
+    limit = 99
+    found = lists(checkpoint, tmp_path / "kept.json")
+    assert len(calls) == len(QUESTIONS), "each question once"
+    assert [p.query for p in found] == [q.query for q in QUESTIONS]
+    assert found == lists(checkpoint, tmp_path / "other.json")
+    assert found == lists(checkpoint, tmp_path / "kept.json")
+    assert len(calls) == 2 * len(QUESTIONS), "nothing for what was kept"
 
 
 def test_items_are_distinct_normalised_and_not_the_query() -> None:
