@@ -94,7 +94,7 @@ def bundle_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export.sample import write_sample_bundle
 
     directory = tmp_path_factory.mktemp("triton") / "bundle"
-    write_sample_bundle(directory, precision="fp32")
+    write_sample_bundle(directory, mode="beam", precision="fp32")
     return directory
 
 

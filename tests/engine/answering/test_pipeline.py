@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 import random
 import threading
 from collections import Counter
@@ -15,13 +16,17 @@ from engine.answering.pipeline import Pipeline
 from engine.answering.safety import Blocklist
 from engine.config import Config
 from engine.errors import DeadlineUnreachable, QueueFull
-from engine.execution.bundle import Bundle
+from engine.execution.bundle import Bundle, load_bundle
+from engine.execution.models import GenerateRow
 from engine.execution.runtime import Runtime
 from engine.execution.warmup import warm_up
 from engine.feedback.attribution import Source
+from engine.formats.completion import completed
+from engine.formats.text import normalise
 from engine.scheduling.deadline import Deadline, MonotonicClock
 from engine.scheduling.planner import ENCODE, SCORED_SIZES, score_work
 from engine.scheduling.stages import Left, Omission, Probe, Stage, Why
+from export.sample import write_sample_bundle
 
 CLOCK = MonotonicClock()
 CONFIG = Config()
@@ -105,6 +110,40 @@ async def test_the_generator_alone_finds_five_completions_of_any_prefix(bundle, 
     answer = await ask(cold, prefix, scenario="completion", num_suggestions=5)
     assert len(set(texts(answer))) == 5
     assert all(t.startswith(prefix) for t in texts(answer))
+
+
+@pytest.fixture(scope="module")
+def searching(tmp_path_factory, runtime) -> Bundle:
+    """A bundle whose generator searches, and says how probable its texts are."""
+    directory = tmp_path_factory.mktemp("searching") / "bundle"
+    write_sample_bundle(directory, mode="beam")
+    return load_bundle(directory, runtime)
+
+
+@pytest.mark.parametrize("prefix", ["wireless", "po", "zq"])
+async def test_completions_without_clicks_go_by_log_and_generator(searching, runtime, prefix):
+    index, rung = searching.index, searching.rungs["completion"][0]
+    prompt = searching.renderer.generation_prompt("completion", prefix, [])
+    (written,) = searching.generator.run([GenerateRow(prompt.ids, prompt.first_token_range, rung)])
+    probability_of: dict[str, float] = {}
+    for ids, logprob in zip(written.ids, written.logprobs, strict=True):
+        text = completed(searching.vocabulary, prompt.healed, ids)
+        probability_of.setdefault(normalise(text or ""), math.exp(logprob))
+    known = [index.text(row) for row in range(len(index))]
+    num_searches = sum(index.popularity(r) for r, t in enumerate(known) if t.startswith(prefix))
+
+    def likelihood(text: str) -> float:
+        row = index.find(text)
+        share = 0.0 if row is None else index.popularity(row) / max(num_searches, 1)
+        return 0.8 * share + 0.2 * probability_of.get(text, 0.0)
+
+    pipeline = make(without(searching, "click_model"), runtime)
+    found = texts(await ask(pipeline, prefix, scenario="completion", num_suggestions=8))
+    assert len(found) == 8
+    assert found == sorted(found, key=likelihood, reverse=True)
+    completions = [t for t in {*known, *probability_of} - {prefix} if t.startswith(prefix)]
+    best = max(completions, key=likelihood)
+    assert found[0] == best
 
 
 async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answer(
