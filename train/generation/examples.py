@@ -23,9 +23,10 @@ from engine.formats.manifest import PromptSpec, ScenarioSpec
 from engine.formats.prompt import COOCCURRING, SESSION, SideInformation
 from engine.formats.text import match_key, normalise_prefix
 from train.generation.associations import Associations, Clicks
-from train.mining.mine import CONTEXTS
+from train.mining.mine import CONTEXTS, QUERIES
 from train.mining.shown import IMPRESSIONS
 
+Context = tuple[tuple[str, tuple[str, ...]], list[str]]  # query and session; what followed
 _EXACT_SHARE = 0.6  # of the examples with side information; the others get similar queries' lists
 _BATCH_ROWS = 20_000
 _MAX_LISTED = 32  # co-occurring queries per query that the index keeps
@@ -152,11 +153,11 @@ def read_sources(mined: Path, config: ExampleConfig, split: str, seed: int) -> l
                 for target in targets
                 if len(target) > 1
             ]
-            # What is rare is told apart by its spelling, so each query counts once more.
-            distinct = {t for (query, _), targets in contexts for t in (query, *targets)}
+            # What is rare is told apart by its spelling, so each query counts once more; many are
+            # searched alone, and occur in no context.
             sources += [
                 Source(spec.name, text, (), (), (text,), None, False)
-                for text in (sorted(distinct) if split == "train" else ())
+                for text in (_known_in_training(mined, contexts) if split == "train" else ())
                 if len(text) > 1
             ]
         elif not spec.has_auxiliary_text:
@@ -189,9 +190,7 @@ def read_clicks(mined: Path, split: str, specs: Sequence[ScenarioSpec]) -> list[
     return [Clicks(q, t, n, max(views[q, t], n)) for (q, t), n in clicks.items() if n]
 
 
-def _contexts(
-    mined: Path, config: ExampleConfig, split: str
-) -> list[tuple[tuple[str, tuple[str, ...]], list[str]]]:
+def _contexts(mined: Path, config: ExampleConfig, split: str) -> list[Context]:
     """Returns ((query, session), what followed, most often first), capped per query."""
     rows = pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
     columns = ("query", "session_queries", "target", "weight")
@@ -199,13 +198,24 @@ def _contexts(
     for query, session, target, weight in zip(*(rows[c].to_pylist() for c in columns), strict=True):
         followed[query, _last_distinct(session, query)].append((-weight, target))
     num_of: Counter[str] = Counter()
-    kept: list[tuple[tuple[str, tuple[str, ...]], list[str]]] = []
+    kept: list[Context] = []
     by_weight = sorted(followed.items(), key=lambda f: (sum(w for w, _ in f[1]), f[0]))
     for context, found in by_weight:
         num_of[context[0]] += 1
         if num_of[context[0]] <= config.max_contexts_per_query:
             kept.append((context, list(dict.fromkeys(t for _, t in sorted(found)))))
     return kept
+
+
+def _known_in_training(mined: Path, contexts: Sequence[Context]) -> list[str]:
+    """Returns the mined queries but those that only the contexts after the cut have, sorted."""
+    known: set[str] = set(pq.read_table(mined / QUERIES, columns=["text"])["text"].to_pylist())
+    early = {t for (query, _), targets in contexts for t in (query, *targets)}
+    rows = pq.read_table(
+        mined / CONTEXTS, columns=["query", "target"], filters=[("split", "==", "valid")]
+    )
+    late = {*rows["query"].to_pylist(), *rows["target"].to_pylist()} - early
+    return sorted((known | early) - late)
 
 
 def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Source]:

@@ -1,4 +1,5 @@
 import random
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,7 +24,7 @@ from train.generation.examples import (
     read_clicks,
     read_sources,
 )
-from train.mining.mine import CONTEXTS, mine
+from train.mining.mine import CONTEXTS, QUERIES, mine
 from train.settings import default_scenarios
 
 SCENARIOS = [s.spec([1.0, 0.5]) for s in default_scenarios()]
@@ -260,20 +262,31 @@ def test_all_scenarios_get_examples_from_the_log_in_a_fixed_order(mined_logs: Pa
         )
 
 
-def test_every_query_of_the_training_time_is_completed_once_alone(mined_logs: Path) -> None:
+def test_every_query_of_the_training_time_is_completed_once_alone(
+    mined_logs: Path, tmp_path: Path
+) -> None:
     config = logged(mined_logs)
-    rows = pq.read_table(mined_logs / CONTEXTS, filters=[("split", "==", "train")])
-    searched = {t for name in ("query", "target") for t in rows[name].to_pylist() if len(t) > 1}
+    mined = shutil.copytree(mined_logs, tmp_path / "mined")
+    queries = pq.read_table(mined / QUERIES)
+    lonely = queries.slice(0, 1).set_column(0, "text", pa.array(["a query without a session"]))
+    assert queries.column_names[0] == "text"
+    pq.write_table(pa.concat_tables([queries, lonely]), mined / QUERIES)
+    rows = pq.read_table(mined / CONTEXTS).to_pylist()
+    early, late = (
+        {r[name] for r in rows if r["split"] == split for name in ("query", "target")}
+        for split in ("train", "valid")
+    )
+    known = {*queries["text"].to_pylist(), "a query without a session"}
     alone = {
         s.query
-        for s in read_sources(mined_logs, config, "train", seed=1)
+        for s in read_sources(mined, config, "train", seed=1)
         if s.scenario == "completion" and not s.session_queries and not s.is_typed
     }
-    assert alone == searched
+    assert alone == {t for t in (known | early) - (late - early) if len(t) > 1}
     # Held-out sources are those of the held-out time alone.
     assert not any(
         s.scenario == "completion" and not s.session_queries and not s.is_typed
-        for s in read_sources(mined_logs, config, "valid", seed=1)
+        for s in read_sources(mined, config, "valid", seed=1)
     )
 
 
