@@ -3,7 +3,7 @@
     python -m benchmarks.languages --out DIR
 
 Writes DIR/searches.tsv (session, time, query: what `queryrec-train import tsv` reads) and
-DIR/heldout.txt.gz, real queries that the log does not hold, an eighth of each script, for
+DIR/heldout.txt.gz, real queries that the log does not hold, about an eighth of each script, for
 `queryrec-train evaluate --heldout`. Queries are those of examples/data: all Japanese ones, all with
 accents (mostly Spanish), and --num-ascii others. Everything else is simulated with a fixed seed:
 how often a query is searched (5 sessions and more, by a Zipf distribution) and what follows it in

@@ -108,7 +108,8 @@ class RankingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     completion_weight: Annotated[float, Meta(ge=0, le=4)] = 0.4
     """How much it counts how probable a completion is as what is being typed, by the log and a
     generator of beams together: completions compete by click probability * likelihood ** weight,
-    and by likelihood alone where nothing scores them. The next two weights are of other panels."""
+    and by likelihood alone where nothing scores them. The next two weights are of other panels,
+    and of completions whose generator does not say how probable its texts are."""
     generator_weight: Annotated[float, Meta(ge=0, le=4)] = 0.1
     """How much the order counts in which a generator of beams wrote its texts, most probable first:
     candidates compete by click probability * (place from 1) ** -weight, times what

@@ -158,6 +158,7 @@ class Recommender:
         return answers
 
     def _num_searches(self, question: Question) -> float | None:
+        """Returns what an engine counts for a bundle exported from the run by this release."""
         if not (question.scenario.completes_prefix and self._is_best_first):
             return None
         return self._retrieval.num_searches(question.query)

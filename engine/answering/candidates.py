@@ -31,8 +31,8 @@ class Candidate:
     # Among the texts that the generator wrote, from 0, as they were written: further searches for
     # the same request come after the first, cut texts last. Set by `gathered`.
     place: int | None = None
-    # Of the generator, for the request's query; None if it did not write the text, or did so in a
-    # further search or without saying how probable it is.
+    # Of the generator, for the request's query; None if it did not write the text to its end, or
+    # did so in a further search or without saying how probable it is.
     logprob: float | None = None
     ids: Sequence[int] | None = None  # set by `engine.answering.scoring`
     features_F: Floats | None = None  # set by `engine.answering.scoring`
@@ -97,7 +97,8 @@ def written_texts(
         if SEP_ID in ids:  # in a slot: the first text stands for the slot
             ids, is_finished = ids[: ids.index(SEP_ID)], True
         text = completed(vocabulary, healed, ids) if healed else vocabulary.decode(ids)
-        candidate = _candidate(text, logprob)
+        # What was cut is a beginning: as probable as all its endings together.
+        candidate = _candidate(text, logprob if is_finished else None)
         if candidate is not None and (" " + candidate.text).encode("utf-8").startswith(prefix):
             (finished if is_finished else cut).append(candidate)
     return WrittenTexts(finished, cut, auxiliary)
@@ -113,7 +114,8 @@ def merged(
 ) -> list[Candidate]:
     """Returns at most `limit` distinct candidates, generated and log ones taking turns.
 
-    That order is the prior: it stands where nothing scores the candidates. A text from both
+    That order is the prior: it stands where nothing scores the candidates, but for completions
+    (see `engine.answering.ranking`). A text from both
     sources keeps the better place, and the log's wording and figures.
 
     Args:

@@ -43,8 +43,8 @@ def ranked(
         is_scored: Whether a model gave it; else completions go by how probable they are, and other
             candidates stay in their order.
         is_best_first: Whether the generator writes its most probable text first.
-        num_searches: Of queries that begin as the question does, for a completion whose generator
-            says how probable its texts are; else None.
+        num_searches: Of queries that begin as the question does, for a completion whose generator,
+            if there is one, says how probable its texts are; else None.
         config: What else counts, and exploration.
         randomness: Of exploration.
     """
@@ -54,11 +54,11 @@ def ranked(
     if is_scored:
         scored = candidates[: len(p_seen_C)]
         if likelihood_C is None:
-            prior_C = _prior(candidates, is_best_first, config)
+            preference_C = _preference(candidates, is_best_first, config)
         else:
-            prior_C = np.power(likelihood_C, config.completion_weight, dtype=np.float32)
+            preference_C = np.power(likelihood_C, config.completion_weight, dtype=np.float32)
         order = diverse_order(
-            p_seen_C * prior_C[: len(scored)],
+            p_seen_C * preference_C[: len(scored)],
             [c.text for c in scored],
             question.query,
             diversity=config.diversity,
@@ -83,28 +83,31 @@ def ranked(
     return tuple(suggestions)
 
 
-def _prior(candidates: Sequence[Candidate], is_best_first: bool, config: RankingConfig) -> Floats:
+def _preference(
+    candidates: Sequence[Candidate], is_best_first: bool, config: RankingConfig
+) -> Floats:
     """Returns what candidates compete by beside their click probability, float32 (C)."""
     searches_C = np.array([c.popularity for c in candidates], np.float32)
-    prior_C = np.power(1 + searches_C, config.popularity_weight, dtype=np.float32)
+    preference_C = np.power(1 + searches_C, config.popularity_weight, dtype=np.float32)
     if is_best_first:
-        prior_C *= trust([c.place for c in candidates], config.generator_weight)
-    return prior_C
+        preference_C *= trust([c.place for c in candidates], config.generator_weight)
+    return preference_C
 
 
 def completion_likelihoods(candidates: Sequence[Candidate], num_searches: float) -> Floats:
     """Returns how probable it is that each candidate is what is being typed, float32 (C).
 
     The log and the generator each have a distribution of what follows the prefix; theirs are mixed
-    (.8 and .2). A text that the generator wrote in a further search counts as the least probable of
-    its first; one that neither knows has a thousandth.
+    (.8 and .2). A text that the generator cut, or wrote in a further search, counts as the least
+    probable of the others, and as no more than what these leave; one that neither knows has a
+    thousandth.
 
     Args:
         candidates: Completions of one prefix.
         num_searches: Of all known queries with that prefix.
     """
     written = [math.exp(c.logprob) for c in candidates if c.logprob is not None]
-    least = min(written, default=0.0)
+    least = max(0.0, min([1 - sum(written), *written])) if written else 0.0
     likelihoods: list[float] = []
     for candidate in candidates:
         searched = candidate.popularity / max(num_searches, 1.0)

@@ -35,7 +35,8 @@ class Sequences(NamedTuple):
 
     ids: list[list[int]]  # without <|eos|>
     is_finished: list[bool]
-    # Log-probability of each among those that may begin as asked; None where it is not known.
+    # Natural log of each one's probability among texts that may begin as asked, <|eos|> included;
+    # None where it is not known.
     logprobs: list[float | None] | None = None
 
 
@@ -151,7 +152,13 @@ def cut_sequences(
     *,
     limits: Sequence[int],
 ) -> Sequences:
-    """Returns the new tokens of one row (S, N): each sequence up to <|eos|> or its own limit."""
+    """Returns the new tokens of one row (S, N): each sequence up to <|eos|> or its own limit.
+
+    Args:
+        sequences: ids of S sequences, N each.
+        logprobs: of each, S; None if the graph does not give them.
+        limits: most ids of each, S.
+    """
     cut: list[list[int]] = []
     is_finished: list[bool] = []
     for ids, limit in zip(sequences, limits, strict=True):

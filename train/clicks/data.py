@@ -168,7 +168,7 @@ def requests_of(
 
 
 def packed_ids(rows: Iterable[Sequence[int]]) -> "list[array[int]]":
-    """Returns rows of token ids in a sixth of the memory that lists of them take."""
+    """Returns rows of token ids; lists of them take twice (4 ids) to six times (40) as much."""
     return [array("i", ids) for ids in rows]
 
 

@@ -100,6 +100,7 @@ def train_click_model(
             limit_s /= 2
         fresh = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
         loss = _before_clicks(fresh, sessions, requests, train, config, seed, output, limit_s)
+        del sessions  # as large as the requests
     else:
         loss = _where_it_ended(start, requests, config)
     model = loss.model

@@ -157,7 +157,7 @@ def read_sources(mined: Path, config: ExampleConfig, split: str, seed: int) -> l
             # searched alone, and occur in no context.
             sources += [
                 Source(spec.name, text, (), (), (text,), None, False)
-                for text in (_known_in_training(mined, contexts) if split == "train" else ())
+                for text in (_known_in_training(mined) if split == "train" else ())
                 if len(text) > 1
             ]
         elif not spec.has_auxiliary_text:
@@ -207,15 +207,21 @@ def _contexts(mined: Path, config: ExampleConfig, split: str) -> list[Context]:
     return kept
 
 
-def _known_in_training(mined: Path, contexts: Sequence[Context]) -> list[str]:
-    """Returns the mined queries but those that only the contexts after the cut have, sorted."""
+def _known_in_training(mined: Path) -> list[str]:
+    """Returns the mined queries but those that occur in contexts after the cut only, sorted.
+
+    When a query was searched that occurs in no context is not known: it is among them.
+    """
     known: set[str] = set(pq.read_table(mined / QUERIES, columns=["text"])["text"].to_pylist())
-    early = {t for (query, _), targets in contexts for t in (query, *targets)}
-    rows = pq.read_table(
-        mined / CONTEXTS, columns=["query", "target"], filters=[("split", "==", "valid")]
+    rows = {
+        split: pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
+        for split in ("train", "valid")
+    }
+    early, late = (
+        {text for name in ("query", "target") for text in rows[split][name].to_pylist()}
+        for split in ("train", "valid")
     )
-    late = {*rows["query"].to_pylist(), *rows["target"].to_pylist()} - early
-    return sorted((known | early) - late)
+    return sorted(known - (late - early))
 
 
 def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Source]:

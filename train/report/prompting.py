@@ -6,6 +6,7 @@ The simple thing that fine-tuning must beat. Knows nothing of logs.
 # B questions of a batch, L tokens with padding
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,10 @@ def prompted_lists(
     asked = [(q.scenario, q.query) for q in questions]
     state = _Kept(checkpoint, asked, {})
     if kept.is_file():
-        known = msgspec.json.decode(kept.read_bytes(), type=_Kept)
-        if (known.checkpoint, known.asked) == (checkpoint, asked):
-            state = known
+        with suppress(msgspec.DecodeError):  # another release wrote it
+            known = msgspec.json.decode(kept.read_bytes(), type=_Kept)
+            if (known.checkpoint, known.asked) == (checkpoint, asked):
+                state = known
     if len(state.written) < len(questions):
         _write(state, scenarios, name, kept, report)
     return [

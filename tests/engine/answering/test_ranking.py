@@ -181,6 +181,11 @@ def test_how_probable_a_completion_is_is_known_to_the_log_and_to_the_generator()
     expected = [0.8 * 0.75, 0.8 * 0.25 + 0.2 * 0.5, 0.2 * 0.2, 0.2 * 0.2, 0]
     found = completion_likelihoods(completions(), 40.0)
     assert found == pytest.approx([e + 0.001 for e in expected])
+    # Where one text is nearly certain, further ones share what it leaves.
+    sure = Candidate("sure", "sure", Source.GENERATED, place=0, logprob=math.log(0.95))
+    further = Candidate("further", "further", Source.GENERATED, place=1)
+    found = completion_likelihoods([sure, further], 10.0)
+    assert found == pytest.approx([0.2 * 0.95 + 0.001, 0.2 * 0.05 + 0.001])
     nobody = completion_likelihoods([Candidate("a", "a", Source.GENERATED, place=0)], 0.0)
     assert nobody == pytest.approx([0.001])
 
