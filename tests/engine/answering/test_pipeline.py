@@ -12,12 +12,13 @@ import msgspec
 import pytest
 
 from engine.answering.answer import Answer, Question
+from engine.answering.generation import Generation
 from engine.answering.pipeline import Pipeline
 from engine.answering.safety import Blocklist
 from engine.config import Config
 from engine.errors import DeadlineUnreachable, QueueFull
 from engine.execution.bundle import Bundle, load_bundle
-from engine.execution.models import GenerateRow
+from engine.execution.models import GenerateRow, Sequences
 from engine.execution.runtime import Runtime
 from engine.execution.warmup import warm_up
 from engine.feedback.attribution import Source
@@ -144,6 +145,26 @@ async def test_completions_without_clicks_go_by_log_and_generator(searching, run
     completions = [t for t in {*known, *probability_of} - {prefix} if t.startswith(prefix)]
     best = max(completions, key=likelihood)
     assert found[0] == best
+
+
+async def test_further_searches_say_nothing_of_how_probable_their_texts_are(
+    searching, runtime, monkeypatch
+):
+    found: list[Sequences] = []
+    more_sequences = Generation.more_sequences
+
+    async def noted(self, request, prompt, sequences):
+        found.extend([sequences, await more_sequences(self, request, prompt, sequences)])
+        return found[-1]
+
+    monkeypatch.setattr(Generation, "more_sequences", noted)
+    cold = make(without(searching, "index"), runtime)
+    answer = await ask(cold, "w", scenario="completion", num_suggestions=20)
+    assert answer.suggestions
+    first, both = found[:2]
+    assert len(both.ids) > len(first.ids)
+    num = len(first.ids)
+    assert both.logprobs == [*first.logprobs, *[None] * (len(both.ids) - num)]
 
 
 async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answer(
