@@ -74,11 +74,19 @@ class LookUps(NamedTuple):
     p99_cpu_ms: float
 
 
+class Times(NamedTuple):
+    """Milliseconds of look-ups."""
+
+    p50: float
+    p99: float
+    slowest: float
+
+
 class Searched(NamedTuple):
     """What a process that loads an index finds."""
 
     look_ups: list[LookUps]
-    prefix_ms: list[float]  # p50, p99 and the slowest
+    prefix_ms: Times  # of finding the most searched queries with a prefix
     memory_bytes: int
     load_s: float
 
@@ -115,7 +123,7 @@ def search(
     process = psutil.Process()
     before_bytes, started_s = process.memory_info().rss, time.perf_counter()
     found: list[LookUps] = []
-    prefix_ms: list[float] = []
+    prefix_ms = Times(0.0, 0.0, 0.0)
     load_s, memory_bytes = 0.0, 0
     for ef in efs:
         index = CooccurrenceIndex(directory, msgspec.structs.replace(spec, ef_search=ef))
@@ -130,7 +138,8 @@ def search(
                 if number == 0:
                     similarities.append(similarity_K)
                     index.text(int(rows[0]))
-        prefix_ms = prefix_ms or _prefix_ms(index, asked)
+        if not found:
+            prefix_ms = _prefix_ms(index, asked)
         memory_bytes = memory_bytes or process.memory_info().rss - before_bytes
         hits = [
             int((found_K >= exact_K[-1] - _EQUAL).sum())
@@ -145,7 +154,7 @@ def search(
     return Searched(found, prefix_ms, memory_bytes, round(load_s, 2))
 
 
-def _prefix_ms(index: CooccurrenceIndex, asked: Sequence[str]) -> list[float]:
+def _prefix_ms(index: CooccurrenceIndex, asked: Sequence[str]) -> Times:
     rng = random.Random(_SEED)
     prefixes = [text[: rng.randint(1, _LONGEST_PREFIX)] for text in asked]
     times_s: list[float] = []
@@ -154,7 +163,7 @@ def _prefix_ms(index: CooccurrenceIndex, asked: Sequence[str]) -> list[float]:
         index.starting_with(prefix, _NUM_COMPLETIONS)
         times_s.append(time.perf_counter() - called_s)
     counted_ms = 1000 * np.array(times_s[len(prefixes) :])  # the first round reads the files
-    return np.percentile(counted_ms, [50, 99, 100], method="higher").round(4).tolist()
+    return Times(*np.percentile(counted_ms, [50, 99, 100], method="higher").round(4).tolist())
 
 
 def measure(
@@ -218,13 +227,9 @@ def measure(
         "chosen_ef": chosen_ef,
         "choose_s": round(choose_s, 1),
         "load_s": searched.load_s,
-        **dict(
-            zip(
-                ("prefix_p50_ms", "prefix_p99_ms", "prefix_max_ms"),
-                searched.prefix_ms,
-                strict=True,
-            )
-        ),
+        "prefix_p50_ms": searched.prefix_ms.p50,
+        "prefix_p99_ms": searched.prefix_ms.p99,
+        "prefix_max_ms": searched.prefix_ms.slowest,
         "memory_bytes_a_query": round(searched.memory_bytes / num, 1),
         "disk_bytes_a_query": round(disk_bytes / num, 1),
         "look_ups": [found._asdict() for found in searched.look_ups],

@@ -161,7 +161,7 @@ class Recommender:
         """Returns what an engine counts for a bundle exported from the run by this release."""
         if not (question.scenario.completes_prefix and self._is_best_first):
             return None
-        return self._retrieval.num_searches(question.query)
+        return self._retrieval.index.num_searches(question.query)
 
     def _candidates(self, question: Question, written: Written) -> list[Candidate]:
         """Returns what may be suggested; texts that were cut only where there are too few."""

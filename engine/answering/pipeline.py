@@ -173,7 +173,7 @@ class Pipeline:
         """Returns how often queries with the prefix were searched; None if it does not matter."""
         if not (question.scenario.completes_prefix and self._generation.tells_probabilities):
             return None
-        return self._retrieval.num_searches(question.query) if self._retrieval else 0.0
+        return self._retrieval.index.num_searches(question.query) if self._retrieval else 0.0
 
     async def _written(
         self,

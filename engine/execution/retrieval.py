@@ -151,10 +151,6 @@ class Retrieval:
         missing = self._max_candidates // 2 - len(found.texts)
         return found if missing <= 0 else _extended(found, self.by_suffix(prefix, missing))
 
-    def num_searches(self, prefix: str) -> float:
-        """Returns how often queries that start with `prefix` were searched."""
-        return self.index.num_searches(prefix)
-
     def by_suffix(self, prefix: str, num: int) -> list[str]:
         """Returns up to `num` completions of the last words of a prefix, longest match first."""
         typed = prefix.split(" ")

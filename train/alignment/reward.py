@@ -73,10 +73,10 @@ def freshness(p_seen_C: Floats, texts: Sequence[str], query: str) -> Floats:
 
 def _repeats(texts: Sequence[str], query: str) -> Floats:
     """Returns how much of each text another one says, (C, C) in [0, 1]."""
-    return np.clip((similarities(texts, query) - _SIMILAR) / (_SAME - _SIMILAR), 0, 1)
+    return np.clip((_similarities(texts, query) - _SIMILAR) / (_SAME - _SIMILAR), 0, 1)
 
 
-def similarities(texts: Sequence[str], query: str) -> Floats:
+def _similarities(texts: Sequence[str], query: str) -> Floats:
     """Returns (C, C): Jaccard similarity of the sets of words, weighted as in serving."""
     columns: dict[str, int] = {}
     rows = [[columns.setdefault(w, len(columns)) for w in set(t.split())] for t in texts]
