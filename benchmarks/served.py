@@ -17,7 +17,7 @@ from engine.formats.manifest import read_manifest, sha256_of, write_manifest
 
 _LISTENING = ": listening on "
 _SERVING = ": serving"
-_SHARED_FILES = ("tokenizer.json", "index/texts.bin", "index/hnsw.bin")  # of run and bundle
+_SHARED_FILES = ("tokenizer.json", "index/texts.bin", "index/hnsw.faiss")  # of run and bundle
 _STOP_TIMEOUT_S = 60.0
 
 

@@ -1,8 +1,8 @@
 """What a change of releases costs the requests of that moment.
 
 Serves a bundle through a link, puts a load on it, and every few seconds moves the link and sends
-SIGHUP: to a release with an index of its own, back, to one with models of its own, back. Caches are
-off, prompts distinct, arrivals Poisson.
+SIGHUP: to a release with an index of its own, back, to one with models of its own, back (the first
+two alone with --index-only). Caches are off, prompts distinct, arrivals Poisson.
 
 The last line of stdout is one JSON object: num_swaps, num_requests, errors, late (later than
 --budget-ms), full (share of answers that left nothing out), p99_ms, and the same (without swaps)
@@ -60,7 +60,7 @@ def write_release(bundle: Path, directory: Path, *, with_models: bool) -> None:
     )
 
 
-def measure(load: Load, bundle: Path, every_s: float) -> dict[str, object]:
+def measure(load: Load, bundle: Path, every_s: float, index_only: bool) -> dict[str, object]:
     """Returns the figures of the last line; `load` has no target yet."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -71,7 +71,7 @@ def measure(load: Load, bundle: Path, every_s: float) -> dict[str, object]:
         with served(link, _ENGINE) as engine:
             load = replace(load, target=engine.target)
             quiet = asyncio.run(run(load)).outcomes
-            releases = itertools.cycle([index, bundle, models, bundle])
+            releases = itertools.cycle([index, bundle, *([] if index_only else [models, bundle])])
             is_over = threading.Event()
             num_swaps = 0
 
@@ -118,6 +118,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=40.0, help="requests a second (40)")
     parser.add_argument("--duration", type=float, default=40.0, help="seconds of either run (40)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between swaps (5)")
+    parser.add_argument("--index-only", action="store_true", help="models stay as they are")
     parser.add_argument("--budget-ms", type=float, default=50.0, help="budget of an answer (50)")
     args = parser.parse_args()
     if not (math.isfinite(args.every) and args.every > 0):
@@ -133,7 +134,7 @@ def main() -> int:
             mix=mix_of(args.scenarios),
             prompts="distinct",
         )
-        figures = measure(load, args.bundle, args.every)
+        figures = measure(load, args.bundle, args.every, args.index_only)
     except (ValueError, OSError) as error:  # BundleError is one
         print(error, file=sys.stderr)
         return 1

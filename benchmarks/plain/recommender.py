@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.plain.index import FaissIndex
 from benchmarks.plain.models import Models, Setting, threads
 from engine.answering.answer import Answer, Question
 from engine.answering.candidates import (
@@ -27,6 +26,7 @@ from engine.answering.scoring import CandidateInputs
 from engine.config import RankingConfig
 from engine.execution.models import GenerateRow, ScoreRow, Sequences
 from engine.execution.retrieval import Retrieval, Retrieved
+from engine.formats.index import CooccurrenceIndex
 from engine.formats.manifest import ClickModelSpec
 from engine.formats.prompt import COOCCURRING, SideInformation
 from engine.formats.token_statistics import TOKEN_STATISTICS, TokenStatistics
@@ -61,7 +61,7 @@ class Recommender:
         self._vocabulary, self._renderer = run.vocabulary, run.renderer
         self._ranking = RankingConfig()
         self._retrieval = Retrieval(
-            FaissIndex(run.directory / "index", run.index_spec()),
+            CooccurrenceIndex(run.directory / "index", run.index_spec()),
             max_candidates=self._ranking.max_log_candidates,
             max_cooccurring=run.prompt.max_cooccurring,
             num_nearest=self._ranking.num_nearest,

@@ -34,7 +34,7 @@ from engine.execution.runner import Found, LocalRunner, LookupRow, RemoteModels,
 from engine.execution.runtime import Runtime
 from engine.execution.worker import Worker
 from engine.feedback.attribution import Source
-from engine.formats.index import Rows
+from engine.formats.graph import Rows
 from engine.formats.prompt import COOCCURRING, SideInformation
 from engine.scheduling.batcher import TooLate
 from engine.scheduling.deadline import Clock

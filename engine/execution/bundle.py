@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from engine.execution.models import ClickModel, Encoder, Generator
 from engine.execution.runtime import Runtime, signature, usable_file
 from engine.formats.features import FEATURE_NAMES
-from engine.formats.index import CooccurrenceIndex
+from engine.formats.index import GRAPH, CooccurrenceIndex
 from engine.formats.manifest import (
     MANIFEST_FILE,
     MAX_ENCODER_TOKENS,
@@ -208,7 +208,7 @@ def _index(directory: Path, manifest: Manifest, *, has_graph: bool) -> Cooccurre
     lost = index.lost_rows(_NUM_SELF_QUERIES) if has_graph else []
     if len(lost) > _MAX_LOST_SHARE * _NUM_SELF_QUERIES:
         raise BundleError(
-            f"{path / 'hnsw.bin'}: {len(lost)} of {_NUM_SELF_QUERIES} vectors do not find "
+            f"{path / GRAPH}: {len(lost)} of {_NUM_SELF_QUERIES} vectors do not find "
             "themselves; build the index again"
         )
     return index

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from engine.config import MilvusConfig
 from engine.errors import EngineError
 from engine.execution.connection import CHANNEL_OPTIONS, Outage
-from engine.formats.index import Rows
+from engine.formats.graph import Rows
 from engine.formats.manifest import IndexSpec, Manifest
 from engine.scheduling.batcher import TooLate
 from engine.scheduling.deadline import Clock

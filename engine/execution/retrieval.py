@@ -10,16 +10,14 @@ from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.formats.index import CooccurrenceIndex, Rows
+from engine.formats.graph import Floats, Rows
+from engine.formats.index import CooccurrenceIndex
 from engine.formats.text import MAX_QUERY_BYTES
 
 _OWN_SHARE = 0.4  # an association of a nearest query with itself, on the scale of NPMI
 _SHARPNESS = 4  # weight of a nearest query: similarity to this power, so that close ones count
 _MEMOISED_PREFIXES = 4096
-
-Floats = NDArray[np.float32]
 
 
 class Retrieved(NamedTuple):

@@ -8,7 +8,7 @@ bytes, E co-occurrence edges):
     edge_offsets.npy                int64 (Q + 1), edges.npy int32 (E), npmi.npy float32 (E):
                                     per query the rows searched next, best association first
     by_popularity.npy               int32 (min(Q, 1000)): the most searched rows
-    hnsw.bin                        hnswlib graph over query embeddings, labels are rows
+    hnsw.faiss                      graph over the query embeddings: see graph.py
 
 Sorted texts make an exact look-up, and a look-up by prefix, a binary search on a memory map.
 Knows nothing of how texts were mined or embedded. Immutable while serving.
@@ -21,19 +21,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.formats.graph import Floats, Graph, Rows
 from engine.formats.manifest import BundleError, IndexSpec
 
-GRAPH = "hnsw.bin"
+GRAPH = "hnsw.faiss"
 _NUM_POPULAR = 1000
 _NUM_FENCES = 4096  # texts held as bytes objects: searching among them takes a microsecond
 _BEYOND = b"\xff"  # in no UTF-8: after all texts that start alike
 _BLOCK = 64  # rows whose highest and summed popularity are held
 _CHUNK = 20_000  # vectors added between two lines of progress
-Rows = NDArray[np.int32]
 Report = Callable[[str], None]
 
 
@@ -42,19 +41,18 @@ class Edges(NamedTuple):
 
     offsets: NDArray[np.int64]  # (Q + 1)
     rows: Rows  # (E), best association first within a query
-    npmi: NDArray[np.float32]  # (E)
+    npmi: Floats  # (E)
 
 
 def write_index(
     directory: Path,
     *,
     texts: Sequence[str],
-    popularity: NDArray[np.float32],
+    popularity: Floats,
     edges: Edges,
-    embeddings: NDArray[np.float32],
+    embeddings: Floats,
     m: int = 16,
     ef_construction: int = 100,
-    seed: int = 0,
     num_threads: int = 1,
     report: Report = lambda _: None,
 ) -> None:
@@ -68,7 +66,6 @@ def write_index(
         embeddings: float32 (Q, D) of unit norm.
         m: Of HNSW, as the next one: links of a vector.
         ef_construction: Effort when building.
-        seed: Of the graph.
         num_threads: With more than one, vectors are inserted in another order every time, so the
             graph differs from build to build.
         report: Called with a line of progress.
@@ -97,20 +94,18 @@ def write_index(
     np.save(directory / "npmi.npy", edges.npmi.astype(np.float32))
     order = np.argsort(-popularity, kind="stable")[:_NUM_POPULAR]
     np.save(directory / "by_popularity.npy", order.astype(np.int32))
-    graph = hnswlib.Index(space="ip", dim=embeddings.shape[1])
-    graph.init_index(num_queries, M=m, ef_construction=ef_construction, random_seed=seed)
+    graph = Graph.empty(embeddings.shape[1], m=m, ef_construction=ef_construction)
     for start in range(0, num_queries, _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, num_queries))
-        graph.add_items(embeddings[rows], rows, num_threads=num_threads)
-        report(f"index: {rows[-1] + 1} of {num_queries} vectors linked")
-    graph.save_index(str(directory / GRAPH))
+        graph.add(embeddings[start : start + _CHUNK], num_threads=num_threads)
+        report(f"index: {len(graph)} of {num_queries} vectors linked")
+    graph.save(directory / GRAPH)
 
 
 class CooccurrenceIndex:
     """A loaded index. All methods are safe to call from several threads."""
 
     def __init__(self, directory: Path, spec: IndexSpec, *, has_graph: bool = True) -> None:
-        """Maps the files and loads the HNSW graph.
+        """Maps the files.
 
         Args:
             directory: Where they are.
@@ -125,17 +120,19 @@ class CooccurrenceIndex:
         try:
             self._texts = _mapped_bytes(directory / "texts.bin")
             self._text_offsets: NDArray[np.int64] = _mapped(directory / "text_offsets.npy")
-            self._popularity: NDArray[np.float32] = _mapped(directory / "popularity.npy")
+            self._popularity: Floats = _mapped(directory / "popularity.npy")
             self._edge_offsets: NDArray[np.int64] = _mapped(directory / "edge_offsets.npy")
             self._edges: Rows = _mapped(directory / "edges.npy")
-            self._npmi: NDArray[np.float32] = _mapped(directory / "npmi.npy")
+            self._npmi: Floats = _mapped(directory / "npmi.npy")
             self._by_popularity: Rows = _mapped(directory / "by_popularity.npy")
-            self._graph = _loaded(directory / GRAPH, spec) if has_graph else None
-        except (OSError, ValueError, RuntimeError) as error:
+            self._graph: Graph | None = None
+            if has_graph:
+                self._graph = Graph.load(
+                    directory / GRAPH, dim=spec.embedding_dim, ef_search=spec.ef_search
+                )
+        except (OSError, ValueError) as error:
             raise BundleError(f"{directory}: index cannot be loaded: {error}") from error
-        num_vectors = spec.num_queries
-        if self._graph is not None:
-            num_vectors = self._graph.get_current_count()
+        num_vectors = spec.num_queries if self._graph is None else len(self._graph)
         sizes = (len(self._text_offsets) - 1, len(self._popularity), len(self._edge_offsets) - 1)
         if {*sizes, num_vectors} != {spec.num_queries}:
             raise BundleError(
@@ -176,22 +173,20 @@ class CooccurrenceIndex:
         row = self._first_at_least(encoded)
         return row if row < len(self) and bytes(self._bytes(row)) == encoded else None
 
-    def neighbours(self, row: int) -> tuple[Rows, NDArray[np.float32]]:
+    def neighbours(self, row: int) -> tuple[Rows, Floats]:
         """Returns the rows searched after `row`'s query and their NPMI, best first."""
         start, end = int(self._edge_offsets[row]), int(self._edge_offsets[row + 1])
         return self._edges[start:end], self._npmi[start:end]
 
-    def nearest(self, embedding_D: NDArray[np.float32], k: int) -> tuple[Rows, NDArray[np.float32]]:
+    def nearest(self, embedding_D: Floats, k: int) -> tuple[Rows, Floats]:
         """Returns up to k rows by cosine similarity with a unit embedding, best first."""
         assert self._graph is not None
-        k = min(k, len(self))
-        labels, distances = self._graph.knn_query(embedding_D[None, :], k=k, num_threads=1)
-        return labels[0].astype(np.int32), 1 - distances[0].astype(np.float32)
+        return self._graph.nearest(embedding_D, k)
 
-    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def vectors(self, rows: NDArray[np.int64]) -> Floats:
         """Returns the embeddings of rows, float32 (rows, D)."""
         assert self._graph is not None
-        return np.asarray(self._graph.get_items(rows), np.float32)
+        return self._graph.vectors(rows)
 
     def lost_rows(self, num_rows: int) -> list[int]:
         """Returns those of `num_rows` evenly spaced rows that a search for themselves misses.
@@ -200,8 +195,9 @@ class CooccurrenceIndex:
         """
         assert self._graph is not None
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(np.int64))
-        found, _ = self._graph.knn_query(self.vectors(rows), k=min(10, len(self)), num_threads=1)
-        return [int(r) for r, labels in zip(rows, found, strict=True) if r not in labels]
+        vectors_XD = self._graph.vectors(rows)
+        found = [self._graph.nearest(vector_D, 10)[0] for vector_D in vectors_XD]
+        return [int(r) for r, nearest in zip(rows, found, strict=True) if r not in nearest]
 
     def starting_with(self, prefix: str, k: int) -> Rows:
         """Returns up to k rows whose text starts with `prefix`, most searched first.
@@ -255,15 +251,7 @@ class CooccurrenceIndex:
         return low
 
 
-def _loaded(path: Path, spec: IndexSpec) -> hnswlib.Index:
-    graph = hnswlib.Index(space=spec.metric, dim=spec.embedding_dim)
-    graph.load_index(str(path), max_elements=spec.num_queries)
-    graph.set_ef(spec.ef_search)
-    graph.set_num_threads(1)
-    return graph
-
-
-def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+def _largest(values: Floats, k: int) -> NDArray[np.int64]:
     """Returns where up to k of the largest values are, best first; ties go to the lower place."""
     kept = np.arange(len(values))
     if len(values) > k:

@@ -7,6 +7,7 @@ Knows nothing of how models are run or indexes searched.
 import hashlib
 from collections.abc import Set
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -85,7 +86,7 @@ class IndexSpec(_Part, frozen=True, kw_only=True):
     directory: str = "index"
     num_queries: int
     embedding_dim: int
-    metric: str = "ip"
+    metric: Literal["ip"] = "ip"  # inner product of unit vectors
     m: int
     ef_construction: int
     ef_search: int

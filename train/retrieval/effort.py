@@ -9,10 +9,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import hnswlib
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.formats.graph import Floats, Graph, Rows
 from engine.formats.index import Report
 
 _EFFORTS = (16, 24, 32, 48, 64, 96, 144, 192, 288, 384, 512)
@@ -20,7 +19,6 @@ _K = 10
 _NUM_PROBES = 1000
 _CHUNK = 20_000  # queries compared with all probes at once: 240 MB
 _EQUAL = 1e-6  # similarities closer than this are one
-Floats = NDArray[np.float32]
 
 
 def probe_texts(texts: Sequence[str], *, seed: int) -> list[str]:
@@ -48,7 +46,7 @@ def least_effort(
     """Returns the least `ef_search` with which the graph finds the share of the ten nearest.
 
     Args:
-        graph_file: hnswlib graph over the embeddings.
+        graph_file: graph over the embeddings.
         embeddings_QD: float32, of unit norm.
         probes_HD: embeddings to search with.
         min_recall: share of the ten nearest by exact search that has to be found, of all probes
@@ -56,15 +54,13 @@ def least_effort(
         report: called with a line that says what was found, and with a warning if even the most
             effort, which is returned then, finds less.
     """
-    graph = hnswlib.Index(space="ip", dim=embeddings_QD.shape[1])
-    graph.load_index(str(graph_file))
     k = min(_K, len(embeddings_QD))
-    tenth_H = exact_similarities(embeddings_QD, probes_HD, k)[:, -1]
+    exact_HK = exact_similarities(embeddings_QD, probes_HD, k)
     effort, recall = 0, 0.0
     for effort in _EFFORTS:
-        graph.set_ef(effort)
-        _, distances_HK = graph.knn_query(probes_HD, k=k, num_threads=1)
-        recall = float((1 - distances_HK >= tenth_H[:, None] - _EQUAL).mean())
+        graph = Graph.load(graph_file, dim=embeddings_QD.shape[1], ef_search=effort)
+        found_H = [graph.nearest(probe_D, k)[0] for probe_D in probes_HD]
+        recall = recall_of(found_H, embeddings_QD, probes_HD, exact_HK)
         if recall >= min_recall:
             break
     report(f"index: ef_search {effort} finds {recall:.3f} of the {k} nearest queries")
@@ -74,6 +70,23 @@ def least_effort(
             "index.m or index.ef_construction, or lower it"
         )
     return effort
+
+
+def recall_of(
+    found_H: Sequence[Rows], embeddings_QD: Floats, asked_HD: Floats, exact_HK: Floats
+) -> float:
+    """Returns the share of the K nearest that was found.
+
+    Args:
+        found_H: up to K rows for each that was asked for.
+        embeddings_QD: what was searched.
+        asked_HD: what was searched for.
+        exact_HK: `exact_similarities` of both. Rows as near as the last of them count.
+    """
+    num_found = 0
+    for rows, asked_D, exact_K in zip(found_H, asked_HD, exact_HK, strict=True):
+        num_found += int((embeddings_QD[rows] @ asked_D >= exact_K[-1] - _EQUAL).sum())
+    return num_found / exact_HK.size
 
 
 def exact_similarities(embeddings_QD: Floats, asked_HD: Floats, k: int = _K) -> Floats:

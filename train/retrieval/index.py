@@ -50,7 +50,6 @@ def build_index(
         embeddings=embeddings_QD,
         m=config.m,
         ef_construction=config.ef_construction,
-        seed=seed,
         num_threads=config.num_threads,
         report=report,
     )

@@ -51,7 +51,7 @@ def test_a_whole_bundle_loads_with_all_its_parts(tiny_bundle, runtime):
 
 
 @pytest.mark.parametrize(
-    "name", ["generator.onnx", "tokenizer.json", "index/texts.bin", "index/hnsw.bin"]
+    "name", ["generator.onnx", "tokenizer.json", "index/texts.bin", "index/hnsw.faiss"]
 )
 def test_a_changed_byte_is_refused_with_the_name_of_the_file(copy, runtime, name):
     content = bytearray((copy / name).read_bytes())

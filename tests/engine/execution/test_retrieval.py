@@ -98,7 +98,7 @@ def test_a_query_with_short_lists_or_none_needs_the_encoder(retrieval, texts, pa
 def brute_force(
     embeddings: NDArray[np.float32], neighbours: list[dict[int, float]], query: NDArray[np.float32]
 ) -> dict[int, float]:
-    similarity = embeddings @ query
+    similarity = embeddings.astype(np.float16).astype(np.float32) @ query  # as the graph has them
     nearest = np.argsort(-similarity)[:8]
     weights = {int(r): max(0.0, float(similarity[r])) ** 4 for r in nearest}
     scores: dict[int, float] = {}

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import hnswlib
 import numpy as np
 import pytest
 
+from engine.formats.graph import Graph
 from train.retrieval.effort import least_effort, probe_texts
 
 NUM, DIM, K = 2000, 24, 10
@@ -14,6 +14,13 @@ NUM, DIM, K = 2000, 24, 10
 def unit(rng: np.random.Generator, num: int) -> np.ndarray:
     vectors = rng.normal(size=(num, DIM)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def saved(embeddings_QD: np.ndarray, path: Path) -> Path:
+    graph = Graph.empty(DIM, m=5, ef_construction=40)
+    graph.add(embeddings_QD, num_threads=1)
+    graph.save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +36,16 @@ def probes_HD() -> np.ndarray:
 @pytest.fixture(scope="module")
 def graph_file(embeddings_QD, tmp_path_factory) -> Path:
     """A sparse graph: little effort finds little."""
-    graph = hnswlib.Index(space="ip", dim=DIM)
-    graph.init_index(NUM, M=5, ef_construction=40, random_seed=0)
-    graph.add_items(embeddings_QD, np.arange(NUM), num_threads=1)
-    path = tmp_path_factory.mktemp("graph") / "hnsw.bin"
-    graph.save_index(str(path))
-    return path
+    return saved(embeddings_QD, tmp_path_factory.mktemp("graph") / "graph")
 
 
 def recall(graph_file: Path, embeddings_QD, probes_HD, effort: int) -> float:
-    graph = hnswlib.Index(space="ip", dim=DIM)
-    graph.load_index(str(graph_file))
-    graph.set_ef(effort)
+    graph = Graph.load(graph_file, dim=DIM, ef_search=effort)
     num_found = 0
     for probe_D in probes_HD:
         exact = np.argsort(-(embeddings_QD @ probe_D))[:K]
-        found, _ = graph.knn_query(probe_D, k=K)
-        num_found += len(set(exact.tolist()) & set(found[0].tolist()))
+        found, _ = graph.nearest(probe_D, K)
+        num_found += len(set(exact.tolist()) & set(found.tolist()))
     return num_found / (K * len(probes_HD))
 
 
@@ -71,11 +71,8 @@ def test_more_recall_takes_more_effort(graph_file, embeddings_QD, probes_HD):
 
 
 def test_an_index_of_fewer_than_ten_queries(embeddings_QD, probes_HD, tmp_path):
-    graph = hnswlib.Index(space="ip", dim=DIM)
-    graph.init_index(3, M=5, ef_construction=40, random_seed=0)
-    graph.add_items(embeddings_QD[:3], np.arange(3), num_threads=1)
-    graph.save_index(str(tmp_path / "hnsw.bin"))
-    assert least_effort(tmp_path / "hnsw.bin", embeddings_QD[:3], probes_HD, min_recall=1.0) == 16
+    path = saved(embeddings_QD[:3], tmp_path / "graph")
+    assert least_effort(path, embeddings_QD[:3], probes_HD, min_recall=1.0) == 16
 
 
 def test_probes_are_made_of_the_words_of_two_queries():
