@@ -35,8 +35,16 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What to show, and how it came about."""
+    """What to show, and how it came about.
+
+    Attributes:
+        suggestions: Best first.
+        auxiliary_text: What leads in; empty if nothing does.
+        omissions: What was left out, and why.
+        is_public: Whether the caller told nothing but the query and what the bundle's log holds.
+    """
 
     suggestions: tuple[Suggestion, ...]
     auxiliary_text: str
     omissions: tuple[Omission, ...]
+    is_public: bool = False

@@ -167,7 +167,15 @@ class Pipeline:
             suggestions=suggestions,
             auxiliary_text=auxiliary,
             omissions=request.in_stage_order(),
+            is_public=self._is_public(question),
         )
+
+    def _is_public(self, question: Question) -> bool:
+        """Returns whether the caller told nothing but the query and what the log holds."""
+        if question.answer or question.side_information:
+            return False
+        find = self._retrieval.index.find if self._retrieval else lambda _: None
+        return all(find(text) is not None for text in question.session_queries)
 
     def _num_searches(self, question: Question) -> float | None:
         """Returns how often queries with the prefix were searched; None if it does not matter."""

@@ -39,7 +39,7 @@ _MIN_SECRET_BYTES = 16
 _CONTEXT = b"queryrec.v1 attribution token\0"  # keeps the key's other uses, if any, apart
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _PREFIX = struct.Struct(">BHB")  # version, size of the whole, size of the key id
-_HEAD = struct.Struct(">QBB")  # time_unix_ms, num positions, num texts kept
+_HEAD = struct.Struct(">Q?BB")  # time_unix_ms, is_public, num positions, num texts kept
 _SPOT = struct.Struct(">Bf")  # sources, propensity
 
 # The limits of the contract. Together with 32 positions they come to at most 900 bytes without any
@@ -121,6 +121,8 @@ class AttributionToken:
         scenario: The panel, at most 64 bytes.
         query: The normalised query, at most 256 bytes.
         session_id: The caller's session, at most 128 bytes; empty if unknown.
+        is_public: Whether the caller told nothing but the query and what the bundle's log holds:
+            then suggestions say nothing of anyone.
         suggestions: What was returned, position 1 first; at most 32.
     """
 
@@ -130,6 +132,7 @@ class AttributionToken:
     scenario: str
     query: str
     session_id: str
+    is_public: bool = False
     suggestions: tuple[Shown, ...]
 
     @property
@@ -221,7 +224,7 @@ class AttributionToken:
 
     def _body(self, num_texts: int) -> bytes:
         """Returns the uncompressed content with the first ``num_texts`` texts."""
-        parts = [_HEAD.pack(self.time_unix_ms, len(self.suggestions), num_texts)]
+        parts = [_HEAD.pack(self.time_unix_ms, self.is_public, len(self.suggestions), num_texts)]
         parts += (_SPOT.pack(shown.sources, shown.propensity) for shown in self.suggestions)
         texts = (shown.text or "" for shown in self.suggestions[:num_texts])
         for text in (*(getattr(self, name) for name in _MAX_BYTES), *texts):
@@ -237,7 +240,7 @@ class AttributionToken:
             body = inflater.decompress(packed, _MAX_BODY_BYTES)
             if not inflater.eof or inflater.unused_data:
                 raise TokenMalformed("does not hold one complete body")
-            time_unix_ms, num_positions, num_texts = _HEAD.unpack_from(body)
+            time_unix_ms, is_public, num_positions, num_texts = _HEAD.unpack_from(body)
             offset = _HEAD.size
             spots: list[tuple[Source, float]] = []
             for _ in range(num_positions):
@@ -265,6 +268,7 @@ class AttributionToken:
             scenario=scenario,
             query=query,
             session_id=session_id,
+            is_public=is_public,
             suggestions=tuple(
                 Shown(text=text, sources=sources, propensity=propensity)
                 for text, (sources, propensity) in zip(kept, spots, strict=True)

@@ -107,7 +107,7 @@ class _Response:
                 "session_id": token.session_id or None,  # many unknown ones are not one session
                 "scenario": token.scenario,
                 "query": token.query,
-                "side_information": None,
+                "side_information": [] if token.is_public else None,  # None: not known
                 "position": position,
                 "text": suggestion.text,
                 "source": _SOURCE_NAMES.get(suggestion.sources),

@@ -137,6 +137,7 @@ def response_of(
         scenario=question.scenario.name,
         query=question.query,
         session_id=session_id,
+        is_public=answer.is_public,
         suggestions=tuple(
             Shown(text=s.text, sources=s.source, propensity=s.propensity)
             for s in answer.suggestions

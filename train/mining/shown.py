@@ -1,12 +1,12 @@
 """The anonymous form of the impression log: what was shown, where, and whether it was clicked.
 
 A row stays if its query and its text are k-anonymous. A text that was never searched needs k
-distinct users who clicked it, unless an engine's generator wrote it and knew nothing but public
-text: then it is a function of what the bundle holds and of public inputs, and says nothing of any
-user. Without such rows a click model would know of unknown texts only those that were clicked
-often, and trust them all. Side information that is not a query (answers), and auxiliary
-texts, need k distinct users who were shown it, or they are left out of the row. A typed prefix
-stays if it starts a k-anonymous query, whose users all typed through it.
+distinct users who clicked it, unless an engine's generator wrote it and is known to have read
+nothing but public text: then it is a function of what the bundle holds and of public inputs, and
+says nothing of any user. Without such rows a click model would know of unknown texts only those
+that were clicked often, and trust them all. Side information that is not a query (answers), and
+auxiliary texts, need k distinct users who were shown it, or they are left out of the row. A typed
+prefix stays if it starts a k-anonymous query, whose users all typed through it.
 """
 
 from pathlib import Path
@@ -95,13 +95,14 @@ def mine_shown(
     )
     position_ctr = _position_ctr(rows)
     items = keep("side_items", _side_items(rows, clean, public, config))
-    private = items.filter(~items.is_public).select("request_id").distinct()
+    unknown = rows.filter(rows.side_information.isnull()).select("request_id")
+    private = items.filter(~items.is_public).select("request_id").union(unknown)
     texts = _anonymous_texts(rows, public, k)
     searched = rows.semi_join(texts, "text")
     written = rows.filter(rows.is_written & rows.text.notnull()).anti_join(texts, "text")
     with_text = keep("with_text", searched.union(written.anti_join(private, "request_id")))
     anonymous = _anonymous_rows(with_text, public, k, workspace)
-    side = keep("side_information", _side_information(items))
+    side = keep("side_information", _side_information(items, config.prompt.side_information_kinds))
     joined = anonymous.left_join(side, anonymous.request_id == side.side_request)
     no_items = ibis.literal([], type="array<struct<kind: string, text: string>>")
     result = joined.select(
@@ -174,7 +175,7 @@ def _anonymous_prefixes(typed: Table, public: Table) -> Table:
 
 
 def _side_items(rows: Table, clean: Table, public: Table, config: TrainConfig) -> Table:
-    """Returns the side information of all rows, without kinds that prompts do not have.
+    """Returns the side information of all rows.
 
     Columns: request_id, user, first (whether of the first row of the request), place, kind, text,
     is_public (k-anonymous).
@@ -193,7 +194,6 @@ def _side_items(rows: Table, clean: Table, public: Table, config: TrainConfig) -
         kind=items.side_information["kind"],
         raw=items.side_information["text"],
     )
-    items = items.filter(items.kind.isin(config.prompt.side_information_kinds))
     known = clean.filter(clean.text.notnull()).select(known_raw="raw", text="text")
     items = items.left_join(known, items.raw == known.known_raw)
     items = items.filter(items.raw.notnull()).drop("known_raw")
@@ -210,9 +210,9 @@ def _side_items(rows: Table, clean: Table, public: Table, config: TrainConfig) -
     return found.union(rest)
 
 
-def _side_information(items: Table) -> Table:
-    """Returns per request its k-anonymous side information: side_request, items."""
-    kept = items.filter(items.first & items.is_public)
+def _side_information(items: Table, kinds: list[str]) -> Table:
+    """Returns per request its k-anonymous side information of these kinds: side_request, items."""
+    kept = items.filter(items.first & items.is_public & items.kind.isin(kinds))
     placed = ibis.struct({"place": kept.place, "kind": kept.kind, "text": kept.text})
     grouped = kept.group_by(side_request="request_id").agg(items=placed.collect())
     in_order = grouped.items.sort()

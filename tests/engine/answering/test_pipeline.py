@@ -15,6 +15,7 @@ from engine.execution.bundle import Bundle
 from engine.execution.runtime import Runtime
 from engine.execution.warmup import warm_up
 from engine.feedback.attribution import Source
+from engine.formats.prompt import SideInformation
 from engine.scheduling.planner import ENCODE, SCORED_SIZES, score_work
 from engine.scheduling.stages import Left, Omission, Stage, Why
 from tests.engine.answering.conftest import CONFIG, ask, make, texts, without
@@ -180,6 +181,26 @@ async def test_exploration_swaps_neighbours_and_says_with_which_probability(bund
             assert suggestion.propensity == (0.25 if moved else 0.75 if place in (0, 5) else 0.5)
         seen.add(tuple(texts(answer)))
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize(
+    ("context", "is_public"),
+    [
+        ({}, True),
+        ({"session_queries": ("known", "known")}, True),
+        ({"session_queries": ("known", "my own words")}, False),
+        ({"answer": "a text"}, False),
+        ({"side_information": (SideInformation("answer", "a text"),)}, False),
+    ],
+)
+async def test_an_answer_is_public_if_all_that_was_told_is(bundle, runtime, context, is_public):
+    told = dict(context)
+    if queries := told.get("session_queries"):
+        told["session_queries"] = tuple(q.replace("known", bundle.index.text(0)) for q in queries)
+    assert (await ask(make(bundle, runtime), "wireless mouse", **told)).is_public == is_public
+    if "session_queries" in told:
+        cold = make(without(bundle, "index"), runtime)
+        assert not (await ask(cold, "wireless mouse", **told)).is_public
 
 
 async def test_a_cancelled_request_leaves_the_pipeline_usable(bundle, runtime):

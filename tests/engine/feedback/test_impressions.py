@@ -73,6 +73,13 @@ def rows(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
 
+def test_side_information_is_empty_where_the_token_says_so_and_else_unknown(tmp_path):
+    batch = [event("1", of=token("r1")), event("2", of=token("r2", is_public=True))]
+    to_impressions(logged(tmp_path / "log", batch), tmp_path / "out.parquet")
+    found = {r["request_id"]: r["side_information"] for r in rows(tmp_path / "out.parquet")}
+    assert found == {"r1": None, "r2": []}
+
+
 def test_there_is_one_row_per_request_and_position(tmp_path):
     batch = [
         event("1", Kind.IMPRESSION, 1),

@@ -184,13 +184,15 @@ class Oracle:
         ):
             return False
         same = [r for r in listed if r["request_id"] == row["request_id"] and counted(r)]
-        items = [item for r in same for item in r["side_information"] or []]
+        if any(r["side_information"] is None for r in same):
+            return False
+        items = [item for r in same for item in r["side_information"]]
         return all(
             clean(item["text"]) in self.queries
             if item["kind"] in ("session", "cooccurring")
             else (item["kind"], clean(item["text"])) in self.read
             for item in items
-            if item["kind"] != "spell" and item["text"] is not None
+            if item["text"] is not None
         )
 
     def allows(self, text: str) -> bool:

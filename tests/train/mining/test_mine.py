@@ -358,15 +358,36 @@ def test_what_a_generator_wrote_from_public_text_stays_below_k(
 ) -> None:
     searches = [search(u, 0, q) for u in ("u1", "u2", "u3") for q in ("tea", "tea pot")]
     secret = [{"kind": "session", "text": "my diagnosis"}]
-    known = [{"kind": "session", "text": "tea pot"}, {"kind": "spell", "text": "anything"}]
+    other = [{"kind": "answer of a bundle of before", "text": "my diagnosis"}]
+    known = [{"kind": "session", "text": "tea pot"}]
     written = {"source": "generated", "bundle_id": "b1", "clicked": False}
     impressions = [
         *(shown(u, "tea", request_id=f"r-{u}") for u in ("u1", "u2", "u3")),
         shown("u1", "tea for two", request_id="public", side_information=known, **written),
         shown("u1", "tea for three", request_id="session", side_information=secret, **written),
-        shown("u1", "tea for four", request_id="query", **{**written, "query": "my diagnosis"}),
-        shown("u1", "tea for five", request_id="typed", **{**written, "source": "log"}),
-        shown("u1", "tea for six", request_id="foreign", **{**written, "bundle_id": None}),
+        shown("u1", "tea for ten", request_id="kind", side_information=other, **written),
+        shown("u1", "tea for nine", request_id="unknown", side_information=None, **written),
+        shown(
+            "u1",
+            "tea for four",
+            request_id="query",
+            side_information=[],
+            **{**written, "query": "my diagnosis"},
+        ),
+        shown(
+            "u1",
+            "tea for five",
+            request_id="typed",
+            side_information=[],
+            **{**written, "source": "log"},
+        ),
+        shown(
+            "u1",
+            "tea for six",
+            request_id="foreign",
+            side_information=[],
+            **{**written, "bundle_id": None},
+        ),
     ]
     out, _ = mined(write_log_tables, tmp_path, searches, impressions)
     assert {r["text"] for r in rows(out, "impressions")} == {"tea", "tea for two"}
