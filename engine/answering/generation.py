@@ -15,7 +15,6 @@ from engine.execution.bundle import Bundle
 from engine.execution.models import GenerateRow, Sequences
 from engine.formats.completion import other_ranges
 from engine.formats.prompt import Prompt, SideInformation
-from engine.scheduling.batcher import Done
 from engine.scheduling.planner import SCORED_SIZES, Plan, Rung, score_work
 from engine.scheduling.stages import Left, Stage, Why
 
@@ -61,7 +60,7 @@ class Generation:
             if cached is None and rung != plan.rung and not self._worker.is_under_way(row):
                 continue
             if rung == rungs[0]:
-                if cached is not None:
+                if cached is not None and not request.has_omitted(Stage.GENERATE):
                     request.omit(Stage.GENERATE, Left.SKIPPED, Why.CACHED)
             else:  # less than was wanted, for the reason that the plan gives
                 why = next(o.reason for o in plan.omissions if o.stage is Stage.GENERATE)
@@ -86,17 +85,22 @@ class Generation:
             GenerateRow(prompt.ids, part, plan.rung)
             for part in other_ranges(prompt.first_token_range, used, _MAX_OTHER_RANGES)
         ]
+        found, run_s = [self._worker.cached(row) for row in rows], 0.0
+        missing = [i for i, known in enumerate(found) if known is None]
         work, later_s = plan.rung.work, self._score_s()
-        tasks = [self._dispatcher.submit(request, work, row, later_s=later_s) for row in rows]
-        ids, is_finished, run_s = list(sequences.ids), list(sequences.is_finished), 0.0
+        tasks = [self._dispatcher.submit(request, work, rows[i], later_s=later_s) for i in missing]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for i, outcome in zip(missing, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome is not None:
+                found[i], run_s = outcome.result, max(run_s, outcome.run_s)
+        ids, is_finished = list(sequences.ids), list(sequences.is_finished)
         logprobs = sequences.logprobs
-        for done in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(done, Done):
-                ids += done.result.ids
-                is_finished += done.result.is_finished
-                run_s = max(run_s, done.run_s)
-            elif isinstance(done, BaseException):
-                raise done
+        for other in found:
+            if other is not None:
+                ids += other.ids
+                is_finished += other.is_finished
         request.keep_partial(Stage.GENERATE)
         request.probe.add(Stage.GENERATE, run_s)
         if logprobs is not None:  # those of other ranges are not to be compared

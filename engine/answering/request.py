@@ -35,6 +35,10 @@ class RequestState:
         """Notes what a stage left out; the last word on a stage counts."""
         self._omissions[stage] = Omission(stage, kind, reason)
 
+    def has_omitted(self, stage: Stage) -> bool:
+        """Returns whether anything is noted of a stage."""
+        return stage in self._omissions
+
     def adopt(self, plan: Plan, stage: Stage) -> None:
         """Takes over what a plan leaves out of one stage."""
         for omission in plan.omissions:

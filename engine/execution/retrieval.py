@@ -26,7 +26,7 @@ class Retrieved(NamedTuple):
     texts: list[str]
     popularity: list[float]  # searches of each
     npmi: list[float]  # of each with the query itself; 0 where the log does not know the pair
-    cooccurring: list[str]  # the best of them that co-occur with the query: side information
+    cooccurring: list[str]  # side information: the best that co-occur with the query or extend it
 
 
 NOTHING = Retrieved([], [], [], [])
@@ -134,18 +134,16 @@ class Retrieval:
         Prefixes").
         """
         rows: Rows = self._starting_with(prefix)
-        num_following = 0
         last = self.index.find(session_queries[-1]) if session_queries else None
         if last is not None:
             neighbours, _ = self.index.neighbours(last)
             following = np.array(
                 [r for r in neighbours.tolist() if self.index.text(r).startswith(prefix)], np.int32
             )
-            num_following = len(following)
             rows = np.concatenate([following, rows[~np.isin(rows, following)]])
         own = self.index.find(prefix)
         rows = rows[rows != own] if own is not None else rows
-        found = self._retrieved(rows[: self._max_candidates], own, max(num_following, len(rows)))
+        found = self._retrieved(rows[: self._max_candidates], own, len(rows))
         missing = self._max_candidates // 2 - len(found.texts)
         return found if missing <= 0 else _extended(found, self.by_suffix(prefix, missing))
 

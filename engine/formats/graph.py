@@ -32,7 +32,9 @@ class Graph:
             m: Links of a vector on every layer but the lowest, which has twice as many.
             ef_construction: Effort when adding.
         """
-        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, m, faiss.METRIC_INNER_PRODUCT)
+        kind = faiss.ScalarQuantizer.QT_fp16
+        # faiss's own types know another constructor only.
+        index = faiss.IndexHNSWSQ(dim, kind, m, faiss.METRIC_INNER_PRODUCT)  # pyright: ignore[reportArgumentType]
         index.hnsw.efConstruction = ef_construction
         return cls(index)
 
@@ -49,10 +51,11 @@ class Graph:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise ValueError(f"{path}: is no graph of faiss, or a damaged one") from error
-        if not isinstance(index, faiss.IndexHNSWSQ) or index.d != dim:
+        wanted = (faiss.METRIC_INNER_PRODUCT, dim)
+        if not isinstance(index, faiss.IndexHNSWSQ) or (index.metric_type, index.d) != wanted:
             raise ValueError(
-                f"{path}: holds {type(index).__name__} of {index.d} dimensions, "
-                f"should be IndexHNSWSQ of {dim}"
+                f"{path}: holds {type(index).__name__}, metric {index.metric_type}, {index.d} "
+                f"dimensions; should be IndexHNSWSQ, metric {wanted[0]}, {dim}"
             )
         index.hnsw.efSearch = ef_search
         return cls(index)

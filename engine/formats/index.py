@@ -191,7 +191,7 @@ class CooccurrenceIndex:
     def lost_rows(self, num_rows: int) -> list[int]:
         """Returns those of `num_rows` evenly spaced rows that a search for themselves misses.
 
-        A sound graph finds nearly all; a damaged one, or one of another metric, does not.
+        A sound graph finds nearly all; a damaged one does not.
         """
         assert self._graph is not None
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(np.int64))

@@ -172,6 +172,8 @@ class Batcher(Generic[K]):
         finally:
             if caller.future.cancelled():
                 self._withdraw(entry, caller)
+            # An exception holds this frame: with these, it would hold itself.
+            del entry, caller
 
     def is_under_way(self, key: Hashable) -> bool:
         """Returns whether a row with this key waits or runs, so that another would share it."""
@@ -307,6 +309,7 @@ class Batcher(Generic[K]):
                 failure.__cause__ = error
             for caller in _callers(entries):
                 caller.future.set_exception(failure)
+            del failure  # which holds this frame
         else:
             now_s = self._clock.now_s()
             for entry, result in zip(entries, results, strict=True):

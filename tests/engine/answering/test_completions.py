@@ -1,5 +1,6 @@
 """Completions: enough of any prefix, and in which order where nothing scores them."""
 
+import dataclasses
 import math
 
 import pytest
@@ -93,6 +94,41 @@ async def test_further_searches_say_nothing_of_how_probable_their_texts_are(
     assert len(both.ids) > len(first.ids)
     num = len(first.ids)
     assert both.logprobs == [*first.logprobs, *[None] * (len(both.ids) - num)]
+
+
+async def test_what_further_searches_wrote_is_not_generated_again(searching, runtime):
+    class Counting:
+        num_rows = 0
+
+        def run(self, rows):
+            self.num_rows += len(rows)
+            return searching.generator.run(rows)
+
+    generator = Counting()
+    cold = dataclasses.replace(without(searching, "index"), generator=generator)
+    pipeline = make(cold, runtime)
+    first = await ask(pipeline, "w", scenario="completion", num_suggestions=20)
+    num_rows = generator.num_rows
+    assert num_rows > 1
+    again = await ask(pipeline, "w", scenario="completion", num_suggestions=20)
+    assert generator.num_rows == num_rows
+    assert texts(again) == texts(first)
+    assert Omission(Stage.GENERATE, Left.SKIPPED, Why.CACHED) in again.omissions
+
+
+async def test_a_cached_part_does_not_hide_that_another_was_cut_short(bundle, runtime):
+    cold = without(bundle, "index")
+    pipeline = make(cold, runtime)
+    prompt = bundle.renderer.generation_prompt("completion", "wirelessq ", [])
+    # What follows a space is known already; the prefix itself gets the lesser rung.
+    full = cold.rungs["completion"][0]
+    await pipeline.worker.submit(
+        full.work, GenerateRow(prompt.ids, prompt.first_token_range, full), math.inf, "completion"
+    )
+    for _ in range(20):
+        pipeline.worker.models.costs.observe(full.work, 1, 3600.0)
+    answer = await ask(pipeline, "wirelessq", scenario="completion", num_suggestions=20)
+    assert Omission(Stage.GENERATE, Left.DEGRADED, Why.BUDGET) in answer.omissions
 
 
 async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answer(

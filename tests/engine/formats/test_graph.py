@@ -87,13 +87,20 @@ def test_a_file_of_something_else_is_refused(path, embeddings_QD, tmp_path):
     (tmp_path / "text").write_text("no graph")
     with pytest.raises(ValueError, match="text: is no graph of faiss, or a damaged one"):
         Graph.load(tmp_path / "text", dim=DIM, ef_search=16)
-    with pytest.raises(ValueError, match="24 dimensions, should be IndexHNSWSQ of 16"):
+    with pytest.raises(
+        ValueError, match="24 dimensions; should be IndexHNSWSQ, metric 0, 16"
+    ):
         Graph.load(path, dim=16, ef_search=16)
     flat = faiss.IndexHNSWFlat(DIM, 16, faiss.METRIC_INNER_PRODUCT)
     flat.add(embeddings_QD)
     faiss.write_index(flat, str(tmp_path / "flat"))
     with pytest.raises(ValueError, match="holds IndexHNSWFlat"):
         Graph.load(tmp_path / "flat", dim=DIM, ef_search=16)
+    distances = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_fp16, 16, faiss.METRIC_L2)
+    distances.add(embeddings_QD)
+    faiss.write_index(distances, str(tmp_path / "distances"))
+    with pytest.raises(ValueError, match="metric 1, 24"):
+        Graph.load(tmp_path / "distances", dim=DIM, ef_search=16)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

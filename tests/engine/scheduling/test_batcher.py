@@ -1,6 +1,8 @@
 """The batcher, driven by hand: batches end when the test says so, time moves when it says so."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -372,3 +374,26 @@ async def test_a_failing_shared_row_fails_for_all_its_callers(worker, submit_equ
     for task in tasks:
         with pytest.raises(BatchFailed):
             await task
+
+
+@pytest.mark.parametrize("failure", [ValueError("broken"), TooLate()])
+async def test_what_failed_holds_nothing_in_a_cycle(clock, failure):
+    """Else what the collector has been told to leave alone would stay for ever."""
+
+    async def run(kind: str, rows: Sequence[object], _: float) -> Sequence[object]:
+        raise failure
+
+    batcher = Batcher(run, lambda *_: COST_S, max_batch_size=3, max_waiting=5, clock=clock)
+    gc.disable()
+    try:
+        with pytest.raises((BatchFailed, TooLate)):
+            await batcher.submit("k", "a row that fails", clock.now_s() + LATER_S)
+        with pytest.raises(TooLate):
+            await batcher.submit("k", "a row that would be late", clock.now_s())
+        failure.__traceback__ = None  # the test's own reference
+        await settled()
+        left = weakref.ref(batcher)
+        del batcher
+        assert left() is None
+    finally:
+        gc.enable()
