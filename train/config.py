@@ -144,4 +144,4 @@ def _assignments(values: dict[str, object]) -> str:
 
 def _literal(value: object) -> str:
     # JSON's strings, numbers, booleans and arrays are TOML's, but for a raw DEL.
-    return json.dumps(value).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from engine.formats.manifest import sha256_of
 from train.config import TrainConfig
 from train.settings import (
     AlignmentConfig,
@@ -209,12 +210,17 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         "prompt": config.prompt,
         "scenarios": config.scenarios,
         "logs": [_identity(p) for p in (config.logs.searches, config.logs.impressions)],
+        "unsafe_words": _content(config.mine.unsafe_words),
     }
     simulated = Stage(
         name="simulate",
         output=SIMULATED,
         needs=(),
-        settings={"simulate": config.simulate, "seed": config.seed},
+        settings={
+            "simulate": config.simulate,
+            "seed": config.seed,
+            "queries": [_content(f) for f in (config.simulate.queries, config.simulate.heldout)],
+        },
         make=simulate,
     )
     return [
@@ -304,6 +310,11 @@ def _existing(path: str, setting: str) -> Path:
     if not Path(path).is_file():
         raise ValueError(f"{setting}: there is no file {path}")
     return Path(path)
+
+
+def _content(path: str) -> str | None:
+    """Returns a hash of a small file, None where there is none."""
+    return sha256_of(Path(path)) if Path(path).is_file() else None
 
 
 def _identity(places: Places) -> list[tuple[str, int, int]]:

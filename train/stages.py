@@ -42,6 +42,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     finished_at_ns: int
     took_s: float
     summary: str
+    has_output: bool = True  # there may have been nothing to make
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +68,11 @@ class StageRunner:
         return list(self._stages)
 
     def is_done(self, name: str) -> bool:
-        """Returns whether a stage has finished with the present settings."""
+        """Returns whether a stage has finished with the present settings and has its output."""
         record = self._record(name)
-        return record is not None and record.fingerprint == self._fingerprint(name)
+        if record is None or record.fingerprint != self._fingerprint(name):
+            return False
+        return not record.has_output or (self._run / self._stages[name].output).exists()
 
     def check(self, name: str) -> None:
         """Checks that what a stage builds on is there.
@@ -80,7 +83,7 @@ class StageRunner:
         for needed in self._stages[name].needs:
             if not self.is_done(needed):
                 has_run = self._record(needed) is not None
-                why = "was run with other settings or inputs" if has_run else "has not run"
+                why = "was run with other settings or inputs, or lost" if has_run else "has not run"
                 raise ValueError(
                     f"stage {name} needs stage {needed}, which {why} in {self._run}: run "
                     f"`queryrec-train {needed}` first, or `queryrec-train run` for all stages"
@@ -132,7 +135,8 @@ class StageRunner:
         self._discard(output)
         if not stage.is_file:
             self._discard(partial / _CHECKPOINTS)
-        if stage.is_file or any(partial.iterdir()):
+        has_output = stage.is_file or any(partial.iterdir())
+        if has_output:
             partial.rename(output)
         else:
             partial.rmdir()
@@ -141,6 +145,7 @@ class StageRunner:
             finished_at_ns=time.time_ns(),
             took_s=took_s,
             summary=summary,
+            has_output=has_output,
         )
         written = record_path.with_suffix(".partial")
         written.write_bytes(msgspec.json.encode(record))

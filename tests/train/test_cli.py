@@ -100,6 +100,23 @@ def test_logs_of_two_places_are_mined_together_and_again_when_one_changes(
     assert "skipped" not in called("mine", "--size", "tiny", *both).stdout
 
 
+def test_other_unsafe_words_in_the_same_file_are_mined_for_again(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("nothing of the kind\n")
+    config = config_file(tmp_path, simulated_logs.searches)
+    named = f'[mine]\nunsafe_words = "{words}"\n'
+    config.write_text(config.read_text().replace("[mine]\n", named))
+    run = tmp_path / "run"
+    assert called("mine", "--config", config, "--run", run).exit_code == 0
+    assert "skipped" in called("mine", "--config", config, "--run", run).stdout
+    query = pq.read_table(run / "mined/queries.parquet")["text"][0].as_py()
+    words.write_text(f"{query}\n")
+    assert "skipped" not in called("mine", "--config", config, "--run", run).stdout
+    assert query not in pq.read_table(run / "mined/queries.parquet")["text"].to_pylist()
+
+
 def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: Path) -> None:
     # The hand-made log has few texts: fewer ids than a tiny vocabulary has room for.
     aligned = "[alignment]\nnum_rounds = 1\nnum_prompts = 24\nnum_valid_prompts = 9\nmax_kl = 1e6\n"

@@ -23,7 +23,7 @@ def test_effective_configuration_reads_back_as_itself(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         'seed = 7\n[logs]\nsearches = ["a.parquet", "b/*.parquet"]\nimpressions = "i"\n'
-        '[mine]\nunsafe_words = "a \\"b\\" \\u007f\\\\c"\nmin_users = 3\n'
+        '[mine]\nunsafe_words = "a 🫖 \\"b\\" \\u007f\\\\c"\nmin_users = 3\n'
         '[[scenarios]]\nname = "next"\ndescription = "what is next"\n',
     )
     config = read_config(path, size="tiny")
@@ -49,6 +49,8 @@ def test_all_errors_are_reported_together(tmp_path: Path) -> None:
     [
         ("size = 'huge'", "huge"),
         ("[[scenarios]]\nname = 'a b'\ndescription = ''", "'a b'"),
+        ("[[scenarios]]\nname = 'Next'\ndescription = ''", "'Next'"),
+        (f"[[scenarios]]\nname = '{'a' * 65}'\ndescription = ''", "must be 1 to 64"),
         ("[[scenarios]]\nname = 'a'\ndescription = ''\nnum_slots = 99", "num_slots is 99"),
         ("scenarios = []", "scenarios is empty"),
         ("[logs]\nimpressions = 'x.parquet'", "logs.searches"),

@@ -120,6 +120,23 @@ def test_a_stage_with_nothing_to_make_leaves_no_output_but_is_done(tmp_path: Pat
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_stage_whose_output_is_gone_is_not_done(tmp_path: Path, is_file: bool) -> None:
+    def make(out: Path) -> str:
+        (out if is_file else out / "file").write_text("made")
+        return "made"
+
+    first = Stage(name="first", output="first", needs=(), settings=0, make=make, is_file=is_file)
+    second = Stage(name="second", output="second", needs=("first",), settings=0, make=make)
+    runner = StageRunner(tmp_path, [first, second])
+    runner.run("first")
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="inputs, or lost in"):
+        runner.check("second")
+    assert not runner.run("first").was_skipped
+    assert (tmp_path / "first").exists()
+
+
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     second = StageRunner(tmp_path, [stage("a", writer([]))])
 

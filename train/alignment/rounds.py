@@ -12,6 +12,7 @@ Knows nothing of how prompts, rewards or losses are made.
 
 # J lists of a prompt that are learnt from
 import copy
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from train.clicks.judge import ClickJudge, Judge
 from train.generation.generator import METRICS, RunPrompts
 from train.settings import AlignmentConfig
 
+_FINISHED = "finished_"  # and the number of rounds: a checkpoint
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
 _LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
 _LEAST_MEAN = 1.005  # the same over all scenarios: a reward that means nothing came to 1.002
@@ -248,8 +250,8 @@ def align(
 ) -> AlignmentMetrics:
     """Aligns `run`/generator and writes the model and metrics.json into `output`.
 
-    An interrupted call goes on with the round that it was in. Under torchrun, processes share
-    the work: each draws and learns from a part of the lists.
+    An interrupted call goes on with the round that it was in. Called by several processes of one
+    process group, they share the work: each draws and learns from a part of the lists.
 
     Args:
         run: run directory with mined/, tokenizer.json, generator/ and click_model/.
@@ -279,15 +281,18 @@ def align(
         run / "mined", prompts, mode=mode, cold_share=config.cold_share, seed=seed
     )
     aligner = Aligner(prompts, source, judge, seen, config, mode=mode, seed=seed, report=report)
-    done = _done(output)
-    model = _load(output if done else run / "generator", prompts.renderer.vocabulary.size)
+    checkpoints = output / "checkpoints"
+    last = _last_round(checkpoints)
+    done = _rounds_of(last) if last else []
+    model = _load(last or run / "generator", prompts.renderer.vocabulary.size)
     for number in range(len(done), config.num_rounds):
-        done.append(aligner.round(model, number, output / "checkpoints"))
+        done.append(aligner.round(model, number, checkpoints))
         metrics = AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
         if aligner.is_first_process:
-            model.save_pretrained(output)
-            (output / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
+            _save(model, metrics, checkpoints / f"{_FINISHED}{len(done)}")
         report(f"round {number + 1}: {done[-1].describe()}")
+    if aligner.is_first_process and (last := _last_round(checkpoints)):
+        shutil.copytree(last, output, dirs_exist_ok=True)
     return AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
 
 
@@ -303,12 +308,26 @@ def _load(directory: Path, vocab_size: int) -> Any:
     return model
 
 
-def _done(output: Path) -> list[Round]:
-    """Returns the rounds that an interrupted call finished."""
-    path = output / METRICS
-    if not path.is_file():
-        return []
-    return msgspec.json.decode(path.read_bytes(), type=AlignmentMetrics).rounds
+def _save(model: Any, metrics: AlignmentMetrics, directory: Path) -> None:
+    """Writes what a round came to, whole or not at all, and removes what the one before did."""
+    before = _last_round(directory.parent)
+    partial = directory.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    (partial / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
+    partial.rename(directory)
+    if before is not None:
+        shutil.rmtree(before)
+
+
+def _last_round(checkpoints: Path) -> Path | None:
+    """Returns where the last round is that was finished, also by an interrupted call."""
+    finished = [p for p in checkpoints.glob(f"{_FINISHED}*") if not p.suffix]
+    return max(finished, key=lambda p: int(p.name.removeprefix(_FINISHED)), default=None)
+
+
+def _rounds_of(directory: Path) -> list[Round]:
+    return msgspec.json.decode((directory / METRICS).read_bytes(), type=AlignmentMetrics).rounds
 
 
 def _gains(before: dict[str, PolicyQuality], after: dict[str, PolicyQuality]) -> str:

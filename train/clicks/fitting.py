@@ -56,7 +56,7 @@ def fit_click_model(
         requests: mined ones; some are held out.
         valid_logits: of the rows of the held-out ones, in their order.
         raw: held-out requests with texts that the log does not know (see `train.clicks.unknown`);
-            None: such texts are calibrated like the others.
+            None: such texts are calibrated with the others.
         hidden_share: of training, see `train.clicks.data.make_batch`.
         seed: of the sample of training requests.
 
@@ -68,19 +68,23 @@ def fit_click_model(
     sample = np.random.default_rng(seed).permutation(train)[:_MAX_SAMPLED]
     sample = np.union1d(sample, np.intersect1d(train, explored))
     examinations = _examinations(requests, sample, click_logits(model, requests, sample))
-    calibrations = _calibrations(requests, valid, valid_logits, examinations)
-    spreads = _spreads(requests, valid, valid_logits, examinations, calibrations)
+    # Mined texts that the log does not know are not like others: they were clicked often.
+    is_known_N = None if raw is None else is_known(requests, requests.rows(valid))
+    calibrations = _calibrations(requests, valid, valid_logits, examinations, is_known_N)
+    spreads = _spreads(
+        requests, valid, valid_logits, examinations, calibrations, PRIOR_SPREAD[0], is_known_N
+    )
     unknown_calibrations = calibrations
     unknown_spreads = dict.fromkeys(requests.scenarios, PRIOR_SPREAD[1])
     if raw is not None:
         chosen = np.arange(len(raw))
         logits = click_logits(model, raw, chosen)
-        is_unknown_N = raw.features_NF[:, _IS_KNOWN] == 0
+        is_unknown_N = ~is_known(raw, raw.rows(chosen))
         unknown_calibrations = _calibrations(
             raw, chosen, logits, examinations, is_unknown_N, calibrations
         )
         unknown_spreads = _spreads(
-            raw, chosen, logits, examinations, unknown_calibrations, is_unknown_N
+            raw, chosen, logits, examinations, unknown_calibrations, PRIOR_SPREAD[1], is_unknown_N
         )
     # As in training: some candidates are without popularity and association.
     activations_NE = click_activations(
@@ -122,6 +126,11 @@ def check_logits(scenario: str, logits_N: Floats) -> None:
             f"(spread {spread:.2g}): it learned nothing; lower click_model.learning_rate "
             "or bring more impressions"
         )
+
+
+def is_known(requests: ClickRequests, rows: Ids) -> Flags:
+    """Returns of which rows the log knows the text."""
+    return requests.features_NF[rows, _IS_KNOWN] > 0
 
 
 def scenario_rows(
@@ -199,16 +208,16 @@ def _spreads(
     logits: Floats,
     examinations: dict[str, Examination],
     calibrations: dict[str, Platt],
+    prior: float,
     among_N: Flags | None = None,
 ) -> dict[str, float]:
     """Returns per scenario how much truths vary around predictions, see train.clicks.uncertainty.
 
-    `among_N` are the texts that the log does not know; None: those that it knows.
+    Near `prior` where there are few rows, and it where there are none.
     """
     rows = requests.rows(chosen)
     request_N = requests.request_N[rows]
     pair_N = requests.query_R[request_N] * len(requests.candidates) + requests.candidate_N[rows]
-    prior = PRIOR_SPREAD[among_N is not None]
     spreads = dict.fromkeys(requests.scenarios, prior)
     for name, mask in scenario_rows(requests, rows, among_N).items():
         slope, intercept = calibrations[name]

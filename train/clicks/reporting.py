@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.formats.features import FEATURE_NAMES
 from train.clicks.calibration import Quality, auc, gauc, quality
 from train.clicks.data import ClickRequests
-from train.clicks.fitting import ClickFit, scenario_rows, seen_probability
+from train.clicks.fitting import ClickFit, is_known, scenario_rows, seen_probability
 
 _LOG_POPULARITY = FEATURE_NAMES.index("log_popularity")
 Ids = NDArray[np.int64]
@@ -63,8 +63,11 @@ def click_reports(
     masks = scenario_rows(requests, rows)
     for name, mask in masks.items():
         position_N = requests.position_N[rows[mask]]
-        platt = fit.calibrations[name]
-        level_N = platt.slope * logits[mask].astype(np.float64) + platt.intercept
+        known, unknown = fit.calibrations[name], fit.unknown_calibrations[name]
+        is_known_N = is_known(requests, rows[mask])
+        slope_N = np.where(is_known_N, known.slope, unknown.slope)
+        level_N = slope_N * logits[mask].astype(np.float64)
+        level_N += np.where(is_known_N, known.intercept, unknown.intercept)
         probability_N[mask] = seen_probability(fit.examinations.get(name), position_N) / (
             1 + np.exp(-level_N)
         )

@@ -8,6 +8,7 @@ mined.
 # R requests, N impressions (rows), B requests of a batch, C candidates, P positions
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,37 +92,37 @@ def train_click_model(
     valid = np.flatnonzero(requests.is_valid_R)
     for name, chosen in (("train", train), ("valid", valid)):
         _check_clicks(requests, chosen, name)
-    set_seed(seed)
-    limit_s = config.max_train_s
-    if start is None:
-        num_sessions = round(config.session_share * len(train))
-        sessions = session_requests(run, statistics, num_requests=num_sessions, seed=seed)
-        if sessions is not None:
-            limit_s /= 2
-        fresh = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
-        loss = _before_clicks(fresh, sessions, requests, train, config, seed, output, limit_s)
-        del sessions  # as large as the requests
-    else:
-        loss = _where_it_ended(start, requests, config)
-    model = loss.model
-    trainer = _train(
-        loss,
-        requests,
-        train,
-        config,
-        seed,
-        output / "checkpoints/clicks",
-        num_epochs=config.num_epochs,
-        hidden_share=config.hidden_log_share,
-        max_train_s=limit_s,
-    )
-    model.eval()
-
     raw = None
     if raw_impressions:
         raw = unknown_requests(
             run, raw_impressions, max_edges=max_edges, statistics=statistics, seed=seed
         )
+    set_seed(seed)
+    course = _Course(config, seed, output / "checkpoints")
+    if start is None:
+        model = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
+        model.head.text_dropout = config.hidden_text_share
+        if not course.has_checkpoint("clicks"):
+            num_sessions = round(config.session_share * len(train))
+            sessions = session_requests(run, statistics, num_requests=num_sessions, seed=seed)
+            _read_sessions(course, model, sessions, requests, train)
+            del sessions  # as large as the requests
+        loss = ClickLoss(model, _num_positions(requests), [[] for _ in requests.scenarios])
+        if not course.has_checkpoint("clicks"):
+            fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
+    else:
+        loss = _where_it_ended(start, requests, config)
+    model = loss.model
+    trainer = course.train(
+        loss,
+        requests,
+        train,
+        "clicks",
+        num_epochs=config.num_epochs,
+        hidden_share=config.hidden_log_share,
+    )
+    model.eval()
+
     logits = click_logits(model, requests, valid)
     fit = fit_click_model(
         model, requests, logits, raw, hidden_share=config.hidden_log_share, seed=seed
@@ -146,34 +147,74 @@ def train_click_model(
     return reports
 
 
-def _before_clicks(
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """Trainings of one click model, one after the other; an interrupted one goes on."""
+
+    config: ClickModelConfig
+    seed: int
+    checkpoints: Path
+
+    def has_checkpoint(self, name: str) -> bool:
+        """Returns whether a training has been interrupted, or the model be fitted after it."""
+        return any((self.checkpoints / name).glob("checkpoint-*"))
+
+    def train(
+        self,
+        module: nn.Module,
+        requests: ClickRequests,
+        chosen: Ids,
+        name: str,
+        *,
+        num_epochs: float,
+        hidden_share: float,
+    ) -> PacedTrainer:
+        """Trains on the chosen requests; sessions and clicks share the time there is."""
+        config, seed = self.config, self.seed
+        order = training_order(
+            requests, chosen, num_epochs=num_epochs, batch_size=config.batch_size, seed=seed
+        )
+
+        def collator(numbers: list[int]) -> dict[str, Any]:
+            batch = make_batch(requests, numbers, hidden_share=hidden_share, seed=seed)
+            return {**batch._asdict(), "packed": batch.packed._asdict()}
+
+        trainer = _BatchTrainer(
+            model=module,
+            args=trainer_arguments(
+                self.checkpoints / name,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                weight_decay=config.weight_decay,
+                bf16=config.bf16,
+                seed=seed,
+            ),
+            train_dataset=_Requests(order),
+            data_collator=collator,
+            max_train_s=config.max_train_s / (1 + (self.checkpoints / "sessions").is_dir()),
+            warmup_share=0.05,
+            matrix_learning_rate=config.matrix_learning_rate,
+        )
+        trainer.train_resumable()
+        return trainer
+
+
+def _read_sessions(
+    course: _Course,
     model: ClickModel,
     sessions: ClickRequests | None,
     requests: ClickRequests,
     train: Ids,
-    config: ClickModelConfig,
-    seed: int,
-    output: Path,
-    limit_s: float,
-) -> ClickLoss:
-    """Returns the loss of a model that has read sessions and judges by features so far."""
-    model.standardise(features_of(requests, requests.rows(train), config.hidden_log_share, seed))
-    model.head.text_dropout = config.hidden_text_share
+) -> None:
+    """Has the model read features as they are in `requests`, and learn from sessions if any."""
+    config = course.config
+    rows = requests.rows(train)
+    model.standardise(features_of(requests, rows, config.hidden_log_share, course.seed))
     if sessions is not None:
-        _train(
-            ChoiceLoss(model),
-            sessions,
-            np.arange(len(sessions)),
-            config,
-            seed,
-            output / "checkpoints/sessions",
-            num_epochs=1,
-            hidden_share=0,
-            max_train_s=limit_s,
-        )
-    loss = ClickLoss(model, _num_positions(requests), [[] for _ in requests.scenarios])
-    fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
-    return loss
+        (course.checkpoints / "sessions").mkdir(parents=True, exist_ok=True)
+        everyone = np.arange(len(sessions))
+        loss = ChoiceLoss(model)
+        course.train(loss, sessions, everyone, "sessions", num_epochs=1, hidden_share=0)
 
 
 def _where_it_ended(start: Path, requests: ClickRequests, config: ClickModelConfig) -> ClickLoss:
@@ -215,46 +256,6 @@ class _BatchTrainer(PacedTrainer):
         # Trainer moves tensors in mappings to the device, but not in named tuples.
         packed = PackedBatch(**inputs["packed"])
         return model(ClickBatch(**{**inputs, "packed": packed}))
-
-
-def _train(
-    module: nn.Module,
-    requests: ClickRequests,
-    chosen: Ids,
-    config: ClickModelConfig,
-    seed: int,
-    checkpoints: Path,
-    *,
-    num_epochs: float,
-    hidden_share: float,
-    max_train_s: float,
-) -> _BatchTrainer:
-    order = training_order(
-        requests, chosen, num_epochs=num_epochs, batch_size=config.batch_size, seed=seed
-    )
-
-    def collator(numbers: list[int]) -> dict[str, Any]:
-        batch = make_batch(requests, numbers, hidden_share=hidden_share, seed=seed)
-        return {**batch._asdict(), "packed": batch.packed._asdict()}
-
-    trainer = _BatchTrainer(
-        model=module,
-        args=trainer_arguments(
-            checkpoints,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            bf16=config.bf16,
-            seed=seed,
-        ),
-        train_dataset=_Requests(order),
-        data_collator=collator,
-        max_train_s=max_train_s,
-        warmup_share=0.05,
-        matrix_learning_rate=config.matrix_learning_rate,
-    )
-    trainer.train_resumable()
-    return trainer
 
 
 def _check_start(start: Path, run: Path) -> None:

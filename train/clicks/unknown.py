@@ -76,7 +76,11 @@ def unknown_requests(
         )
     ]
     sides = [
-        [{"kind": item["kind"], "text": normalise(item["text"])} for item in items or []]
+        [
+            {"kind": item["kind"], "text": normalise(item["text"])}
+            for item in items or []
+            if item["kind"] and item["text"]
+        ]
         for items in table["side_information"].to_pylist()
     ]
     for name, values in (("query", queries), ("side_information", sides)):
@@ -92,10 +96,16 @@ def _raw_rows(mined: Path, impressions: Places, scenarios: list[str]) -> pa.Tabl
     start = min(times.filter(pc.field("split") == "valid")["time"].to_pylist())
     connection = ibis.duckdb.connect()
     rows = logs.open_impressions(connection, impressions)
-    rows = rows.filter(rows.shown & rows.scenario.isin(scenarios) & rows.query.notnull())
-    rows = rows.filter((rows.time >= ibis.literal(start)) & rows.text.notnull())
+    rows = rows.filter(rows.shown & rows.scenario.isin(scenarios))
+    rows = rows.filter(rows.time >= ibis.literal(start))
+    for name in ("request_id", "query", "position", "text"):
+        rows = rows.filter(rows[name].notnull())
+    rows = rows.mutate(clicked=rows.clicked.fill_null(False))
+    rows = rows.order_by("time", "request_id", "position")
     table = rows.select(*_COLUMNS).limit(_MAX_ROWS).to_pyarrow()
     connection.disconnect()
+    if table.num_rows == _MAX_ROWS:  # the last request may have been cut
+        table = table.filter(pc.field("request_id") != table["request_id"][-1])
     return table
 
 

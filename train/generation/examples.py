@@ -72,7 +72,7 @@ class ExampleMaker:
     """Makes examples from sources. The same source and random state give the same example."""
 
     def __init__(self, config: ExampleConfig, associations: Associations) -> None:
-        """Takes the configuration and the look-ups (made from training time only)."""
+        """Takes the configuration and the look-ups."""
         self._config = config
         self._scenarios = {s.name: s for s in config.scenarios}
         self._associations = associations
@@ -194,16 +194,16 @@ def _contexts(mined: Path, config: ExampleConfig, split: str) -> list[Context]:
     """Returns ((query, session), what followed, most often first), capped per query."""
     rows = pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
     columns = ("query", "session_queries", "target", "weight")
-    followed: dict[tuple[str, tuple[str, ...]], list[tuple[float, str]]] = defaultdict(list)
+    followed: dict[tuple[str, tuple[str, ...]], Counter[str]] = defaultdict(Counter)
     for query, session, target, weight in zip(*(rows[c].to_pylist() for c in columns), strict=True):
-        followed[query, _last_distinct(session, query)].append((-weight, target))
+        followed[query, _last_distinct(session, query)][target] += weight
     num_of: Counter[str] = Counter()
     kept: list[Context] = []
-    by_weight = sorted(followed.items(), key=lambda f: (sum(w for w, _ in f[1]), f[0]))
+    by_weight = sorted(followed.items(), key=lambda f: (-f[1].total(), f[0]))
     for context, found in by_weight:
         num_of[context[0]] += 1
         if num_of[context[0]] <= config.max_contexts_per_query:
-            kept.append((context, list(dict.fromkeys(t for _, t in sorted(found)))))
+            kept.append((context, sorted(found, key=lambda target: (-found[target], target))))
     return kept
 
 
@@ -225,7 +225,7 @@ def _known_in_training(mined: Path) -> list[str]:
 
 
 def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Source]:
-    """Returns a source per request that got clicks, or (clarification) an auxiliary text."""
+    """Returns a source per request that got clicks."""
     path = mined / IMPRESSIONS
     if not path.exists():
         return []

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import LlamaModel
 
 from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
+from train.clicks import training
 from train.clicks.data import intended_ranks, make_batch, read_requests, training_order
 from train.clicks.fitting import check_logits
 from train.clicks.losses import ClickLoss
@@ -272,6 +273,25 @@ def test_a_start_that_does_not_fit_is_refused(
             output=tmp_path / "out",
             start=tmp_path / name,
         )
+
+
+def test_what_was_interrupted_after_the_clicks_does_not_read_sessions_again(
+    clicked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ClickModelConfig(num_epochs=0.3, batch_size=32, learning_rate=3e-3)
+    given = {"shape": SHAPE, "max_edges": 50, "seed": 0}
+    whole = train_click_model(clicked_run, config, output=tmp_path / "whole", **given)
+
+    def killed(*_: object, **__: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "fit_click_model", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_click_model(clicked_run, config, output=tmp_path / "parts", **given)
+    for name in ("session_requests", "fit_features"):
+        monkeypatch.setattr(training, name, killed)
+    assert train_click_model(clicked_run, config, output=tmp_path / "parts", **given) == whole
 
 
 def test_no_impressions_means_no_click_model(mined_run: Path, tmp_path: Path) -> None:

@@ -58,6 +58,27 @@ def test_held_out_requests_with_unknown_texts_look_like_training_ones(
             assert same == mined.candidates[mined.candidate_N[at]]
 
 
+def test_rows_that_mining_leaves_out_are_left_out_and_none_is_no_click(
+    clicked_run: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "raw.parquet"
+    write_raw(clicked_run, path, unknown_share=0.3)
+    whole = pq.read_table(path)
+    expected = unknown_requests(clicked_run, str(path), max_edges=50, seed=0)
+    assert expected is not None
+    row = {**whole.to_pylist()[-1], "text": "unheard", "clicked": None}
+    row["side_information"] = [{"kind": "session", "text": None}, {"kind": None, "text": "tea"}]
+    added = [{**row, name: None} for name in ("request_id", "query", "position", "text")]
+    added.append({**row, "request_id": "one more", "position": 1})
+    damaged = pa.concat_tables([whole, pa.Table.from_pylist(added, schema=whole.schema)])
+    pq.write_table(damaged, path)
+    found = unknown_requests(clicked_run, str(path), max_edges=50, seed=0)
+    assert found is not None
+    assert len(found) == len(expected) + 1
+    assert len(found.clicked_N) == len(expected.clicked_N) + 1
+    assert found.clicked_N.sum() == expected.clicked_N.sum()
+
+
 def test_the_choice_is_limited_and_repeats(clicked_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "raw.parquet"
     write_raw(clicked_run, path, unknown_share=0.5)

@@ -21,6 +21,7 @@ from train.generation.examples import (
     ExampleConfig,
     ExampleMaker,
     Source,
+    _contexts,  # pyright: ignore[reportPrivateUsage]
     read_clicks,
     read_sources,
 )
@@ -288,6 +289,23 @@ def test_every_query_of_the_training_time_is_completed_once_alone(
         s.scenario == "completion" and not s.session_queries and not s.is_typed
         for s in read_sources(mined, config, "valid", seed=1)
     )
+
+
+def test_what_followed_is_ordered_by_all_that_is_told_of_a_context(tmp_path: Path) -> None:
+    """Sessions that differ in repetitions alone are one context."""
+    rows = [
+        ("tea", ["pot", "cup"], "kettle", 3),
+        ("tea", ["pot", "cup"], "green tea", 2),
+        ("tea", ["cup", "pot", "tea", "cup"], "green tea", 2),
+    ]
+    columns = ("query", "session_queries", "target", "weight")
+    table = pa.Table.from_pylist(
+        [{**dict(zip(columns, r, strict=True)), "split": "train"} for r in rows]
+    )
+    pq.write_table(table, tmp_path / CONTEXTS)
+    assert _contexts(tmp_path, configured(), "train") == [
+        (("tea", ("pot", "cup")), ["green tea", "kettle"])
+    ]
 
 
 def test_head_queries_are_capped(mined_logs: Path) -> None:
