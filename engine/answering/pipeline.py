@@ -21,31 +21,29 @@ from engine.answering.candidates import (
 )
 from engine.answering.dispatch import Dispatcher
 from engine.answering.generation import Generation
+from engine.answering.lookup import Lookup
 from engine.answering.ranking import PRIOR_P_SEEN, ranked, seen_probabilities
 from engine.answering.request import RequestState, log_candidates, side_information
 from engine.answering.safety import Blocklist
 from engine.answering.scoring import CandidateInputs
 from engine.config import Config
-from engine.errors import DeadlineUnreachable, EngineError, QueueFull
+from engine.errors import DeadlineUnreachable, QueueFull
 from engine.execution.bundle import Bundle
 from engine.execution.models import Floats
-from engine.execution.retrieval import NOTHING, Neighbours, Retrieval, Retrieved
-from engine.execution.runner import Found, LocalRunner, LookupRow, RemoteModels, RemoteRunner
+from engine.execution.retrieval import Neighbours, Retrieval
+from engine.execution.runner import LocalRunner, RemoteModels, RemoteRunner
 from engine.execution.runtime import Runtime
 from engine.execution.worker import Worker
 from engine.feedback.attribution import Source
-from engine.formats.graph import Rows
 from engine.formats.prompt import COOCCURRING, SideInformation
-from engine.scheduling.batcher import TooLate
 from engine.scheduling.deadline import Clock
-from engine.scheduling.planner import ENCODE, SCORED_SIZES, Plan, score_work, works_of
+from engine.scheduling.planner import SCORED_SIZES, score_work
 from engine.scheduling.reserve import Reserve
 from engine.scheduling.stages import Left, Probe, Stage, Why
 from engine.telemetry.metrics import Metrics
 
 # Turns of the event loop until a row just submitted is running, if the worker is free.
 _TURNS_TO_START = 3
-_LEAST_SEARCH_SHARE = 0.2  # of the time left, for a search on a server
 
 
 class Pipeline:
@@ -92,7 +90,6 @@ class Pipeline:
             else None
         )
         self._inputs = CandidateInputs(bundle.vocabulary, bundle.statistics)
-        self._neighbours = neighbours
         searched = self._retrieval if neighbours is None else None
         if remote is None:
             runner = LocalRunner(
@@ -106,6 +103,7 @@ class Pipeline:
         self._dispatcher = Dispatcher(
             self.worker, clock, has_click_model=bundle.manifest.click_model is not None
         )
+        self._lookup = Lookup(bundle, self._retrieval, self._dispatcher, neighbours)
         self._generation = Generation(bundle, self._dispatcher)
         self._reserve = Reserve(config.server.reserve_ms / 1000, clock)
 
@@ -128,15 +126,15 @@ class Pipeline:
     async def close(self) -> None:
         """Ends connections, and lets go of models and index once nothing runs on them."""
         await self.worker.close()
-        if self._neighbours is not None:
-            await self._neighbours.close()
+        await self._lookup.close()
 
     async def _answered(self, request: RequestState) -> Answer:
         question, probe = request.question, request.probe
-        retrieved = await self._retrieve(request)
+        rungs = self._generation.rungs(question)
+        retrieved = await self._lookup.retrieved(request, rungs)
         side = side_information(question)
         log = log_candidates(retrieved)
-        if self._generation.rungs(question):
+        if rungs:
             cooccurring = [SideInformation(COOCCURRING, t) for t in retrieved.cooccurring[::-1]]
             texts, candidates, context_ids = await self._written(request, cooccurring, side, log)
         else:
@@ -153,13 +151,18 @@ class Pipeline:
             raise QueueFull("recommend")
         p_seen_C, is_scored = await self._score(request, candidates, context_ids)
         with probe.during(Stage.RERANK):
+            goes_by_likelihood = (
+                question.scenario.completes_prefix and self._generation.tells_probabilities
+            )
             suggestions = ranked(
                 question,
                 candidates,
                 p_seen_C,
                 is_scored=is_scored,
                 is_best_first=self._generation.is_best_first,
-                num_searches=self._num_searches(question),
+                num_searches=(
+                    self._lookup.num_searches(question.query) if goes_by_likelihood else None
+                ),
                 config=self._config.ranking,
                 randomness=self._random,
             )
@@ -167,21 +170,8 @@ class Pipeline:
             suggestions=suggestions,
             auxiliary_text=auxiliary,
             omissions=request.in_stage_order(),
-            is_public=self._is_public(question),
+            is_public=self._lookup.is_public(question),
         )
-
-    def _is_public(self, question: Question) -> bool:
-        """Returns whether the caller told nothing but the query and what the log holds."""
-        if question.answer or question.side_information:
-            return False
-        find = self._retrieval.index.find if self._retrieval else lambda _: None
-        return all(find(text) is not None for text in question.session_queries)
-
-    def _num_searches(self, question: Question) -> float | None:
-        """Returns how often queries with the prefix were searched; None if it does not matter."""
-        if not (question.scenario.completes_prefix and self._generation.tells_probabilities):
-            return None
-        return self._retrieval.index.num_searches(question.query) if self._retrieval else 0.0
 
     async def _written(
         self,
@@ -213,67 +203,6 @@ class Pipeline:
                 texts = texts.joined(further)
                 candidates = self._candidates(request, texts, log)
         return texts, candidates, context_ids
-
-    async def _retrieve(self, request: RequestState) -> Retrieved:
-        """Returns known queries that fit, through the encoder where the exact table lacks them."""
-        question, retrieval = request.question, self._retrieval
-        if retrieval is None:
-            request.omit(Stage.RETRIEVE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
-            return NOTHING
-        query = question.query
-        if question.scenario.completes_prefix:
-            with request.probe.during(Stage.RETRIEVE):
-                return retrieval.completions(query, question.session_queries)
-        with request.probe.during(Stage.RETRIEVE):
-            exact = retrieval.exact(query)
-        if exact is not None:
-            return exact
-        if self.bundle.manifest.encoder is None:
-            request.omit(Stage.ENCODE, Left.SKIPPED, Why.NOT_IN_BUNDLE)
-        else:
-            rungs = self._generation.rungs(question)
-            plan = self._dispatcher.plan(request, encode=True, rungs=rungs)
-            request.adopt(plan, Stage.ENCODE)
-            if plan.encode:
-                with request.probe.during(Stage.TOKENISE):
-                    row = LookupRow(query, self.bundle.encoder_ids(query))
-                done = await self._dispatcher.submit(request, ENCODE, row, later_s=0.0)
-                if done is not None:
-                    found: Found = done.result
-                    request.probe.add(Stage.ENCODE, found.encode_s, ago_s=found.search_s)
-                    if found.retrieved is not None:
-                        request.probe.add(Stage.RETRIEVE, found.search_s)
-                        return found.retrieved
-                    with request.probe.during(Stage.RETRIEVE):
-                        nearest = await self._nearest(request, found.embedding_D, plan)
-                        return retrieval.around(query, nearest)
-        with request.probe.during(Stage.RETRIEVE):
-            return retrieval.nearby(query, None)
-
-    async def _nearest(
-        self, request: RequestState, embedding_D: Floats, plan: Plan
-    ) -> tuple[Rows, Floats] | None:
-        """Returns the rows that a server finds nearest, or None with an omission.
-
-        It gets half of the time that is not planned for other stages: plans are no promises. And
-        always some of what is left.
-        """
-        assert self._neighbours is not None
-        assert self._retrieval is not None
-        left_s = request.deadline.left_s()
-        works = works_of(False, plan.rung, plan.num_scored)
-        later_s = sum(self.worker.models.costs.predict_s(w, 1) for w in works)
-        limit_s = max((left_s - later_s) / 2, _LEAST_SEARCH_SHARE * left_s)
-        finish_by_s = request.deadline.at_s - left_s + limit_s
-        try:
-            return await self._neighbours.nearest(
-                embedding_D, self._retrieval.num_nearest, finish_by_s
-            )
-        except TooLate:
-            request.omit(Stage.RETRIEVE, Left.DEGRADED, Why.BUDGET)
-        except EngineError:
-            request.omit(Stage.RETRIEVE, Left.DEGRADED, Why.FAILURE)
-        return None
 
     def _prepared(
         self,
