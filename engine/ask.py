@@ -36,7 +36,10 @@ async def ask(
                     console.print(f"feedback refused: {refusal.message}", markup=False)
                 return not receipt.refusals
     except QueryRecError as error:
-        Console(stderr=True).print(f"{error.code.name}: {error}", markup=False)
+        _complain(f"{error.code.name}: {error}")
+        return False
+    except ValueError as error:  # an argument that no request can have
+        _complain(f"cannot ask: {error}")
         return False
     return True
 
@@ -62,3 +65,7 @@ def print_answer(console: Console, query: str, answer: Recommendation) -> None:
     console.print(f"ms: {stages}")
     for omission in answer.omissions:
         console.print(f"{omission.kind}: {omission.stage} ({omission.reason})")
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, markup=False)

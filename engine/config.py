@@ -42,7 +42,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     grace_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
     """After that, calls in flight may take this long before they are cut."""
     max_concurrent_calls: Count = 1000
-    """Further calls are refused with RESOURCE_EXHAUSTED before they are read; per process."""
+    """Further calls are read and then refused with RESOURCE_EXHAUSTED; per process."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that share the port. 1: no other process than this one."""
     watch_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
@@ -56,7 +56,7 @@ class ModelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     num_threads: Annotated[int, Meta(ge=0, le=512)] = 0
     """Threads of the pool that all models of a process share. 0: as many as all processes together
-    may use, divided by their number."""
+    may use, divided by their number, less one for everything else, and at least one."""
     shared_thread_pool: bool = True
     """False gives each model threads of its own: slower, but needed where the process runs ONNX
     Runtime sessions that are not the engine's."""
@@ -67,7 +67,7 @@ class ModelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tensorrt_cache: str = ""
     """Directory where TensorRT keeps what it compiled; empty: compiled again at each start."""
     max_batch_size: Annotated[int, Meta(ge=1, le=256)] = 8
-    """Rows per model run. A row waits at most one batch and runs in one."""
+    """Most rows of a model run. A row that finds no place in it waits for the next."""
     max_waiting: Count = 256
     """Rows waiting for a model; further requests get what needs no model, if there is anything."""
     cost_quantile: Annotated[float, Meta(ge=0.5, le=0.999)] = 0.9

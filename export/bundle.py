@@ -17,6 +17,7 @@ import onnxruntime as ort
 import torch
 
 from engine.formats.features import FEATURE_NAMES
+from engine.formats.index import GRAPH
 from engine.formats.manifest import (
     MAX_CANDIDATE_TOKENS,
     ClickModelSpec,
@@ -68,7 +69,8 @@ def export_bundle(
         report: called with a line of progress.
 
     Raises:
-        ValueError: `target` exists, the run is incomplete, or an architecture is unsupported.
+        ValueError: `target` exists, the run is incomplete, its parts do not belong together, or an
+            architecture is unsupported.
         ParityError: a graph does not give what its reference gives.
     """
     with packed(target) as directory:
@@ -260,7 +262,7 @@ class _Writer:
             self.directory / TOKEN_STATISTICS,
         )
         self.parity["click_model"] = figures
-        self.quality |= {f"click_model_{k}": v for k, v in self.run.metrics("click_model").items()}
+        self.quality |= {f"click_model_{k}": v for k, v in self.run.click_quality().items()}
         return ClickModelSpec(
             **_fields(self._save(graph, "click_model")),
             feature_names=list(FEATURE_NAMES),
@@ -272,13 +274,13 @@ class _Writer:
 
     def _index(self, encoder: ModelSpec) -> IndexSpec:
         self.report("index: copying")
-        shutil.copytree(
-            self.run.directory / "index",
-            self.directory / "index",
-            ignore=shutil.ignore_patterns("*.json"),
-        )
+        spec = self.run.index_spec()
+        source, target = self.run.directory / "index", self.directory / spec.directory
+        target.mkdir()
+        for path in (source / GRAPH, source / "texts.bin", *source.glob("*.npy")):
+            shutil.copyfile(path, target / path.name)
         encoder_hash = sha256_of(self.directory / encoder.file)
-        return msgspec.structs.replace(self.run.index_spec(), encoder_sha256=encoder_hash)
+        return msgspec.structs.replace(spec, encoder_sha256=encoder_hash)
 
     def _save(self, graph: onnx.ModelProto, name: str) -> ModelSpec:
         path = self.directory / f"{name}.onnx"

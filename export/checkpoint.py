@@ -12,7 +12,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from engine.formats.manifest import IndexSpec, PromptSpec, ScenarioSpec
+from engine.formats.index import GRAPH
+from engine.formats.manifest import IndexSpec, PromptSpec, ScenarioSpec, sha256_of
 from engine.formats.prompt import PromptRenderer
 from engine.formats.vocabulary import Vocabulary
 from export.decoder import Array
@@ -144,10 +145,19 @@ class Run:
         return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
 
     def index_spec(self) -> IndexSpec:
-        """Loads the description of the index."""
-        return msgspec.json.decode(
-            (self.directory / "index/index.json").read_bytes(), type=IndexSpec
-        )
+        """Loads the description of the index.
+
+        Raises:
+            ValueError: the index is of an older release, or of another encoder.
+        """
+        index = self.directory / "index"
+        again = "build it again with `queryrec-train index`"
+        if not (index / GRAPH).is_file():
+            raise ValueError(f"{index}: has no {GRAPH}; {again}")
+        spec = msgspec.json.decode((index / "index.json").read_bytes(), type=IndexSpec)
+        if spec.encoder_sha256 != sha256_of(self.directory / "encoder/model.safetensors"):
+            raise ValueError(f"{index}: was embedded by another encoder than the run's; {again}")
+        return spec
 
     def taught_mode(self) -> Mode:
         """Returns the decoding mode that the generator was taught; the first of several."""
@@ -171,11 +181,11 @@ class Run:
         path = self.directory / "generator/metrics.json"
         return json.loads(path.read_text()).get("mode") if path.is_file() else None
 
-    def metrics(self, part: str) -> dict[str, float]:
-        """Returns the top-level numbers of a part's metrics.json; empty without one."""
-        path = self.directory / part / "metrics.json"
-        content = json.loads(path.read_text()) if path.is_file() else {}
-        return {k: float(v) for k, v in content.items() if isinstance(v, int | float)}
+    def click_quality(self) -> dict[str, float]:
+        """Returns what training measured of the click model on all held-out impressions."""
+        path = self.directory / "click_model/metrics.json"
+        measured = json.loads(path.read_text())["all"]["model"] if path.is_file() else {}
+        return {k: float(v) for k, v in measured.items() if v is not None}  # null: undefined
 
 
 def _loaded(auto_class: Any, directory: Path, **options: Any) -> Any:

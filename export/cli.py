@@ -1,10 +1,16 @@
-"""The command `queryrec-export`."""
+"""The command `queryrec-export`.
 
+What the user brought wrong, or the disk does not take, ends it with one line and exit code 2.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engine.config import DeviceKind
@@ -35,14 +41,11 @@ def bundle(
     ] = 24,
 ) -> None:
     """Write a verified bundle from a training run."""
-    try:
+    with _user_errors():
         manifest = export_bundle(
             run, out, mode=mode, precision=precision, num_parity_requests=parity_requests,
             report=lambda line: _console.print(f"[dim]{line}[/dim]"),
         )  # fmt: skip
-    except ValueError as error:
-        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
     table = Table("checked", "figure", "value", title=f"bundle {manifest.bundle_id} in {out}")
     for name, figures in manifest.parity.items():
         for figure, number in figures.items():
@@ -55,20 +58,16 @@ def index(
     bundle: Annotated[Path, typer.Option(help="Bundle whose models stay as they are.")],
     run: Annotated[Path, typer.Option(help="Run directory in which newer logs are mined.")],
     out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
-    max_edges: Annotated[int, typer.Option(min=1, help="Co-occurring queries per query.")] = 32,
     threads: Annotated[
         int, typer.Option(min=1, help="With more than one, no two builds are the same.")
     ] = 1,
 ) -> None:
     """Write a bundle again with an index of newer logs."""
-    try:
+    with _user_errors():
         manifest = refresh_index(
-            bundle, run, out, max_edges=max_edges, num_threads=threads,
+            bundle, run, out, num_threads=threads,
             report=lambda line: _console.print(f"[dim]{line}[/dim]"),
         )  # fmt: skip
-    except ValueError as error:
-        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
     assert manifest.index is not None
     _console.print(
         f"bundle {manifest.bundle_id} with {manifest.index.num_queries} queries in {out}"
@@ -82,11 +81,8 @@ def sample(
     precision: Annotated[Precision, typer.Option(help="Of all graphs.")] = "int8",
 ) -> None:
     """Write a tiny bundle with random weights, to try the engine without training."""
-    try:
+    with _user_errors():
         manifest = write_sample_bundle(out, mode=mode, precision=precision)
-    except ValueError as error:
-        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
     _console.print(f"random-weight bundle {manifest.bundle_id} in {out}")
 
 
@@ -107,15 +103,12 @@ def triton(
     ] = MAX_BATCH_SIZE,
 ) -> None:
     """Write a Triton model repository from a bundle."""
-    try:
+    with _user_errors():
         names = write_repository(
             bundle, out, backend=backend, device=device, num_instances=instances,
             num_threads=threads or max(1, num_usable_cpus() // instances),
             max_batch_size=max_batch_size,
         )  # fmt: skip
-    except ValueError as error:
-        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
     _console.print(f"{', '.join(names)} in {out}")
 
 
@@ -130,12 +123,18 @@ def milvus(
     ] = False,
 ) -> None:
     """Load the vectors of a bundle's index into a Milvus server."""
-    try:
+    with _user_errors():
         name = load_vectors(
             bundle, Access.of(uri, token_file, database), replace=replace,
             report=lambda line: _console.print(f"[dim]{line}[/dim]"),
         )  # fmt: skip
-    except ValueError as error:  # BundleError is one
-        _console.print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
     _console.print(f"collection {name} at {uri}")
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _console.print(f"[red]error:[/red] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        raise typer.Exit(2) from None

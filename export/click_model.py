@@ -13,7 +13,6 @@ The context is read once, and all candidates attend to it.
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx
 
 from export.attention import above_prefix, by_group, mask_where
@@ -142,12 +141,3 @@ class _Tokens:
         is_other = scope.op("Not", pairs("Equal", self._candidates))
         hidden = scope.op("Or", is_other, pairs("Less", self.offsets))
         return scope.op("Unsqueeze", mask_where(scope, hidden), scope.constant([1]))
-
-
-def head_state(state: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns the head's arrays of a click model's state dict, without their "head." prefix."""
-    return {
-        name.removeprefix("head."): np.asarray(array, np.float32)
-        for name, array in state.items()
-        if name.startswith("head.")
-    }

@@ -21,6 +21,7 @@ from engine.formats.index import GRAPH, Report, write_index
 from engine.formats.manifest import MAX_ENCODER_TOKENS, Manifest
 from export.packing import packed, sealed
 from export.parity import session_of
+from train.config import read_config
 from train.mining.mine import QUERIES, SUMMARY, MineSummary
 from train.retrieval.effort import least_effort, probe_texts
 from train.retrieval.index import read_edges
@@ -34,7 +35,6 @@ def refresh_index(
     run_directory: Path,
     target: Path,
     *,
-    max_edges: int = 32,
     num_threads: int = 1,
     report: Report = lambda _: None,
 ) -> Manifest:
@@ -44,9 +44,9 @@ def refresh_index(
 
     Args:
         bundle: a bundle with an encoder and an index, whose HNSW parameters are kept.
-        run_directory: a run in which `queryrec-train mine` is done; nothing else of it is read.
+        run_directory: a run in which `queryrec-train mine` is done; of the rest only the setting
+            `index.max_edges` is read.
         target: must not exist.
-        max_edges: co-occurring queries kept per query.
         num_threads: of embedding and building; with more than one, no two builds are the same.
         report: called with a line of progress.
 
@@ -59,12 +59,14 @@ def refresh_index(
         raise ValueError(
             f"{run_directory}: has no mined/{SUMMARY}: run `queryrec-train mine` there first"
         )
-    loaded = load_bundle(bundle, None)  # verified; only the encoder runs here
+    loaded = load_bundle(bundle, None, has_graph=False)  # verified; only the encoder runs here
     old = loaded.manifest
     if old.encoder is None or old.index is None:
         raise ValueError(f"{bundle}: has no encoder and index to refresh; export a whole bundle")
     session = session_of(onnx.load(bundle / old.encoder.file), num_threads)
     encoder = Encoder(session, MAX_ENCODER_TOKENS)
+    config = run_directory / "config.toml"
+    max_edges = read_config(config if config.is_file() else None).index.max_edges
     with packed(target) as directory:
         for name in old.files:
             if not name.startswith(f"{old.index.directory}/"):

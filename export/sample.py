@@ -16,7 +16,7 @@ from transformers import BertModel, LlamaForCausalLM, LlamaModel
 
 from engine.formats.features import FEATURE_NAMES
 from engine.formats.index import Edges, write_index
-from engine.formats.manifest import IndexSpec, Manifest, PromptSpec, ScenarioSpec
+from engine.formats.manifest import IndexSpec, Manifest, PromptSpec, ScenarioSpec, sha256_of
 from engine.formats.prompt import ANSWER, COOCCURRING, SESSION
 from engine.formats.token_statistics import TOKEN_STATISTICS
 from export.bundle import Mode, Precision, export_bundle
@@ -160,7 +160,7 @@ def _write_sample_index(
         m=16,
         ef_construction=100,
         ef_search=64,
-        encoder_sha256="",
+        encoder_sha256=sha256_of(directory / "encoder/model.safetensors"),
         min_users=1,
         counted="users",
     )

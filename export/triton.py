@@ -25,6 +25,7 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from engine.config import DeviceKind
+from engine.execution.runtime import usable_file
 from engine.execution.wire import Wire, model_name, specs, wire_of
 from engine.formats.manifest import (
     MAX_ENCODER_TOKENS,
@@ -67,13 +68,13 @@ def write_repository(
 
     Raises:
         ValueError: `target` exists, the bundle cannot be used (BundleError) or has no model, or
-            its graphs cannot run on the device.
+            its graphs cannot run on the device, or on this machine's CPU.
     """
     if target.exists():
         raise ValueError(f"{target}: exists already; a repository is never written over another")
     manifest = read_manifest(bundle)
     models = specs(manifest)
-    verify_files(bundle, manifest, {"tokenizer.json", *(s.file for s in models.values())})
+    verify_files(bundle, manifest, manifest.model_files())
     if not models:
         raise ValueError(f"{bundle}: has no model, so there is nothing to serve")
     int8 = [s.file for s in models.values() if s.precision == "int8"]
@@ -89,11 +90,12 @@ def write_repository(
             directory = partial / model_name(role, manifest) / "1"
             directory.mkdir(parents=True)
             wire, limits = wire_of(spec), _limits(bundle, spec, manifest)
+            graph_file = bundle / usable_file(spec)
             if backend == "python":
-                shutil.copyfile(bundle / spec.file, directory / "model.onnx")
+                shutil.copyfile(graph_file, directory / "model.onnx")
                 shutil.copyfile(_PYTHON_MODEL, directory / "model.py")
             else:
-                graph = build_ragged(onnx.load(bundle / spec.file), wire, limits)
+                graph = build_ragged(onnx.load(graph_file), wire, limits)
                 (directory / "model.onnx").write_bytes(graph.SerializeToString())
             config = model_config(
                 directory.parent.name, wire, limits, backend=backend, device=device,

@@ -12,6 +12,7 @@ A .proto file's path is its Python import path, so imports need no rewriting. ``
 
 import argparse
 import importlib.resources
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -61,6 +62,13 @@ def generate(gen_dir: Path) -> None:
         else:
             grpc_module.unlink()  # grpc writes an empty module for a file without services
     (gen_dir / PACKAGE / "__init__.py").write_text(_INIT, encoding="utf-8")
+
+
+def replace(committed_dir: Path, fresh_dir: Path) -> None:
+    """Makes the stubs under ``committed_dir`` those under ``fresh_dir``; others are removed."""
+    for name in _contents(committed_dir).keys() - _contents(fresh_dir).keys():
+        (committed_dir / name).unlink()
+    shutil.copytree(fresh_dir, committed_dir, dirs_exist_ok=True)
 
 
 def drift(committed_dir: Path, fresh_dir: Path) -> list[str]:
@@ -123,12 +131,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare only, write nothing")
     args = parser.parse_args()
     gen_dir = PROTO_DIR / "gen"
-    if not args.check:
-        generate(gen_dir)
-        return 0
     with tempfile.TemporaryDirectory() as scratch:
         fresh_dir = Path(scratch) / "gen"
         generate(fresh_dir)
+        if not args.check:
+            replace(gen_dir, fresh_dir)
+            return 0
         lines = drift(gen_dir, fresh_dir)
     for line in lines:
         print(f"proto/gen/{line}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.formats.manifest import PromptSpec, ScenarioSpec
+from engine.formats.manifest import PromptSpec, ScenarioSpec, check_scenario_name
 from engine.formats.prompt import ANSWER, COOCCURRING, SESSION
 from engine.formats.vocabulary import MAX_SLOTS
 
@@ -77,7 +77,7 @@ class MineConfig(Section, frozen=True, kw_only=True):
     max_session_searches: int = 100  # sessions with more are robots' and left out; 0: no limit
     association: Literal["npmi", "llr"] = "npmi"  # how strongly the queries of a pair belong
     near_duplicates: Literal["keep", "punctuation", "words"] = "keep"  # what is merged
-    valid_share: float = 0.1  # the last share of the log's time is for validation only
+    valid_share: float = 0.1  # the last share of the searches is for validation only
     unsafe_words: str = ""  # file with one word or phrase a line; queries with them are dropped
     engine: Literal["duckdb", "spark"] = "duckdb"
     spark_master: str = ""  # empty: this machine
@@ -136,10 +136,7 @@ class ScenarioConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if not self.name or not self.name.replace("_", "").isalnum() or not self.name.isascii():
-            raise ValueError(
-                f"scenario name {self.name!r} must be ASCII letters, digits and underscores"
-            )
+        check_scenario_name(self.name)
         for name in ("num_suggestions", "max_new_tokens", "max_auxiliary_tokens"):
             _at_least(name, getattr(self, name), 1)
         _at_least("num_slots", self.num_slots, 1 + self.has_auxiliary_text)

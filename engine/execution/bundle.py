@@ -128,12 +128,7 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
 
 def _files_in_use(directory: Path, manifest: Manifest) -> set[str]:
     """Returns the files that will be read, by their names in the manifest."""
-    models = (manifest.encoder, manifest.generator, manifest.click_model)
-    specs = [spec for spec in models if spec is not None]
-    used = {"tokenizer.json", *(name for s in specs for name in (s.file, s.tokenizer))}
-    used |= {s.fallback_file for s in specs if s.fallback_file}
-    if manifest.click_model is not None and manifest.click_model.statistics:
-        used.add(manifest.click_model.statistics)
+    used = manifest.model_files()
     if manifest.index is not None:
         folder = directory / manifest.index.directory
         used |= {str(p.relative_to(directory)) for p in folder.glob("*.*") if p.is_file()}

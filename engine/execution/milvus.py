@@ -37,6 +37,7 @@ ROW_FIELD = "row"
 VECTOR_FIELD = "embedding"
 _DEFAULT_PORT = 19530
 _START_TIMEOUT_S = 10.0
+_LOAD_TIMEOUT_S = 300.0  # of a collection that is not in the server's memory
 _EVENTUALLY = 3  # ConsistencyLevel: a collection never changes, so nothing is waited for
 _ANY_TIME = 1  # the guarantee timestamp of that level
 _BOOLEAN_EXPRESSION = 1  # DslType
@@ -63,8 +64,12 @@ class Access(NamedTuple):
         Raises:
             ValueError: the file cannot be read, or the URI is none.
         """
-        parts = urlsplit(uri)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(uri)
+            is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of a port that is no number, or half a bracket
+            is_address = False
+        if not is_address:
             raise ValueError(
                 f'milvus.uri is "{uri}"; it has to be http://HOST:PORT or https://HOST:PORT'
             )
@@ -99,7 +104,8 @@ class Access(NamedTuple):
     def channel(self) -> grpc.aio.Channel:
         """Returns a channel for calls of this event loop."""
         parts = urlsplit(self.uri)
-        target = f"{parts.hostname}:{parts.port or _DEFAULT_PORT}"
+        host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname  # IPv6
+        target = f"{host}:{parts.port or _DEFAULT_PORT}"
         if parts.scheme == "https":
             credentials = grpc.ssl_channel_credentials()
             return grpc.aio.secure_channel(target, credentials, CHANNEL_OPTIONS)
@@ -169,7 +175,7 @@ class MilvusNeighbours:
         self._database = access.database
         self._collection = collection_name(manifest)
         self._num_queries = spec.num_queries
-        self._search_params = {"metric_type": "IP", "ef": spec.ef_search}
+        self._ef_search = spec.ef_search
         self._clock = clock
         self._timeout_s = timeout_s
         self._outage = Outage(self._where, _log)
@@ -222,7 +228,8 @@ class MilvusNeighbours:
             "topk": str(k),
             "metric_type": "IP",
             "round_decimal": "-1",
-            "params": json.dumps(self._search_params),
+            # Milvus refuses less effort than there are results.
+            "params": json.dumps({"metric_type": "IP", "ef": max(self._ef_search, k)}),
         }
         return milvus_pb2.SearchRequest(
             db_name=self._database,
@@ -252,20 +259,25 @@ def _check(access: Access, name: str, spec: IndexSpec, bundle_directory: Path) -
     client = access.client()
     load = f"queryrec-export milvus --bundle {bundle_directory} --uri {access.uri}"
     try:
-        if not client.has_collection(name):
+        if not client.has_collection(name, timeout=_START_TIMEOUT_S):
             raise ValueError(
                 f"the Milvus server at {access.uri} has no collection {name}. Load it with: {load}"
             )
-        fields: Sequence[dict[str, Any]] = client.describe_collection(name)["fields"]
+        described = client.describe_collection(name, timeout=_START_TIMEOUT_S)
+        fields: Sequence[dict[str, Any]] = described["fields"]
         dims = {f["name"]: f["params"].get("dim") for f in fields}
         if set(dims) != {ROW_FIELD, VECTOR_FIELD} or dims[VECTOR_FIELD] != spec.embedding_dim:
             raise ValueError(
                 f"{name} at {access.uri} has the fields {dims}, but must have {ROW_FIELD} and "
                 f"{VECTOR_FIELD} of {spec.embedding_dim} numbers. Load it anew: {load} --replace"
             )
-        client.load_collection(name)
+        client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
         counted = client.query(
-            name, filter="", output_fields=["count(*)"], consistency_level="Strong"
+            name,
+            filter="",
+            output_fields=["count(*)"],
+            consistency_level="Strong",
+            timeout=_START_TIMEOUT_S,
         )
         num_rows = int(counted[0]["count(*)"])
         if num_rows != spec.num_queries:

@@ -5,6 +5,7 @@ Knows nothing of how models are run or indexes searched.
 """
 
 import hashlib
+import re
 from collections.abc import Set
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,14 @@ SCHEMA_VERSION = 1
 MAX_CANDIDATE_TOKENS = 16  # the click model reads no more of a candidate, trained or serving
 MAX_ENCODER_TOKENS = 64  # the least that a trained encoder's position table has
 MANIFEST_FILE = "manifest.json"
+
+
+def check_scenario_name(name: str) -> None:
+    """Raises ValueError unless requests can name a scenario so: see scenario.proto."""
+    if not re.fullmatch("[a-z0-9_]{1,64}", name):
+        raise ValueError(
+            f"scenario name {name!r} must be 1 to 64 of the characters a to z, 0 to 9 and _"
+        )
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +44,10 @@ class ScenarioSpec(_Part, frozen=True, kw_only=True):
     # p(seen | position), 1 at the first; without a click model, the log's click rates by position
     # relative to the first
     position_ctr: list[float]
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        check_scenario_name(self.name)
 
 
 class PromptSpec(_Part, frozen=True, kw_only=True):
@@ -117,13 +130,19 @@ class Manifest(_Part, frozen=True, kw_only=True):
         """Returns whether only the index tells two bundles apart: what models read and write."""
         return self._without_index() == other._without_index()
 
-    def _without_index(self) -> tuple[object, ...]:
-        models = (self.encoder, self.generator, self.click_model)
-        specs = [spec for spec in models if spec is not None]
+    def model_files(self) -> set[str]:
+        """Returns the files that models need, by their names in `files`."""
+        specs = [s for s in (self.encoder, self.generator, self.click_model) if s is not None]
         names = {"tokenizer.json", *(n for s in specs for n in (s.file, s.tokenizer))}
         names |= {s.fallback_file for s in specs if s.fallback_file}
-        names |= {self.click_model.statistics} if self.click_model else set()
-        return (models, self.prompt, self.scenarios, {n: self.files.get(n) for n in names})
+        if self.click_model is not None and self.click_model.statistics:
+            names.add(self.click_model.statistics)
+        return names
+
+    def _without_index(self) -> tuple[object, ...]:
+        models = (self.encoder, self.generator, self.click_model)
+        files = {n: self.files.get(n) for n in self.model_files()}
+        return (models, self.prompt, self.scenarios, files)
 
 
 class BundleError(ValueError):
@@ -169,7 +188,7 @@ def verify_files(directory: Path, manifest: Manifest, used: Set[str] = frozenset
     """Checks every listed file against its sha256, and that all `used` files are listed.
 
     Raises:
-        BundleError: naming the first file that is missing, changed, or not listed.
+        BundleError: naming the first file that is missing, changed, unreadable, or not listed.
     """
     for name in sorted(used - manifest.files.keys()):
         raise BundleError(f"{directory / name}: used but not listed in {MANIFEST_FILE}")
@@ -177,7 +196,11 @@ def verify_files(directory: Path, manifest: Manifest, used: Set[str] = frozenset
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()):
             raise BundleError(f"{path}: lies outside the bundle")
-        if not path.is_file():
-            raise BundleError(f"{path}: listed in {MANIFEST_FILE} but missing")
-        if sha256_of(path) != expected:
+        try:
+            if not path.is_file():
+                raise BundleError(f"{path}: listed in {MANIFEST_FILE} but missing")
+            found = sha256_of(path)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+        if found != expected:
             raise BundleError(f"{path}: content differs from its sha256 in {MANIFEST_FILE}")

@@ -51,7 +51,7 @@ class PromptRenderer:
         """Looks up the control tokens that `scenarios` and the kinds of `spec` need.
 
         Raises:
-            ValueError: the vocabulary lacks one of them.
+            ValueError: the vocabulary lacks one of them, or the longest query does not fit.
         """
         self.vocabulary = vocabulary
         self._spec = spec
@@ -65,6 +65,14 @@ class PromptRenderer:
         self._query_id = vocabulary.control_id(QUERY)
         self._respond_id = vocabulary.control_id(RESPOND)
         self._instruction = vocabulary.encode(spec.instruction) if spec.instruction else []
+        num_fixed = len(self._instruction) + 3  # scenario, <query>, <respond>
+        if num_fixed + spec.max_query_tokens > spec.max_tokens:
+            raise ValueError(
+                f"prompt.max_tokens is {spec.max_tokens}, must be at least "
+                f"{num_fixed + spec.max_query_tokens}: the instruction has "
+                f"{len(self._instruction)} tokens, a query up to {spec.max_query_tokens}, and "
+                "there are 3 control tokens"
+            )
 
     def generation_prompt(
         self, scenario: str, query: str, side_information: Sequence[SideInformation] = ()

@@ -158,6 +158,13 @@ async def test_an_unset_latency_budget_stays_unset(served):
     assert servicer.requests[1].latency_budget.ToMilliseconds() == -1500
 
 
+@pytest.mark.parametrize("latency_budget_s", [float("inf"), float("nan"), 1e300, -1e12])
+async def test_a_latency_budget_that_no_request_can_have_is_refused(served, latency_budget_s):
+    async with QueryRecClient(served[0]) as client:
+        with pytest.raises(ValueError, match="latency_budget_s is"):
+            await client.recommend("suggestion", "earbuds", latency_budget_s=latency_budget_s)
+
+
 @pytest.mark.parametrize("query", FAILURES)
 async def test_every_request_error_reaches_the_client_with_status_reason_and_metadata(
     served, query

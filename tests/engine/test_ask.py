@@ -4,8 +4,10 @@ import io
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from engine.ask import print_answer
+from engine.cli import app
 from queryrec.client import Recommendation, Suggestion
 
 
@@ -25,3 +27,14 @@ def test_texts_that_look_like_markup_are_printed_as_they_are(text):
     lines = console.file.getvalue().splitlines()
     assert lines[0] == text
     assert any(f" {text} " in line for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--timeout-ms", "0"), ("--max-suggestions", "99999999999"), ("--session-query", "\udcff")],
+)
+def test_what_no_request_can_have_ends_with_one_line(option, value):
+    done = CliRunner().invoke(app, ["ask", "hi", "--target", "127.0.0.1:1", option, value])
+    assert done.exit_code == 1
+    (line,) = done.output.splitlines()
+    assert line.startswith("cannot ask: ")

@@ -1,13 +1,17 @@
 """A bundle is complete, verified, and never written over another."""
 
 import shutil
+from collections.abc import Callable
 from math import exp
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
 from engine.execution.bundle import load_bundle
 from engine.execution.models import GenerateRow
@@ -16,7 +20,9 @@ from engine.formats.manifest import read_manifest, verify_files
 from export import parity
 from export.bundle import export_bundle
 from export.checkpoint import Run
+from export.cli import app
 from export.sample import write_sample_bundle, write_sample_run
+from train.clicks.calibration import quality
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +149,81 @@ def test_mode_that_the_generator_was_not_taught_is_refused(
     (other / "generator/metrics.json").write_text('{"mode": "slots"}')
     with pytest.raises(ValueError, match=r"generator\.mode 'slots'.*--mode slots"):
         export_bundle(other, tmp_path / "bundle", mode="list")
+
+
+@pytest.fixture
+def run_of(run_directory: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Copies a run with some of its parts."""
+
+    def copied(*parts: str) -> Path:
+        others = {"encoder", "generator", "click_model", "index"} - {*parts}
+        ignore = shutil.ignore_patterns(*others)
+        return Path(shutil.copytree(run_directory, tmp_path / "run", ignore=ignore))
+
+    return copied
+
+
+def test_only_files_of_an_index_are_copied(run_of: Callable[..., Path], tmp_path: Path) -> None:
+    run = run_of("encoder", "index")
+    (run / "index/hnsw.bin").write_bytes(b"of an older release")
+    manifest = export_bundle(run, tmp_path / "bundle")
+    assert "index/hnsw.faiss" in manifest.files
+    assert "index/hnsw.bin" not in manifest.files
+    assert load_bundle(tmp_path / "bundle", None).index is not None
+
+
+def test_an_index_of_an_older_release_is_refused(
+    run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_of("encoder", "index")
+    (run / "index/hnsw.faiss").rename(run / "index/hnsw.bin")
+    with pytest.raises(ValueError, match=r"has no hnsw\.faiss; build it again .*train index"):
+        export_bundle(run, tmp_path / "bundle")
+
+
+def test_an_index_of_another_encoder_is_refused(
+    run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_of("encoder", "index")
+    weights = load_file(run / "encoder/model.safetensors")
+    scaled = {name: array * 2 for name, array in weights.items()}
+    save_file(scaled, run / "encoder/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"embedded by another encoder.*train index"):
+        export_bundle(run, tmp_path / "bundle")
+
+
+def test_a_manifest_says_how_good_the_click_model_is(
+    run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_of("click_model")
+    clicked = np.array([True, False, True, False])
+    measured = quality(np.array([0.9, 0.2, 0.4, 0.5]), clicked, np.arange(4))  # no GAUC
+    metrics = {"all": {"click_rate": 0.5, "model": measured}, "suggestion": {"click_rate": 0.5}}
+    (run / "click_model/metrics.json").write_bytes(msgspec.json.encode(metrics))
+    export_bundle(run, tmp_path / "bundle", num_parity_requests=3)
+    assert read_manifest(tmp_path / "bundle").quality == {
+        "click_model_auc": measured.auc,
+        "click_model_normalised_entropy": measured.normalised_entropy,
+        "click_model_relative_ece": measured.relative_ece,
+    }
+
+
+@pytest.mark.parametrize("command", ["bundle", "index", "sample", "triton"])
+def test_a_place_that_takes_no_directory_ends_a_command_with_one_line(
+    run_directory: Path, bundle: Path, tmp_path: Path, command: str
+) -> None:
+    shutil.copytree(run_directory / "mined", tmp_path / "run/mined")
+    (tmp_path / "run/mined/summary.json").write_text("{}")
+    options = {
+        "bundle": ["--run", str(run_directory)],
+        "index": ["--bundle", str(bundle), "--run", str(tmp_path / "run")],
+        "sample": [],
+        "triton": ["--bundle", str(bundle), "--backend", "python"],
+    }
+    (tmp_path / "file").touch()
+    out = tmp_path / "file/out"
+    done = CliRunner().invoke(app, [command, *options[command], "--out", str(out)])
+    assert done.exit_code == 2
+    (line,) = done.output.splitlines()
+    assert line.startswith("error: ")
+    assert "Not a directory" in line

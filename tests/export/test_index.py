@@ -15,6 +15,7 @@ from engine.formats.manifest import MAX_ENCODER_TOKENS, read_manifest, write_man
 from export import parity
 from export.bundle import export_bundle
 from export.index import embed, refresh_index
+from export.packing import sealed
 from export.sample import write_sample_run
 from train.mining.mine import MineSummary
 
@@ -148,3 +149,37 @@ def test_one_thread_gives_the_same_index_every_time(
     several = refresh_index(bundle, newer, tmp_path / "several", num_threads=2)
     assert load_bundle(tmp_path / "several", None).index is not None
     assert several.files["index/texts.bin"] == first.files["index/texts.bin"]
+
+
+def test_a_bundle_whose_graph_is_of_an_older_release_gets_a_new_one(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    old = shutil.copytree(bundle, tmp_path / "old")
+    (old / "index/hnsw.faiss").unlink()
+    (old / "index/hnsw.bin").write_bytes(b"of another library")
+    manifest = read_manifest(old)
+    (old / "manifest.json").unlink()
+    sealed(old, manifest)
+    fresh = refresh_index(old, newer, tmp_path / "fresh")
+    assert "index/hnsw.faiss" in fresh.files
+    assert "index/hnsw.bin" not in fresh.files
+    assert load_bundle(tmp_path / "fresh", None).index is not None
+
+
+def test_lists_are_as_long_as_the_runs_setting_says(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    texts = pq.read_table(newer / "mined/queries.parquet")["text"].to_pylist()
+    others = [t for t in texts if t not in NEW][:3]
+    pairs = [
+        {"source": NEW[0], "target": t, "num_pairs": 9, "num_users": 9, "association": 0.5}
+        for t in others
+    ]
+    pq.write_table(pa.Table.from_pylist(pairs), newer / "mined/pairs.parquet")
+    (newer / "config.toml").write_text("[index]\nmax_edges = 2\n")
+    refresh_index(bundle, newer, tmp_path / "fresh")
+    index = load_bundle(tmp_path / "fresh", None).index
+    assert index is not None
+    row = index.find(NEW[0])
+    assert row is not None
+    assert len(index.neighbours(row)[0]) == 2

@@ -31,6 +31,7 @@ from engine.formats.features import FEATURE_NAMES
 from engine.formats.manifest import Manifest, read_manifest, write_manifest
 from engine.scheduling.planner import Rung
 from export.cli import app
+from export.packing import sealed
 from export.sample import write_sample_bundle
 from export.triton import Backend, write_repository
 
@@ -309,6 +310,34 @@ def test_a_changed_bundle_is_refused_and_leaves_nothing_behind(bundle, tmp_path)
     with pytest.raises(ValueError, match="generator\\.onnx"):
         write_repository(copy, tmp_path / "repository", backend="python")
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_cpu_that_lacks_a_feature_gets_the_fallback_or_a_refusal(bundle, manifest, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    shutil.copy(copy / "encoder.onnx", copy / "other.onnx")
+    features = ["a_feature_of_no_cpu"]
+    for fallback in (None, "other.onnx"):
+        encoder = msgspec.structs.replace(
+            manifest.encoder, required_cpu_features=features, fallback_file=fallback
+        )
+        (copy / "encoder.onnx").write_bytes(b"for other CPUs")
+        (copy / "manifest.json").unlink()
+        changed = sealed(copy, msgspec.structs.replace(manifest, encoder=encoder))
+        if fallback is None:
+            with pytest.raises(ValueError, match="a_feature_of_no_cpu, which this CPU lacks"):
+                write_repository(copy, tmp_path / "no", backend="python")
+    for backend in BACKENDS:
+        write_repository(copy, tmp_path / backend, backend=backend)
+        session(tmp_path / backend / model_name("encoder", changed) / "1/model.onnx")
+
+
+def test_a_tokenizer_that_is_not_listed_is_refused(bundle, manifest, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    shutil.copy(copy / "tokenizer.json", copy / "encoder_tokenizer.json")
+    encoder = msgspec.structs.replace(manifest.encoder, tokenizer="encoder_tokenizer.json")
+    write_manifest(copy, msgspec.structs.replace(manifest, encoder=encoder))
+    with pytest.raises(ValueError, match=r"encoder_tokenizer\.json: used but not listed"):
+        write_repository(copy, tmp_path / "no", backend="python")
 
 
 def test_gpus_get_their_accelerators_and_refuse_int8(bundle, manifest, tmp_path):

@@ -50,6 +50,19 @@ def test_drift_names_each_file_that_differs(generate, tmp_path):
     ]
 
 
+def test_stubs_of_a_proto_file_that_is_gone_are_removed(generate, tmp_path):
+    committed, fresh = tmp_path / "committed", tmp_path / "fresh"
+    shutil.copytree(PROTO / "gen", committed)
+    shutil.copytree(PROTO / "gen", fresh)
+    (committed / "queryrec/v1/stage_pb2.py").write_text("changed")
+    (committed / "queryrec/v1/scenario_pb2.pyi").unlink()
+    (committed / "queryrec/v1/old_pb2.py").write_text("left over")
+
+    generate.replace(committed, fresh)
+
+    assert generate.drift(committed, fresh) == []
+
+
 def test_the_contract_passes_lint_and_format():
     buf = Path(sys.executable).with_name("buf")
     for arguments in (["lint"], ["format", "--diff", "--exit-code"]):

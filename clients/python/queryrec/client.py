@@ -39,6 +39,7 @@ FeedbackKind = Literal["impression", "click", "dismiss"]
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _DOMAIN = "queryrec.v1"
+_MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration
 _RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
 
 
@@ -367,6 +368,10 @@ def _short(enum: _Enum, number: int, prefix: str) -> str:
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:
+    if not abs(seconds) <= _MAX_DURATION_S:
+        raise ValueError(
+            f"latency_budget_s is {seconds}; it must be a number up to {_MAX_DURATION_S}"
+        )
     whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
     if whole < 0 and nanos:  # a Duration's parts share their sign
         whole, nanos = whole + 1, nanos - 1_000_000_000

@@ -13,6 +13,7 @@ from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.runtime import Runtime, usable_file
 from engine.formats.features import FEATURE_NAMES
 from engine.formats.manifest import BundleError, read_manifest, sha256_of
+from engine.formats.prompt import SESSION, SideInformation
 from engine.formats.token_statistics import TOKEN_STATISTICS
 from train.clicks.token_statistics import statistics_of
 
@@ -68,6 +69,22 @@ def test_a_missing_file_is_refused_with_its_name(copy, runtime, name):
         load_bundle(copy, runtime)
 
 
+def test_a_file_that_cannot_be_read_is_refused_with_its_name(copy, runtime):
+    path = copy / "manifest.json"
+    content = json.loads(path.read_text())
+    content["files"]["x" * 300] = "0" * 64
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"xxx: cannot be read \(File name too long\)"):
+        load_bundle(copy, runtime)
+
+
+@pytest.mark.parametrize("name", ["", "Suggestion", "a b", "a" * 65, "a\n", "é"])
+def test_a_scenario_that_no_request_can_name_is_refused(copy, runtime, name):
+    rewrite(copy, lambda m: m["scenarios"][0].update(name=name))
+    with pytest.raises(BundleError, match=r"scenario name .* must be 1 to 64 of the characters"):
+        load_bundle(copy, runtime)
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_another_schema_version_is_refused(copy, runtime, version):
     rewrite(copy, lambda m: m.update(schema_version=version))
@@ -112,6 +129,22 @@ def test_a_bundle_of_other_token_statistics_has_other_models(copy, tiny_bundle):
 def test_an_index_of_another_encoder_is_refused(copy, runtime):
     rewrite(copy, lambda m: m["index"].update(encoder_sha256="0" * 64))
     with pytest.raises(BundleError, match="index: was embedded by the encoder"):
+        load_bundle(copy, runtime)
+
+
+def test_an_instruction_that_leaves_no_room_for_a_query_is_refused(copy, runtime):
+    bundle = load_bundle(copy, None)
+    spec = bundle.manifest.prompt
+    longest = spec.max_tokens - spec.max_query_tokens - 3
+    texts = ["q" * num for num in range(200)]
+    of_length = {len(bundle.vocabulary.encode(text)): text for text in texts}
+
+    rewrite(copy, lambda m: m["prompt"].update(instruction=of_length[longest]))
+    renderer = load_bundle(copy, None).renderer
+    prompt = renderer.generation_prompt("suggestion", "ab " * 100, [SideInformation(SESSION, "a")])
+    assert len(prompt.ids) == spec.max_tokens
+    rewrite(copy, lambda m: m["prompt"].update(instruction=of_length[longest + 1]))
+    with pytest.raises(BundleError, match=r"prompt\.max_tokens is 64, must be at least 65"):
         load_bundle(copy, runtime)
 
 

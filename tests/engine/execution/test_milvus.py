@@ -1,6 +1,7 @@
 """The engine with a real Milvus (milvus-lite): the same answers, and what happens when it fails."""
 
 import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -12,13 +13,19 @@ from pathlib import Path
 
 import grpc
 import msgspec
+import numpy as np
 import pytest
+from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
+from pymilvus.grpc_gen.milvus_pb2_grpc import (
+    MilvusServiceServicer,
+    add_MilvusServiceServicer_to_server,
+)
 from typer.testing import CliRunner
 
 from engine.answering.answer import Answer, Question
 from engine.answering.pipeline import Pipeline
 from engine.config import CacheConfig, Config, MilvusConfig, ModelsConfig
-from engine.execution.milvus import Access, collection_name
+from engine.execution.milvus import Access, MilvusNeighbours, collection_name
 from engine.execution.runtime import Runtime
 from engine.formats.manifest import read_manifest
 from engine.scheduling.deadline import Deadline, MonotonicClock
@@ -146,7 +153,7 @@ async def test_rows_found_are_those_of_the_example_bundle_up_to_recall(tmp_path,
                 (embedding_D,) = encoder.run([here.bundle.encoder_ids(query)])
                 expected, _ = index.nearest(embedding_D, 16)
                 finish_by_s = CLOCK.now_s() + AMPLE_S
-                found, similarity = await there._neighbours.nearest(embedding_D, 16, finish_by_s)
+                found, similarity = await there._lookup._neighbours.nearest(embedding_D, 16, finish_by_s)
                 num_equal += len(set(found.tolist()) & set(expected.tolist()))
                 assert similarity.tolist() == sorted(similarity, reverse=True)
                 assert similarity[0] <= 1.001
@@ -248,10 +255,70 @@ async def test_a_collection_that_is_not_complete_is_refused(milvus, other_bundle
     client.close()
 
 
+async def test_a_server_that_does_not_load_the_collection_is_not_waited_for(
+    milvus, tiny_bundle, runtime, monkeypatch
+):
+    monkeypatch.setattr("engine.execution.milvus._LOAD_TIMEOUT_S", 1e-6)
+    with pytest.raises(ValueError, match="cannot be used"):
+        await load_pipeline(tiny_bundle, runtime, remote(milvus.uri), CLOCK)
+
+
+class StrictServicer(MilvusServiceServicer):
+    """Refuses, as a Milvus does and milvus-lite does not, less effort than there are results."""
+
+    async def Search(self, request, context):
+        params = {pair.key: pair.value for pair in request.search_params}
+        num = int(params["topk"])
+        if json.loads(params["params"])["ef"] < num:
+            return milvus_pb2.SearchResults(status=common_pb2.Status(code=65535, reason="ef"))
+        ids = schema_pb2.IDs(int_id=schema_pb2.LongArray(data=range(num)))
+        return milvus_pb2.SearchResults(
+            results=schema_pb2.SearchResultData(ids=ids, scores=[1.0] * num)
+        )
+
+
+async def test_no_search_makes_less_effort_than_it_wants_results(tiny_bundle):
+    manifest = read_manifest(tiny_bundle)
+    index = msgspec.structs.replace(manifest.index, ef_search=2)
+    hasty = msgspec.structs.replace(manifest, index=index)
+    async with listening("127.0.0.1", StrictServicer()) as uri:
+        neighbours = MilvusNeighbours(Access(uri, "", ""), hasty, CLOCK, timeout_s=AMPLE_S)
+        embedding_D = np.ones(index.embedding_dim, np.float32)
+        rows, _ = await neighbours.nearest(embedding_D, 16, CLOCK.now_s() + AMPLE_S)
+        await neighbours.close()
+    assert rows.tolist() == list(range(16))
+
+
+async def test_a_server_may_have_an_address_of_ipv6():
+    async with listening("[::1]", StrictServicer()) as uri:
+        channel = Access.of(uri, "", "").channel()
+        async with asyncio.timeout(AMPLE_S):
+            await channel.channel_ready()
+        await channel.close()
+
+
+@asynccontextmanager
+async def listening(host: str, servicer: MilvusServiceServicer) -> AsyncIterator[str]:
+    """Serves in this process and gives the URI."""
+    server = grpc.aio.server()
+    add_MilvusServiceServicer_to_server(servicer, server)
+    try:
+        port = server.add_insecure_port(f"{host}:0")
+    except RuntimeError:
+        pytest.skip(f"this machine has no address {host}")
+    await server.start()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        await server.stop(None)
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
         ("http://127.0.0.1:1", "no Milvus server answers there"),
+        ("http://127.0.0.1:abc", "it has to be http://HOST:PORT"),
+        ("http://[::1", "it has to be http://HOST:PORT"),
         ("127.0.0.1:19530", "it has to be http://HOST:PORT"),
         ("./local.db", "it has to be http://HOST:PORT"),
     ],

@@ -89,8 +89,9 @@ class QueryRecommenderServiceServicer(object):
 
         Single events are refused with ERROR_REASON_TOKEN_MALFORMED, _TOKEN_SIGNATURE_INVALID,
         _TOKEN_KEY_UNKNOWN, _EVENT_INVALID, _TEXT_INVALID or _FIELD_TOO_LONG while the others are
-        stored. The whole call fails with INVALID_ARGUMENT (_TOO_MANY_ITEMS), RESOURCE_EXHAUSTED
-        (_QUEUE_FULL), UNAVAILABLE (_NOT_READY, _FEEDBACK_NOT_STORED) and INTERNAL (_INTERNAL).
+        stored. The whole call fails with INVALID_ARGUMENT (_TOO_MANY_ITEMS, _TEXT_INVALID),
+        RESOURCE_EXHAUSTED (_QUEUE_FULL), UNAVAILABLE (_NOT_READY, _FEEDBACK_NOT_STORED) and INTERNAL
+        (_INTERNAL).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,7 +101,8 @@ class QueryRecommenderServiceServicer(object):
         """ListScenarios returns the panels that the bundle being served can fill. The answer changes only
         when another bundle is loaded.
 
-        Fails with UNAVAILABLE (ERROR_REASON_NOT_READY) and INTERNAL (_INTERNAL).
+        Fails with INVALID_ARGUMENT (ERROR_REASON_TEXT_INVALID), RESOURCE_EXHAUSTED (_QUEUE_FULL),
+        UNAVAILABLE (_NOT_READY) and INTERNAL (_INTERNAL).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
