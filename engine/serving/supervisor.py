@@ -7,12 +7,8 @@ others answer meanwhile, and a bundle that the first one refuses reaches none of
 
 import asyncio
 import logging
-import os
 import signal
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -20,128 +16,14 @@ import msgspec
 from engine.config import Config, load_keys
 from engine.execution.cpu import num_usable_cpus
 from engine.serving.console import Signals, say, warn_of_ephemeral_keys
-from engine.serving.control import (
-    MAX_LINE_BYTES,
-    Failed,
-    Refresh,
-    Said,
-    Serving,
-    Start,
-    as_line,
-    reply_of,
-)
+from engine.serving.control import Start
 from engine.serving.places import Places
 from engine.serving.ports import shared_port
+from engine.serving.worker_process import MAX_RESTARTS, STABLE_S, Restarts, WorkerProcess
 
 _log = logging.getLogger(__name__)
 
-_BACKOFF_S = 0.5  # before the first restart in a row; doubles with each
-_MAX_RESTARTS = 5  # in a row
-_STABLE_S = 60.0  # a worker that served this long starts a new row
 _END_S = 15.0  # beyond what it may take to drain, before a worker is killed
-
-
-class Restarts:
-    """Whether and when a worker that died is started again."""
-
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        """Starts with a clean record."""
-        self._now_s = now_s
-        self._num_in_row = 0
-        self._serving_since_s: float | None = None
-
-    def served(self) -> None:
-        """Notes that the worker has begun to serve."""
-        self._serving_since_s = self._now_s()
-
-    def delay_s(self) -> float | None:
-        """Notes that it died. Returns seconds until the next start, or None to give up."""
-        since_s, self._serving_since_s = self._serving_since_s, None
-        if since_s is not None and self._now_s() - since_s >= _STABLE_S:
-            self._num_in_row = 0
-        self._num_in_row += 1
-        if self._num_in_row > _MAX_RESTARTS:
-            return None
-        return _BACKOFF_S * 2 ** (self._num_in_row - 1)
-
-
-class WorkerProcess:
-    """One worker process, as long as it lives."""
-
-    def __init__(self, start: Start, process: asyncio.subprocess.Process) -> None:
-        """Wraps a process that has just begun."""
-        self.places = start.places
-        self.is_serving = False
-        self.why_failed = ""
-        self.process = process
-        self._number = start.number
-        self._refreshed: asyncio.Future[bool] | None = None
-
-    @classmethod
-    async def begin(cls, start: Start) -> "WorkerProcess":
-        """Starts a process and tells it what to serve."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "engine.serving.child"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=MAX_LINE_BYTES,
-            # It finds the very modules that this process has found, however this one was started.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            start_new_session=True,  # a terminal's Ctrl-C reaches it through the supervisor only
-        )
-        worker = cls(start, process)
-        worker._tell(start)
-        return worker
-
-    async def follow(self, on_serving: Callable[[str], None]) -> int:
-        """Heeds what the process says until it ends. Returns its exit status.
-
-        Args:
-            on_serving: Called with the bundle's id once it serves.
-        """
-        assert self.process.stdout is not None
-        try:
-            while line := await self.process.stdout.readline():
-                try:
-                    reply = reply_of(line)
-                except msgspec.MsgspecError:  # printed by a library
-                    reply = Said(text=line.decode(errors="replace").rstrip())
-                if isinstance(reply, Said):
-                    say(f"worker {self._number}: {reply.text}")
-                elif isinstance(reply, Failed):
-                    self.why_failed = reply.why
-                elif isinstance(reply, Serving):
-                    self.is_serving = True
-                    on_serving(reply.bundle_id)
-                else:
-                    self._end_refresh(is_current=reply.is_current)
-            return await self.process.wait()
-        finally:
-            self.is_serving = False
-            self._end_refresh(is_current=False)
-
-    async def refresh(self, places: Places, *, is_asked: bool) -> bool:
-        """Has it look at the bundles. Returns whether it serves them; not if it died over it."""
-        refreshed = self._refreshed = asyncio.get_running_loop().create_future()
-        bundle, canary = str(places.bundle), places.canary and str(places.canary)
-        self._tell(Refresh(bundle=bundle, canary=canary, is_asked=is_asked))
-        is_current = await refreshed
-        if is_current:
-            self.places = places
-        return is_current
-
-    def signal(self, number: int) -> None:
-        """Sends a signal, if the process is still there."""
-        with suppress(ProcessLookupError):
-            self.process.send_signal(number)
-
-    def _end_refresh(self, *, is_current: bool) -> None:
-        if self._refreshed is not None and not self._refreshed.done():
-            self._refreshed.set_result(is_current)
-
-    def _tell(self, command: Start | Refresh) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(as_line(command))
 
 
 class Supervisor:
@@ -231,8 +113,8 @@ class Supervisor:
             delay_s = restarts.delay_s()
             if delay_s is None:
                 raise ValueError(
-                    f"{why}; it died {_MAX_RESTARTS + 1} times in a row, each time within "
-                    f"{_STABLE_S:.0f} s of serving: giving up"
+                    f"{why}; it died {MAX_RESTARTS + 1} times in a row, each time within "
+                    f"{STABLE_S:.0f} s of serving: giving up"
                 )
             _log.error("%s; starts again in %s s", why, delay_s)
             await asyncio.sleep(delay_s)

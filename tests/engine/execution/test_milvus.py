@@ -153,7 +153,8 @@ async def test_rows_found_are_those_of_the_example_bundle_up_to_recall(tmp_path,
                 (embedding_D,) = encoder.run([here.bundle.encoder_ids(query)])
                 expected, _ = index.nearest(embedding_D, 16)
                 finish_by_s = CLOCK.now_s() + AMPLE_S
-                found, similarity = await there._lookup._neighbours.nearest(embedding_D, 16, finish_by_s)
+                neighbours = there._lookup._neighbours
+                found, similarity = await neighbours.nearest(embedding_D, 16, finish_by_s)
                 num_equal += len(set(found.tolist()) & set(expected.tolist()))
                 assert similarity.tolist() == sorted(similarity, reverse=True)
                 assert similarity[0] <= 1.001

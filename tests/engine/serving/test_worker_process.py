@@ -1,6 +1,6 @@
 """Whether and when a worker that died is started again. The processes: tests/e2e/test_workers."""
 
-from engine.serving.supervisor import Restarts
+from engine.serving.worker_process import Restarts
 
 
 def test_the_delay_doubles_until_it_gives_up(clock):
