@@ -17,7 +17,7 @@ from rich.console import Console
 from train.adapters import ADAPTERS
 from train.config import IMPRESSIONS, SEARCHES, TrainConfig, read_config, to_toml
 from train.pipeline import stages_of
-from train.stages import StageRunner
+from train.stages import StageRunner, is_first_process
 
 app = typer.Typer(
     name="queryrec-train",
@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(highlight=False, soft_wrap=True, quiet=not is_first_process())
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with the settings.")]
@@ -280,6 +280,8 @@ def _report(message: str) -> None:
 
 
 def _write_config(run: Path, settings: TrainConfig) -> None:
+    if not is_first_process():
+        return
     written = run / "config.toml.partial"
     written.write_text(to_toml(settings), encoding="utf-8")
     written.rename(run / "config.toml")

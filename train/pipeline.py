@@ -275,6 +275,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
                 "max_edges": config.index.max_edges,
             },
             make=align,
+            is_shared=True,
         ),
         Stage(
             name="index",

@@ -8,6 +8,7 @@ on. Knows nothing of what stages do.
 
 import fcntl
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,12 @@ class Stage:
     # empty says that there is nothing to make.
     make: Callable[[Path], str]
     is_file: bool = False
+    is_shared: bool = False  # several processes that torchrun started may make it together
+
+
+def is_first_process() -> bool:
+    """Returns whether no other process of the same torchrun goes before this one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,14 +104,23 @@ class StageRunner:
             force: runs it again, from its beginning, even if it is done.
 
         Raises:
-            ValueError: what it builds on is missing, its input is wrong, or another process works
-                on this run. Then nothing of the stage is left behind.
+            ValueError: what it builds on is missing, its input is wrong, another process works on
+                this run, or several were started for what one does alone. Then nothing of the
+                stage is left behind.
         """
         stage = self._stages[name]
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not stage.is_shared:
+            shared = [s.name for s in self._stages.values() if s.is_shared]
+            raise ValueError(
+                f"stage {name} is made by one process: start it without torchrun, which is for "
+                f"{', '.join(shared)}"
+            )
         self.check(name)
         record = self._record(name)
         if record is not None and self.is_done(name) and not force:
             return Outcome(was_skipped=True, took_s=record.took_s, summary=record.summary)
+        if not is_first_process():  # the first one keeps records, and waits for the others
+            return Outcome(was_skipped=False, took_s=0, summary=stage.make(self._partial(stage)))
         existed = self._run.exists()
         try:
             with self._locked():

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.train.test_cli import config_file
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
@@ -31,14 +34,12 @@ align(run, config, read_prompts(run), max_edges=32, seed=0, output=output, repor
 """
 
 
-def aligned(run: Path, output: Path, num_processes: int, batch_size: int, num_rounds: int) -> dict:
-    output.mkdir()
-    script = output.with_suffix(".py")
-    script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    launch = launcher if num_processes > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launch, script, run, output, str(num_rounds), str(batch_size)],
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
+
+
+def called(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -48,6 +49,14 @@ def aligned(run: Path, output: Path, num_processes: int, batch_size: int, num_ro
             "OMP_NUM_THREADS": "1",
         },
     )
+
+
+def aligned(run: Path, output: Path, num_processes: int, batch_size: int, num_rounds: int) -> dict:
+    output.mkdir()
+    script = output.with_suffix(".py")
+    script.write_text(SCRIPT)
+    launch = [*LAUNCHER, f"--nproc_per_node={num_processes}"] if num_processes > 1 else []
+    done = called(*launch, script, run, output, num_rounds, batch_size)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((output / "metrics.json").read_text())
 
@@ -76,3 +85,26 @@ def test_two_processes_do_what_one_does_with_batches_twice_as_large(
         for n in ("one", "two")
     ]
     assert torch.cosine_similarity(moved[0], moved[1], dim=0) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_command_line_aligns_with_two_processes(simulated_logs: Any, tmp_path: Path) -> None:
+    more = "[alignment]\nnum_rounds = 1\nnum_prompts = 24\nnum_valid_prompts = 9\nmax_kl = 1e6\n"
+    config = config_file(tmp_path, simulated_logs.searches, simulated_logs.impressions, more)
+    options = ("--config", config, "--run", tmp_path / "run")
+    for stage in ("mine", "tokenizer", "sft", "click"):
+        done = called("-m", "train", stage, *options)
+        assert done.returncode == 0, done.stderr
+    two = (*LAUNCHER, "--nproc_per_node=2", "-m", "--", "train")
+    done = called(*two, "align", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("effective configuration") == 1
+    metrics = json.loads((tmp_path / "run/aligned/metrics.json").read_text())
+    assert metrics["rounds"][0]["num_prompts"] == 24
+    assert load_file(tmp_path / "run/aligned/model.safetensors")
+    assert not list((tmp_path / "run").glob("*.partial"))
+    assert "skipped" in called(*two, "align", *options).stdout
+    refused = called(*two, "sft", "--force", *options)
+    assert refused.returncode != 0
+    assert "start it without torchrun, which is for align" in refused.stderr
