@@ -16,32 +16,20 @@ share of suggestions that the generator wrote; how often the generator alone rep
 
 import argparse
 import asyncio
-import gzip
 import json
-import random
 import sys
 from collections import Counter, defaultdict
+from contextlib import closing
 from pathlib import Path
 
 from engine.answering.candidates import key_of
-from engine.formats.text import normalise, normalise_prefix
+from engine.formats.manifest import ScenarioSpec
 from queryrec.client import QueryRecClient, Recommendation
 from train.evaluation.served import Asked, ServedBundle, distinct_texts
+from train.evaluation.suite import questions_of, read_queries
 
 NUM_SUGGESTIONS = 5
 HELDOUT = Path("examples/data/heldout.txt.gz")
-
-
-def held_out_questions(path: Path, num_queries: int, seed: int) -> list[tuple[str, str]]:
-    """Returns (query, prefix of it) pairs; prefixes are 3 to 10 characters long."""
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        queries = sorted({normalise(line) for line in stream} - {""})
-    queries = [q for q in queries if 4 <= len(q.encode()) <= 200]
-    if len(queries) < num_queries:
-        raise ValueError(f"{path}: has {len(queries)} usable queries, {num_queries} asked for")
-    rng = random.Random(seed)
-    chosen = rng.sample(queries, num_queries)
-    return [(q, normalise_prefix(q[: rng.randint(3, min(10, len(q) - 1))])) for q in chosen]
 
 
 class GeneratorAlone:
@@ -59,7 +47,7 @@ class GeneratorAlone:
         return distinct, auxiliary, num_written - len(distinct)
 
 
-def checked(scenario: str, query: str, answer: Recommendation) -> Counter[str]:
+def checked(scenario: ScenarioSpec, query: str, answer: Recommendation) -> Counter[str]:
     """Returns which properties an answer has."""
     texts = [s.text for s in answer.suggestions]
     keys = {key_of(t) for t in texts}
@@ -68,7 +56,7 @@ def checked(scenario: str, query: str, answer: Recommendation) -> Counter[str]:
         has_five=len(keys) >= NUM_SUGGESTIONS,
         is_distinct=len(keys) == len(texts),
         lacks_query=key_of(query) not in keys,
-        has_prefix=scenario != "completion" or all(t.startswith(query) for t in texts),
+        has_prefix=not scenario.completes_prefix or all(t.startswith(query) for t in texts),
         is_undegraded=not [o for o in answer.omissions if o.reason != "cached"],
         suggestions=len(texts),
         generated=sum("generated" in s.sources for s in answer.suggestions),
@@ -77,11 +65,14 @@ def checked(scenario: str, query: str, answer: Recommendation) -> Counter[str]:
 
 async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Asks all questions; returns the shares by scenario."""
-    questions = held_out_questions(arguments.heldout, arguments.num, arguments.seed)
-    served = ServedBundle(arguments.bundle)
-    alone = GeneratorAlone(served)
+    queries = read_queries(arguments.heldout)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    with arguments.out.open("w", encoding="utf-8") as out:
+    with (
+        closing(ServedBundle(arguments.bundle)) as served,
+        arguments.out.open("w", encoding="utf-8") as out,
+    ):
+        questions = questions_of(served, queries, arguments.num, arguments.seed)
+        alone = GeneratorAlone(served)
 
         def write(system: str, scenario: str, query: str, texts: list[str], auxiliary: str) -> None:
             record = {
@@ -91,19 +82,17 @@ async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
         async with QueryRecClient(arguments.target, timeout_s=5) as client:
-            for scenario, spec in served.bundle.scenarios.items():
-                for number, (full, prefix) in enumerate(questions):
-                    query = prefix if spec.completes_prefix else full
-                    answer = await client.recommend(scenario, query)
-                    counts[scenario] += checked(scenario, query, answer)
-                    served = [s.text for s in answer.suggestions]
-                    write("engine", scenario, query, served, answer.auxiliary_text)
-                    texts, auxiliary, num_repeats = alone.suggest(scenario, query)
-                    write("generator", scenario, query, texts, auxiliary)
-                    counts[scenario]["alone"] += len(texts)
-                    counts[scenario]["alone_repeats"] += num_repeats
-                    if number % 100 == 99:
-                        print(f"{scenario}: {number + 1} asked", file=sys.stderr)
+            for number, (scenario, query) in enumerate(questions, start=1):
+                answer = await client.recommend(scenario, query)
+                counts[scenario] += checked(served.scenario(scenario), query, answer)
+                shown = [s.text for s in answer.suggestions]
+                write("engine", scenario, query, shown, answer.auxiliary_text)
+                texts, auxiliary, num_repeats = alone.suggest(scenario, query)
+                write("generator", scenario, query, texts, auxiliary)
+                counts[scenario]["alone"] += len(texts)
+                counts[scenario]["alone_repeats"] += num_repeats
+                if number % 100 == 0:
+                    print(f"{number} of {len(questions)} asked", file=sys.stderr)
     shares: dict[str, dict[str, float]] = {}
     for scenario, count in counts.items():
         names = ("has_five", "is_distinct", "lacks_query", "has_prefix", "is_undegraded")

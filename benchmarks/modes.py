@@ -44,7 +44,6 @@ from export.checkpoint import Run
 from export.generator import Mode
 from train import simulator
 from train.evaluation.completion import NUM_SUGGESTIONS, cases_of, never_searched, reciprocal_ranks
-from train.evaluation.completion import SCENARIO as COMPLETION
 from train.evaluation.intervals import Interval, mean_interval, ratio_interval
 from train.evaluation.served import Asked, ServedBundle, distinct_texts
 from train.evaluation.suite import NUM_LISTED, questions_of, read_queries
@@ -107,8 +106,9 @@ class Asker:
             written, lost = best_first(served, name, queries)
             alone += self._clicks(name, queries, [texts[:NUM_LISTED] for texts in written], lead)
             repeats += lost
+        completing = served.first_scenario(completes_prefix=True)
         ranks_U = reciprocal_ranks(
-            self._cases, lambda prefixes: best_first(served, COMPLETION, prefixes)[0]
+            self._cases, lambda prefixes: best_first(served, completing, prefixes)[0]
         )
         row = Row(
             mode=mode,

@@ -116,9 +116,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         from train.retrieval.training import train_encoder
 
         shape = shapes_of(config.size).encoder
-        recall = train_encoder(
-            run, _where_fast(config.encoder), shape=shape, seed=config.seed, output=out
-        )
+        recall = train_encoder(run, config.encoder, shape=shape, seed=config.seed, output=out)
         return (
             f"finds {recall.encoder:.3f} of {recall.num_pairs} held-out next queries among 20 "
             f"(adjacency {recall.adjacency:.3f}, both {recall.both:.3f})"
@@ -138,7 +136,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         shape = shapes_of(config.size).generator
         metrics = train_generator(
             run,
-            _where_fast(config.generator),
+            config.generator,
             shape=shape,
             seed=config.seed,
             output=out,
@@ -158,7 +156,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
 
         reports = train_click_model(
             run,
-            _where_fast(config.click_model),
+            config.click_model,
             shape=shapes_of(config.size).click_model,
             max_edges=config.index.max_edges,
             seed=config.seed,
@@ -190,7 +188,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             return "no click model to align with: the generator stays as fine-tuned"
         metrics = align_generator(
             run,
-            _where_fast(config.alignment),
+            config.alignment,
             read_prompts(run),
             max_edges=config.index.max_edges,
             seed=config.seed,
@@ -298,13 +296,6 @@ def _with_default_checkpoints(config: TrainConfig) -> TrainConfig:
         generator=replace(config.generator, base_checkpoint=generator),
         encoder=replace(config.encoder, base_checkpoint=encoder),
     )
-
-
-def _where_fast(section: Section) -> Section:
-    """Returns the section with bf16 off where the hardware has no fast bfloat16."""
-    from train.models.backbone import has_fast_bf16
-
-    return msgspec.structs.replace(section, bf16=section.bf16 and has_fast_bf16())
 
 
 def _existing(path: str, setting: str) -> Path:

@@ -19,8 +19,9 @@ from train.config import TrainConfig
 from train.generation.generator import read_prompts
 from train.mining.mine import mine
 from train.models.backbone import shapes_of
+from train.retrieval.encoder import TOKENIZER_FILE
 
-_KEPT = ("tokenizer.json", "encoder", "index", "config.toml")
+_KEPT = ("tokenizer.json", TOKENIZER_FILE, "encoder", "index", "config.toml")
 
 
 def write_feedback(feedback: Path, searches: Path, out: Path, *, seed: int) -> None:
@@ -69,10 +70,7 @@ def learn(
         impressions: all tables of impressions, the log's first.
         round_number: from 1, for other draws in each round.
     """
-    out.mkdir(parents=True)
-    for name in _KEPT:
-        source = before / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, out / name)
+    keep(before, out)
     aligned = before / "aligned"
     has_aligned = (aligned / "config.json").is_file()
     shutil.copytree(aligned if has_aligned else before / "generator", out / "generator")
@@ -102,6 +100,16 @@ def learn(
         seed=config.seed + round_number,
         output=out / "aligned",
     )
+
+
+def keep(before: Path, out: Path) -> None:
+    """Makes a run directory with what a round does not learn: tokenizers, encoder and index."""
+    out.mkdir(parents=True)
+    for source in (before / name for name in _KEPT):
+        if source.is_dir():
+            shutil.copytree(source, out / source.name)
+        elif source.is_file():  # not all encoders have a tokenizer of their own
+            shutil.copy(source, out / source.name)
 
 
 def export(run: Path, bundle: Path) -> None:

@@ -12,8 +12,7 @@ from train import simulator
 from train.settings import SimulateConfig
 from train.simulator import clicks, sessions, world
 from train.simulator.impressions import NUM_SESSION_QUERIES
-
-_SCENARIOS = {"suggestion": 0.45, "completion": 0.35, "clarification": 0.20}
+from train.simulator.simulation import SHARES
 
 
 class Asked(NamedTuple):
@@ -61,7 +60,7 @@ class Users:
         searches = sessions.walk(
             self._behaviour, num_searches=num, num_users=max(1, num // 4), num_days=1, seed=seed
         )
-        names, shares = list(_SCENARIOS), list(_SCENARIOS.values())
+        names, shares = list(SHARES), list(SHARES.values())
         scenarios = rng.choice(names, len(searches.query), p=shares).tolist()
         asked: list[Asked] = []
         for row, scenario in enumerate(scenarios[:num]):
@@ -76,7 +75,7 @@ class Users:
         rng = np.random.default_rng([seed, 12])
         chosen = rng.choice(len(queries), min(num, len(queries)), replace=False).tolist()
         drawn = [queries[int(i)] for i in chosen]
-        return [_asked(scenario, q, (), "", rng) for q in drawn for scenario in _SCENARIOS]
+        return [_asked(scenario, q, (), "", rng) for q in drawn for scenario in SHARES]
 
     def clicks(self, answered: Sequence[Answered], *, seed: int) -> list[list[bool]]:
         """Returns which places of each list are clicked."""
@@ -109,7 +108,7 @@ def _asked(
 
 def _by_scenario(answered: Sequence[Answered]):
     """Yields each scenario, the places of its lists, and the lists as the truth takes them."""
-    for scenario in _SCENARIOS:
+    for scenario in SHARES:
         places = [i for i, a in enumerate(answered) if a.asked.scenario == scenario]
         own = [answered[i] for i in places]
         if own:

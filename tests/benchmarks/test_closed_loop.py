@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.closed_loop.training import write_feedback
+from benchmarks.closed_loop.training import keep, write_feedback
 from benchmarks.closed_loop.users import Answered, Users
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
 from engine.feedback.events import Event, Kind
@@ -74,6 +74,20 @@ def test_an_empty_list_is_never_clicked(users):
     empty = Answered(asked, [], "")
     assert users.clicks([empty], seed=0) == [[]]
     assert users.click_rates([empty], num_places=5).tolist() == [0]
+
+
+@pytest.mark.parametrize("own", [[], ["encoder_tokenizer.json"]])
+def test_a_round_keeps_what_it_does_not_learn(own, tmp_path):
+    before = tmp_path / "before"
+    for name in ("encoder", "index", "click_model"):
+        (before / name).mkdir(parents=True)
+        (before / name / "weights").write_text(name)
+    files = ["tokenizer.json", "config.toml", *own]
+    for name in files:
+        (before / name).write_text(name)
+    keep(before, tmp_path / "after")
+    assert {p.name for p in (tmp_path / "after").iterdir()} == {"encoder", "index", *files}
+    assert (tmp_path / "after/index/weights").read_text() == "index"
 
 
 async def write_events(directory: Path, tokens: list[str]) -> None:

@@ -85,6 +85,10 @@ def test_nonsense_reads_like_nothing_and_real_queries_read_like_queries(truth, l
     assert truth.wellformedness([""])[0] == 0.0
 
 
+def list_value(truth, *arguments, **session):
+    return float(truth.click_probabilities(*arguments, **session).sum())
+
+
 def test_degenerate_lists_are_worth_less_than_sensible_ones(truth, logged):
     rng = np.random.default_rng(1)
     words = [word for query in logged for word in query.split()]
@@ -96,11 +100,11 @@ def test_degenerate_lists_are_worth_less_than_sensible_ones(truth, logged):
         copies = [query, query + "s", f"{query} {query}", query.upper(), f"the {query}"] + [
             query
         ] * 3
-        values["sensible"].append(truth.list_value("suggestion", query, sensible))
-        values["copy"].append(truth.list_value("suggestion", query, copies))
-        values["stuffed"].append(truth.list_value("suggestion", query, stuffed))
-        values["salad"].append(truth.list_value("suggestion", query, salad(logged, 8, rng)))
-        values["popular"].append(truth.list_value("suggestion", query, logged[:8]))
+        values["sensible"].append(list_value(truth, "suggestion", query, sensible))
+        values["copy"].append(list_value(truth, "suggestion", query, copies))
+        values["stuffed"].append(list_value(truth, "suggestion", query, stuffed))
+        values["salad"].append(list_value(truth, "suggestion", query, salad(logged, 8, rng)))
+        values["popular"].append(list_value(truth, "suggestion", query, logged[:8]))
     mean = {name: float(np.mean(value)) for name, value in values.items()}
     for name in ("copy", "stuffed", "salad", "popular"):
         assert mean[name] < mean["sensible"] / 4, mean
@@ -119,8 +123,8 @@ def test_near_duplicates_share_attraction(truth):
     )
     assert probabilities[0] > 0
     assert probabilities[1] == pytest.approx(0.0, abs=1e-12)
-    repeated = truth.list_value("suggestion", "earbuds", [one] * 5)
-    assert repeated == pytest.approx(truth.list_value("suggestion", "earbuds", [one]))
+    repeated = list_value(truth, "suggestion", "earbuds", [one] * 5)
+    assert repeated == pytest.approx(list_value(truth, "suggestion", "earbuds", [one]))
 
 
 def test_a_query_already_searched_in_the_session_loses_most_of_its_attraction(truth):
@@ -157,9 +161,9 @@ def test_likely_words_complete_a_prefix_better_than_unlikely_ones(truth):
 
 def test_a_good_question_lifts_a_clarification_panel(truth):
     options = ["leather wallet for men", "leather wallet for women"]
-    without = truth.list_value("clarification", "leather wallet", options)
-    asked = truth.list_value(
-        "clarification", "leather wallet", options, auxiliary_text="who is the wallet for?"
+    without = list_value(truth, "clarification", "leather wallet", options)
+    asked = list_value(
+        truth, "clarification", "leather wallet", options, auxiliary_text="who is the wallet for?"
     )
     assert asked == pytest.approx(1.25 * without)
 

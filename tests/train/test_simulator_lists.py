@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import truth as truth_benchmark
-from train.evaluation.baselines import (
-    Adjacency,
-    MostPopular,
-    NearestNeighbour,
-    SearchLog,
-    most_popular,
-    nearest_neighbour,
-)
+from train.evaluation.baselines import Adjacency, MostPopular, NearestNeighbour, SearchLog
 from train.evaluation.lists import ProducedList, true_ctr
 
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
@@ -54,35 +47,35 @@ def produced(query, *texts, system="ours", sources=()):
 
 
 def test_most_popular_lists_the_most_searched_but_never_the_query(log):
-    assert MostPopular(log).suggest("suggestion", "weather", 2) == [
+    assert MostPopular(log).suggest("weather", 2) == [
         "red shoes",
         "red shoes for women",
     ]
-    assert "red shoes" not in most_popular(log, "suggestion", "red shoes", 9)
+    assert "red shoes" not in MostPopular(log).suggest("red shoes", 9)
 
 
 def test_most_popular_completions_start_with_the_prefix_and_back_off_to_the_last_word(log):
     popular = MostPopular(log)
-    assert popular.suggest("completion", "re", 3) == [
+    assert popular.suggest("re", 3, completes_prefix=True) == [
         "red shoes",
         "red shoes for women",
         "red boots",
     ]
-    assert popular.suggest("completion", "red shoes ", 3) == ["red shoes for women"]
-    assert popular.suggest("completion", "cheap ren", 3) == ["cheap rental cars"]
+    assert popular.suggest("red shoes ", 3, completes_prefix=True) == ["red shoes for women"]
+    assert popular.suggest("cheap ren", 3, completes_prefix=True) == ["cheap rental cars"]
 
 
 def test_nearest_neighbours_share_letters_and_the_popular_win_ties(log):
-    assert nearest_neighbour(log, "suggestion", "womens red shoe", 1) == ["red shoes for women"]
-    assert NearestNeighbour(log).suggest("suggestion", "zzz", 5) == []
-    assert NearestNeighbour(log).suggest("completion", "red s", 5)[0] == "red shoes"
+    assert NearestNeighbour(log).suggest("womens red shoe", 1) == ["red shoes for women"]
+    assert NearestNeighbour(log).suggest("zzz", 5) == []
+    assert NearestNeighbour(log).suggest("red s", 5, completes_prefix=True)[0] == "red shoes"
 
 
 def test_adjacency_counts_followers_within_half_an_hour(log):
     adjacency = Adjacency(log)
-    assert adjacency.suggest("suggestion", "red shoes", 5) == ["red shoes for women", "red boots"]
-    assert adjacency.suggest("suggestion", "red shoes for women", 5) == []
-    assert adjacency.suggest("suggestion", "never searched", 5) == []
+    assert adjacency.suggest("red shoes", 5) == ["red shoes for women", "red boots"]
+    assert adjacency.suggest("red shoes for women", 5) == []
+    assert adjacency.suggest("never searched", 5) == []
 
 
 def test_an_empty_log_is_refused():
@@ -99,7 +92,7 @@ def test_missing_items_count_as_nothing():
 
 def test_ratios_are_paired_and_of_equal_length():
     class Fixed:
-        def suggest(self, scenario, query, num):
+        def suggest(self, query, num, *, completes_prefix):
             return ["x", "x", "x"][:num]
 
     lists = [produced(str(i), "xx", "xx", sources=("generated", "log")) for i in range(30)]

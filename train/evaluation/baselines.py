@@ -85,9 +85,9 @@ class MostPopular:
         self._counts = log.counts
         self._sorted = sorted(ranked)
 
-    def suggest(self, scenario: str, query: str, num: int) -> list[str]:
+    def suggest(self, query: str, num: int, *, completes_prefix: bool = False) -> list[str]:
         """Returns up to `num` distinct queries, most popular first."""
-        if scenario != "completion":
+        if not completes_prefix:
             return [q for q in self._ranked[: num + 1] if q != query.strip()][:num]
         tokens = query.lstrip().split(" ")
         found: dict[str, None] = {}
@@ -130,7 +130,7 @@ class NearestNeighbour:
         self._rows, self._weights = row_of[order], weight[order]
         self._bounds = np.searchsorted(column_of[order], np.arange(len(gram_id) + 1))
 
-    def suggest(self, scenario: str, query: str, num: int) -> list[str]:
+    def suggest(self, query: str, num: int, *, completes_prefix: bool = False) -> list[str]:
         """Returns up to `num` distinct queries, nearest first; fewer if fewer share a gram."""
         scores = np.zeros(len(self._queries))
         for gram, count in _grams(query.strip()).items():
@@ -139,7 +139,7 @@ class NearestNeighbour:
                 low, high = self._bounds[column], self._bounds[column + 1]
                 weight = (1.0 + np.log(count)) * self._idf[column]
                 scores[self._rows[low:high]] += weight * self._weights[low:high]
-        if scenario == "completion":
+        if completes_prefix:
             prefix = query.lstrip()
             low = bisect_left(self._queries, prefix)
             high = bisect_left(self._queries, prefix + "\U0010ffff")
@@ -174,9 +174,8 @@ class Adjacency:
     def __init__(self, log: SearchLog) -> None:
         self._followers = log.followers
 
-    def suggest(self, scenario: str, query: str, num: int) -> list[str]:
+    def suggest(self, query: str, num: int) -> list[str]:
         """Returns up to `num` distinct queries, most frequent first, or none for a new query."""
-        del scenario
         following = self._followers.get(query.strip(), Counter())
         ranked = sorted(following, key=lambda q: (-following[q], q))
         return [q for q in ranked if q != query.strip()][:num]
@@ -195,12 +194,11 @@ class SuffixCompletion:
         self._sorted = sorted(counts)
         self._ends = lru_cache(4096)(self._ranked)
 
-    def suggest(self, scenario: str, query: str, num: int) -> list[str]:
+    def suggest(self, query: str, num: int) -> list[str]:
         """Returns up to `num` completions of `query`, by popularity of their end.
 
         The last word is the end term, with the space after it if one was typed.
         """
-        del scenario
         start = query.rstrip(" ").rfind(" ") + 1
         head, end_term = query[:start], query[start:]
         found = [head + end for end in self._ends(end_term, num + 1)]
@@ -210,16 +208,6 @@ class SuffixCompletion:
         low = bisect_left(self._sorted, end_term)
         high = bisect_left(self._sorted, end_term + "\U0010ffff")
         return sorted(self._sorted[low:high], key=lambda s: (-self._counts[s], s))[:num]
-
-
-def most_popular(log: SearchLog, scenario: str, query: str, num: int) -> list[str]:
-    """Returns `MostPopular` for a single query; build the class once for many."""
-    return MostPopular(log).suggest(scenario, query, num)
-
-
-def nearest_neighbour(log: SearchLog, scenario: str, query: str, num: int) -> list[str]:
-    """Returns `NearestNeighbour` for a single query; build the class once for many."""
-    return NearestNeighbour(log).suggest(scenario, query, num)
 
 
 def _grams(query: str) -> Counter[str]:

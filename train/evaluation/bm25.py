@@ -33,9 +33,8 @@ class Bm25:
             for word, pairs in rows_of.items()
         }
 
-    def suggest(self, scenario: str, query: str, num: int) -> list[str]:
+    def suggest(self, query: str, num: int) -> list[str]:
         """Returns up to `num` queries that share a word with `query`, best first; never itself."""
-        del scenario
         scores = np.zeros(len(self._queries))
         for word in query.split():
             if word in self._postings:

@@ -33,6 +33,7 @@ from engine.formats.text import normalise, normalise_prefix
 from train.evaluation.click_measures import Flags, Ids
 from train.evaluation.intervals import Floats
 from train.evaluation.lists import ListTruth
+from train.evaluation.served import LeftOut
 
 _BATCH_SIZE = 32  # requests a run of the graph
 
@@ -86,7 +87,8 @@ def validation_start(mined: Path) -> datetime.datetime:
     """Returns the time of the first mined impression that is for validation only.
 
     Raises:
-        ValueError: there is none.
+        LeftOut: there is none.
+        ValueError: the run was mined without impressions.
     """
     path = mined / "impressions.parquet"
     if not path.is_file():
@@ -95,7 +97,7 @@ def validation_start(mined: Path) -> datetime.datetime:
     times = table.filter(pc.field("split") == "valid")["time"].to_pylist()
     start = min(times, default=None)
     if start is None:
-        raise ValueError(f"{path} has no impressions for validation: raise mine.valid_share")
+        raise LeftOut("no impressions were held out; see mine.valid_share")
     return start
 
 

@@ -43,7 +43,7 @@ from train.evaluation.click_rows import (
     validation_start,
 )
 from train.evaluation.intervals import NUM_RESAMPLES, Floats
-from train.evaluation.served import Asked, ServedBundle
+from train.evaluation.served import Asked, LeftOut, ServedBundle
 from train.simulator.tables import IMPRESSIONS_NAME
 
 _MAX_TRAINING_REQUESTS = 20_000  # for the rivals
@@ -80,6 +80,7 @@ def evaluate_clicks(
         seed: of the intervals and of the choice of training rows.
 
     Raises:
+        LeftOut: nothing was held out, or nothing is before what was.
         ValueError: the run is not of simulated logs, the bundle has no click model, a scenario
             of a question is unknown, or the held-out time has no clicks.
     """
@@ -141,7 +142,7 @@ def _by_source(
 def _rivals(scorer: Scorer, rows: ClickRows, earlier: list[LoggedRequest]) -> dict[str, Floats]:
     """Returns click probabilities of rivals that know one thing each, learnt before `rows`."""
     if not earlier:
-        raise ValueError("there are no impressions before the held-out time: bring a longer log")
+        raise LeftOut("there are no impressions before the held-out time: bring a longer log")
     clicked_N = np.array([c for r in earlier for c in r.clicked])
     before = scorer.features(earlier)
     known = {"position": rows.position_N, "popularity": rows.popularity_N,

@@ -33,13 +33,12 @@ from train.evaluation.baselines import MostPopular, SearchLog, SuffixCompletion
 from train.evaluation.char_model import CharModel
 from train.evaluation.intervals import Floats, Interval, mean_interval, ratio_interval
 from train.evaluation.scripts import SCRIPTS, script_of
-from train.evaluation.served import Asked, ServedBundle
+from train.evaluation.served import Asked, LeftOut, ServedBundle
 from train.evaluation.traffic import Traffic, read_mined, read_traffic
 
 ENGINE, GENERATOR = "engine", "generator"
 POPULAR, SUFFIX, CHARACTERS = "most_popular", "suffix_completion", "character_model"
 SEEN, UNSEEN = "seen", "unseen"
-SCENARIO = "completion"
 NUM_SUGGESTIONS = 10
 MAX_PREFIX = 10
 BANDS = {"1-3": (1, 3), "4-6": (4, 6), "7-10": (7, 10)}  # characters of a prefix
@@ -85,6 +84,7 @@ class CompletionReport(msgspec.Struct, frozen=True, kw_only=True):
         seen_share: searches after the cut that `seen` is drawn from.
         num_in_log: by slice, given queries that were left out because the log has them.
         num_by_script: by slice and script, test queries.
+        left_out: slice without a test query -> why.
     """
 
     is_simulated: bool
@@ -93,6 +93,7 @@ class CompletionReport(msgspec.Struct, frozen=True, kw_only=True):
     num_by_script: dict[str, dict[str, int]]
     scores: list[CompletionScore]
     goals: list[Goal]
+    left_out: dict[str, str]
 
 
 def evaluate_completion(
@@ -115,9 +116,10 @@ def evaluate_completion(
         report: called with what is being done.
 
     Raises:
-        ValueError: the bundle does not complete, or a slice has no test query.
+        LeftOut: the bundle does not complete, or no slice has a test query.
     """
     mined, traffic = read_mined(run), read_traffic(run)
+    systems = completion_systems(served, mined.log())
     seen = {q: n for q, n in traffic.after.items() if q in mined.counts and q in traffic.before}
     tests = {SEEN: [] if not seen else drawn(seen, num_cases, seed)}
     num_in_log: dict[str, int] = {}
@@ -125,14 +127,20 @@ def evaluate_completion(
         kept = never_searched(queries, traffic)
         num_in_log[name] = len({normalise(q) for q in queries}) - len(kept)
         tests[name] = random.Random(seed).sample(kept, min(num_cases, len(kept)))
-    systems = completion_systems(served, mined.log())
     scores: list[CompletionScore] = []
     goals: list[Goal] = []
     num_by_script: dict[str, dict[str, int]] = {}
+    left_out: dict[str, str] = {}
     for name, queries in tests.items():
         cases = cases_of(queries, seed)
         if not cases:
-            raise ValueError(f"no test query for {name!r}: none is longer than one character")
+            left_out[name] = (
+                "no known query longer than a character was searched before and after the "
+                "validation cut"
+                if name == SEEN
+                else "the log has all of its queries that are longer than a character"
+            )
+            continue
         num_by_script[name] = dict(Counter(script_of(case.query) for case in cases))
         places = {}
         for system, complete in systems.items():
@@ -140,6 +148,8 @@ def evaluate_completion(
             places[system] = reciprocal_ranks(cases, complete)
             scores.append(_score(name, system, cases, places[system]))
         goals.append(_goal(name, places))
+    if not scores:
+        raise LeftOut("; ".join(f"{name}: {why}" for name, why in left_out.items()))
     return CompletionReport(
         is_simulated=mined.is_simulated,
         seen_share=sum(seen.values()) / max(1, traffic.after.total()),
@@ -147,26 +157,32 @@ def evaluate_completion(
         num_by_script=num_by_script,
         scores=scores,
         goals=goals,
+        left_out=left_out,
     )
 
 
 def completion_systems(served: ServedBundle, known: SearchLog) -> dict[str, Complete]:
-    """Returns each system: prefixes in, for each up to ten distinct texts out, best first."""
+    """Returns each system: prefixes in, for each up to ten distinct texts out, best first.
+
+    Raises:
+        LeftOut: the bundle does not complete.
+    """
+    scenario, num = served.first_scenario(completes_prefix=True), NUM_SUGGESTIONS
     popular, suffix = MostPopular(known), SuffixCompletion(known)
     characters = CharModel(known.counts)
 
     def generated(prefixes: Sequence[str]) -> list[list[str]]:
-        written = served.written(SCENARIO, [Asked(p) for p in prefixes])
+        written = served.written(scenario, [Asked(p) for p in prefixes])
         return [
             _by_votes([c.text for c in (*texts.finished, *texts.cut)], prefix)
             for prefix, texts in zip(prefixes, written, strict=True)
         ]
 
     systems: dict[str, Complete] = {
-        ENGINE: lambda ps: served.texts(SCENARIO, [Asked(p) for p in ps], NUM_SUGGESTIONS),
-        POPULAR: lambda ps: [popular.suggest(SCENARIO, p, NUM_SUGGESTIONS) for p in ps],
-        SUFFIX: lambda ps: [suffix.suggest(SCENARIO, p, NUM_SUGGESTIONS) for p in ps],
-        CHARACTERS: lambda ps: [characters.complete(p, NUM_SUGGESTIONS) for p in ps],
+        ENGINE: lambda ps: served.texts(scenario, [Asked(p) for p in ps], num),
+        POPULAR: lambda ps: [popular.suggest(p, num, completes_prefix=True) for p in ps],
+        SUFFIX: lambda ps: [suffix.suggest(p, num) for p in ps],
+        CHARACTERS: lambda ps: [characters.complete(p, num) for p in ps],
     }
     if served.bundle.generator is not None:
         systems[GENERATOR] = generated

@@ -17,6 +17,8 @@ import numpy as np
 
 from train.evaluation.intervals import Interval, mean_interval, ratio_interval
 
+_COMPLETION = "completion"  # scenario of a simulated world whose queries are prefixes
+
 
 class ListTruth(Protocol):
     """A truth that scores lists, such as `train.simulator.Truth`."""
@@ -35,9 +37,9 @@ class ListTruth(Protocol):
 
 
 class Suggester(Protocol):
-    """A baseline, such as those in `train.evaluation.baselines`."""
+    """A baseline, such as `train.evaluation.baselines.MostPopular`."""
 
-    def suggest(self, scenario: str, query: str, num: int) -> list[str]:
+    def suggest(self, query: str, num: int, *, completes_prefix: bool) -> list[str]:
         """Returns up to `num` distinct texts, best first."""
         ...
 
@@ -137,7 +139,11 @@ def true_ctr(
                     scenario=scenario,
                     query=produced.query,
                     system=name,
-                    texts=tuple(baseline.suggest(scenario, produced.query, num_items)),
+                    texts=tuple(
+                        baseline.suggest(
+                            produced.query, num_items, completes_prefix=scenario == _COMPLETION
+                        )
+                    ),
                     session_queries=produced.session_queries,
                     auxiliary_text=produced.auxiliary_text,
                 )

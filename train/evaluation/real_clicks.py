@@ -8,10 +8,10 @@ folds, and positions, in one linear model of the choice among a pane's options,
 
     p(option i gets the click) = softmax_i(position effect + w . features_i),
 
-the conditional logit (McFadden, 1974), with a Gaussian prior on the standardised weights. A
-trained click model may add its logit as one more feature. Folds are by query. The figure is the
-mean over queries of the share of pairs of options of one pane, one clicked more than the other,
-that are ordered rightly; ties of a score count half. Knows nothing of simulated logs.
+the conditional logit (McFadden, 1974), with a Gaussian prior on the standardised weights. Folds are
+by query. The figure is the mean over queries of the share of pairs of options of one pane, one
+clicked more than the other, that are ordered rightly; ties of a score count half. Knows nothing of
+simulated logs.
 """
 
 # N options (rows), Q queries, F features, P positions
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from engine.formats.features import FEATURE_NAMES, candidate_features
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.text import normalise
+from train.evaluation.files import reading
 from train.evaluation.intervals import (
     NUM_RESAMPLES,
     Floats,
@@ -71,7 +72,6 @@ class RealClickEvaluation:
 def evaluate_real_clicks(
     path: Path,
     *,
-    logits: Callable[[str, list[str]], Floats] | None = None,
     figures: Callable[[str, list[str]], NDArray[np.float32]] | None = None,
     num_folds: int = 5,
     num_resamples: int = NUM_RESAMPLES,
@@ -81,8 +81,6 @@ def evaluate_real_clicks(
 
     Args:
         path: see `read_panes`.
-        logits: from a query and its options to a click model's logits float64 (C), which become
-            a feature; None without a click model.
         figures: from a query and its options to what token statistics say of them, see
             `engine.formats.token_statistics`; None: zeros.
         num_folds: parts of the queries; each is ranked by a model fitted on the others.
@@ -104,7 +102,7 @@ def evaluate_real_clicks(
     rightly: dict[str, dict[str, list[float]]] = {}
     for fold in range(num_folds):
         train = [p for p in panes if fold_of[p.query] != fold]
-        reader = _Reader(_popularity(train), logits, figures)
+        reader = _Reader(_popularity(train), figures)
         choice = _fit(train, reader)
         for pane in panes:
             if fold_of[pane.query] == fold:
@@ -136,13 +134,14 @@ def read_panes(path: Path) -> list[Pane]:
     A row is an option; a pane begins where `pos` is 1. Further columns are ignored.
 
     Raises:
-        ValueError: naming the line, if a column is missing or a value is unusable.
+        ValueError: the file cannot be read; naming the line, if a column is missing or a value
+            is unusable.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     panes: list[Pane] = []
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="") as stream:
+    with reading(path), opened(path, "rt", encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
@@ -204,11 +203,9 @@ class _Reader:
     def __init__(
         self,
         counts: Counter[str],
-        logits: Callable[[str, list[str]], Floats] | None,
         figures: Callable[[str, list[str]], NDArray[np.float32]] | None,
     ) -> None:
         self._counts = counts
-        self._logits = logits
         self._figures = figures
 
     def __call__(self, pane: Pane, *, is_counted: bool = False) -> Floats:
@@ -220,13 +217,9 @@ class _Reader:
         popularity = [float(self._counts[option] - own[option]) for option in pane.options]
         zeros = [0.0] * len(pane.options)
         figures_CT = self._figures(pane.query, pane.options) if self._figures else None
-        features_CF = candidate_features(
+        return candidate_features(
             _PANEL, pane.query, pane.options, popularity, zeros, figures_CT
-        )
-        columns: list[Floats] = [features_CF.astype(np.float64)]
-        if self._logits is not None:
-            columns.append(self._logits(pane.query, pane.options)[:, None])
-        return np.concatenate(columns, axis=1)
+        ).astype(np.float64)
 
 
 def _fit(panes: list[Pane], reader: _Reader) -> _Choice:

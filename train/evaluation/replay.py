@@ -12,7 +12,8 @@ what was shown then, in three ways that err differently:
   never clicked: a lower bound.
 * **judge**: all texts of both, by a click model that was trained on other data than the bundle.
 
-Knows nothing of how lists are made.
+A list counts as far as its panel went, and but for places whose text the log has lost: nothing is
+known of what was there. Knows nothing of how lists are made.
 """
 
 # U requests, P places of one
@@ -49,7 +50,8 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         num_requests: replayed.
         num_clicks: on what was shown then.
-        coverage: share of the bundle's texts that the same request's panel had.
+        coverage: share of the bundle's texts, in places that are compared, that the same request's
+            panel had.
         num_exact: places with the same text.
         effective_exact: how many equally weighted places would know as much, (sum w)^2 / sum w^2.
         exact: see above; None without a place that says something.
@@ -112,23 +114,27 @@ def compare(
 
     Args:
         panels: of one scenario.
-        lists: for the same requests, best text first.
+        lists: for the same requests, best text first; may be longer than the panel was.
         seen_P: p(seen) by position; beyond its end the last value. Empty: 1 everywhere.
         judged: p(click | seen) of the texts of each panel and of each list.
     """
     num = len(panels)
     clicks_U, moved_U, kept_U = np.zeros(num), np.zeros(num), np.zeros(num)
     size = max((len(p.texts) for p in panels), default=0)
-    clicked_UP, weight_UP = np.zeros((num, size)), np.zeros((num, size))
-    then_U = np.array([_expected(then, seen_P) for then, _ in judged or ()])
-    now_U = np.array([_expected(now, seen_P) for _, now in judged or ()])
+    shown_UP, clicked_UP, weight_UP = (np.zeros((num, size)) for _ in range(3))
+    then_U, now_U = np.zeros(num), np.zeros(num)
+    for u, (then_P, now_P) in enumerate(judged or ()):
+        then_U[u], now_U[u] = (_expected(panels[u], p, seen_P) for p in (then_P, now_P))
     num_texts = num_covered = 0
     for u, (panel, texts) in enumerate(zip(panels, lists, strict=True)):
         clicks_U[u] = sum(panel.clicked)
         clicked_UP[u, : len(panel.clicked)] = panel.clicked
+        shown_UP[u, : len(panel.texts)] = [text != "" for text in panel.texts]
         place_of = {key_of(text): place for place, text in enumerate(panel.texts) if text}
-        num_texts += len(texts)
-        for place, text in enumerate(texts):
+        for place, (text, shown) in enumerate(zip(texts, panel.texts, strict=False)):
+            if not shown:
+                continue
+            num_texts += 1
             then = place_of.get(key_of(text))
             if then is None:
                 continue
@@ -144,7 +150,7 @@ def compare(
         coverage=num_covered / max(1, num_texts),
         num_exact=int((weight_UP > 0).sum()),
         effective_exact=float(weight_UP.sum() ** 2 / max((weight_UP**2).sum(), 1e-12)),
-        exact=_exact(panels, clicked_UP, weight_UP),
+        exact=_exact(shown_UP, clicked_UP, weight_UP),
         order=ratio_interval(moved_U, kept_U) if kept_U.any() else None,
         at_least=ratio_interval(moved_U, clicks_U) if clicks_U.any() else None,
         judge=ratio_interval(now_U, then_U) if judged is not None else None,
@@ -154,9 +160,8 @@ def compare(
     )
 
 
-def _exact(panels: Sequence[Shown], clicked_UP: Floats, weight_UP: Floats) -> Interval | None:
+def _exact(shown_UP: Floats, clicked_UP: Floats, weight_UP: Floats) -> Interval | None:
     """Returns SNIPS over the log's click rate at the same positions, weighted alike."""
-    shown_UP = np.array([np.arange(weight_UP.shape[1]) < len(p.texts) for p in panels])
     hit_U = (weight_UP * clicked_UP).sum(1)
 
     def ratio(times_U: Floats) -> float:
@@ -165,12 +170,14 @@ def _exact(panels: Sequence[Shown], clicked_UP: Floats, weight_UP: Floats) -> In
         usual = float(weight_P @ rate_P)
         return float(times_U @ hit_U) / usual if usual else float("nan")
 
-    interval = statistic_interval(ratio, len(panels))
+    interval = statistic_interval(ratio, len(shown_UP))
     return None if np.isnan(interval).any() else interval
 
 
-def _expected(p_seen_P: Floats, seen_P: Sequence[float]) -> float:
-    return float(sum(p * _seen(seen_P, place) for place, p in enumerate(p_seen_P.tolist())))
+def _expected(panel: Shown, p_seen_P: Floats, seen_P: Sequence[float]) -> float:
+    """Returns the clicks on the panel, or on a list in its place, where both are compared."""
+    together = zip(p_seen_P.tolist(), panel.texts, strict=False)
+    return sum(p * _seen(seen_P, place) for place, (p, shown) in enumerate(together) if shown)
 
 
 def _seen(seen_P: Sequence[float], place: int) -> float:

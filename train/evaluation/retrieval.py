@@ -28,12 +28,11 @@ from numpy.typing import NDArray
 from train.evaluation.baselines import Adjacency, NearestNeighbour
 from train.evaluation.bm25 import Bm25
 from train.evaluation.intervals import Floats, Interval, difference_interval, mean_interval
-from train.evaluation.served import Asked, ServedBundle
+from train.evaluation.served import Asked, LeftOut, ServedBundle
 from train.evaluation.traffic import Step, read_mined, read_traffic
 
 SERVED, ADJACENCY, BM25, TFIDF, MINILM = "served", "adjacency", "bm25", "tfidf", "minilm"
 HEAD, TORSO, TAIL, COLD, ALL = "head", "torso", "tail", "cold", "all"
-SCENARIO = "suggestion"
 NUM_RETRIEVED = 20
 Retrieve = Callable[[Sequence[str]], list[list[str]]]
 
@@ -87,24 +86,25 @@ def evaluate_retrieval(
         report: called with what is being done.
 
     Raises:
-        ValueError: the bundle has no index, the log has no step after the cut, or there is no
-            sentence encoder in `minilm`.
+        LeftOut: the bundle has no index or suggests nothing, or the log has no step after the cut.
+        ValueError: there is no sentence encoder in `minilm`.
     """
     if served.retrieval is None:
-        raise ValueError("the bundle has no index: there is nothing to retrieve from")
+        raise LeftOut("the bundle has no index")
+    scenario = served.first_scenario(completes_prefix=False)
     mined, traffic = read_mined(run), read_traffic(run)
     steps = [s for s in traffic.steps if s.target in mined.counts]
     if not steps:
-        raise ValueError("no session goes on after the validation cut to a query that is known")
+        raise LeftOut("no session goes on after the validation cut to a query that is known")
     cases = random.Random(seed).sample(steps, min(num_cases, len(steps)))
     known = mined.log(traffic)
     adjacency, bm25, tfidf = Adjacency(known), Bm25(mined.counts), NearestNeighbour(known)
     k = NUM_RETRIEVED
     systems: dict[str, Retrieve] = {
-        SERVED: lambda qs: [r.texts[:k] for r in served.retrieved(SCENARIO, [*map(Asked, qs)])],
-        ADJACENCY: lambda qs: [adjacency.suggest(SCENARIO, q, k) for q in qs],
-        BM25: lambda qs: [bm25.suggest(SCENARIO, q, k) for q in qs],
-        TFIDF: lambda qs: [tfidf.suggest(SCENARIO, q, k) for q in qs],
+        SERVED: lambda qs: [r.texts[:k] for r in served.retrieved(scenario, [*map(Asked, qs)])],
+        ADJACENCY: lambda qs: [adjacency.suggest(q, k) for q in qs],
+        BM25: lambda qs: [bm25.suggest(q, k) for q in qs],
+        TFIDF: lambda qs: [tfidf.suggest(q, k) for q in qs],
     }
     if minilm is not None:
         from train.retrieval.encoder import Encoder  # and torch

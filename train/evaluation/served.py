@@ -46,6 +46,10 @@ Floats = NDArray[np.float32]
 T = TypeVar("T")
 
 
+class LeftOut(ValueError):
+    """A bundle or a log has nothing that a figure could be measured on; the message says why."""
+
+
 class Asked(NamedTuple):
     """A question; texts are normalised."""
 
@@ -106,6 +110,21 @@ class ServedBundle:
             known = ", ".join(self.bundle.scenarios)
             raise ValueError(f"the bundle has no scenario {name!r}; it has {known}")
         return spec
+
+    def first_scenario(self, *, completes_prefix: bool) -> str:
+        """Returns the first scenario that completes prefixes, or that suggests queries alone.
+
+        Raises:
+            LeftOut: the bundle has none.
+        """
+        for name, spec in self.bundle.scenarios.items():
+            if spec.completes_prefix == completes_prefix and not spec.has_auxiliary_text:
+                return name
+        raise LeftOut(
+            "the bundle completes nothing"
+            if completes_prefix
+            else "every scenario of the bundle completes prefixes or has an auxiliary text"
+        )
 
     def answers(self, scenario: str, questions: Sequence[Asked], num: int) -> list[Answer]:
         """Returns up to `num` suggestions for each question, best first.

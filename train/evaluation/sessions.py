@@ -33,17 +33,10 @@ from engine.formats.prompt import ANSWER
 from engine.formats.text import normalise
 from train.evaluation.baselines import MostPopular, NearestNeighbour, SearchLog
 from train.evaluation.bm25 import Bm25
+from train.evaluation.files import reading
 from train.evaluation.intervals import Floats, Interval, difference_interval, mean_interval
-from train.evaluation.retrieval import (
-    ADJACENCY,
-    BM25,
-    MINILM,
-    SCENARIO,
-    SERVED,
-    TFIDF,
-    Embedder,
-)
-from train.evaluation.served import Asked, ServedBundle
+from train.evaluation.retrieval import ADJACENCY, BM25, MINILM, SERVED, TFIDF, Embedder
+from train.evaluation.served import Asked, LeftOut, ServedBundle
 from train.evaluation.traffic import read_mined, read_traffic
 
 ENCODER, CLICK_MODEL, POPULAR = "encoder", "click_model", "most_popular"
@@ -106,18 +99,15 @@ def read_sessions(path: Path) -> list[Session]:
     """Reads sessions, one JSON object a line, gzip.
 
     Raises:
-        ValueError: a line is not a session; the message names it.
+        ValueError: the file cannot be read, or a line is not a session; the message names it.
     """
     sessions: list[Session] = []
-    try:
-        with gzip.open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    sessions.append(msgspec.json.decode(line, type=Session))
-                except msgspec.MsgspecError as error:
-                    raise ValueError(f"{path}, line {number}: not a session: {error}") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+    with reading(path), gzip.open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                sessions.append(msgspec.json.decode(line, type=Session))
+            except msgspec.MsgspecError as error:
+                raise ValueError(f"{path}, line {number}: not a session: {error}") from None
     return sessions
 
 
@@ -139,13 +129,15 @@ def evaluate_sessions(
         report: called with what is being done.
 
     Raises:
-        ValueError: no session has a step, or there is no sentence encoder in `minilm`.
+        LeftOut: the bundle suggests nothing, or no session has a step.
+        ValueError: there is no sentence encoder in `minilm`.
     """
+    scenario = served.first_scenario(completes_prefix=False)
     mined, traffic = read_mined(run), read_traffic(run)
     known = mined.log(traffic)
     cases = cases_of(sessions, known)
     if not cases:
-        raise ValueError("no session has two different queries in a row")
+        raise LeftOut("no session has two different queries in a row")
     embedder = None
     if minilm is not None:
         from train.retrieval.encoder import Encoder  # and torch
@@ -153,7 +145,7 @@ def evaluate_sessions(
         embedder = Encoder.of_checkpoint(str(minilm))
     session_of = [case.session for case in cases]
     scores: list[SessionScore] = []
-    for name, rank in rankings(served, known, cases, embedder).items():
+    for name, rank in rankings(served, scenario, known, cases, embedder).items():
         report(f"{len(cases)} steps ranked by {name}")
         rank_U = np.array([expected_reciprocal_rank(rank(case)) for case in cases])
         scores.append(SessionScore(system=name, mrr=mean_interval(by_session(rank_U, session_of))))
@@ -162,7 +154,7 @@ def evaluate_sessions(
         num_steps=len(cases),
         known_share=sum(c.candidates[0] in mined.counts for c in cases) / len(cases),
         scores=scores,
-        answers=_answers(served, cases, report),
+        answers=_answers(served, scenario, cases, report),
     )
 
 
@@ -177,9 +169,9 @@ def cases_of(sessions: Iterable[Session], known: SearchLog) -> list[Case]:
                 continue
             others: dict[str, str] = {}  # by key
             taken = {key_of(query), key_of(target)}
-            near = nearest.suggest(SCENARIO, query, NUM_NEAREST + 2)
+            near = nearest.suggest(query, NUM_NEAREST + 2)
             near = [t for t in near if key_of(t) not in taken][:NUM_NEAREST]
-            for text in (*near, *popular.suggest(SCENARIO, query, 2 * NUM_CANDIDATES)):
+            for text in (*near, *popular.suggest(query, 2 * NUM_CANDIDATES)):
                 if key_of(text) not in taken and len(others) < NUM_CANDIDATES - 1:
                     others.setdefault(key_of(text), text)
             titles = session.titles[at] if at < len(session.titles) else []
@@ -190,7 +182,11 @@ def cases_of(sessions: Iterable[Session], known: SearchLog) -> list[Case]:
 
 
 def rankings(
-    served: ServedBundle, known: SearchLog, cases: Sequence[Case], embedder: Embedder | None
+    served: ServedBundle,
+    scenario: str,
+    known: SearchLog,
+    cases: Sequence[Case],
+    embedder: Embedder | None,
 ) -> dict[str, Callable[[Case], Floats]]:
     """Returns each system: a case in, scores of its candidates out, float64 (C)."""
     bm25, tfidf = Bm25(known.counts), NearestNeighbour(known)
@@ -199,7 +195,7 @@ def rankings(
         return np.array([float(figures.get(c, 0.0)) for c in case.candidates])
 
     def retrieved(case: Case) -> Floats:
-        texts = served.retrieved(SCENARIO, [case.asked])[0].texts
+        texts = served.retrieved(scenario, [case.asked])[0].texts
         return looked_up({t: 1 / place for place, t in enumerate(texts, start=1)}, case)
 
     systems: dict[str, Callable[[Case], Floats]] = {
@@ -215,7 +211,7 @@ def rankings(
     if served.retrieval is not None:
         systems[SERVED] = retrieved
     if served.bundle.click_model is not None:
-        systems[CLICK_MODEL] = lambda case: _clicked(served, case, case.asked)
+        systems[CLICK_MODEL] = lambda case: _clicked(served, scenario, case, case.asked)
     return systems
 
 
@@ -253,7 +249,7 @@ def by_session(value_U: Floats, session_of: Sequence[int]) -> Floats:
 
 
 def _answers(
-    served: ServedBundle, cases: Sequence[Case], report: Callable[[str], None]
+    served: ServedBundle, scenario: str, cases: Sequence[Case], report: Callable[[str], None]
 ) -> list[AnswerEffect]:
     if ANSWER not in served.bundle.manifest.prompt.side_information_kinds:
         return []
@@ -262,18 +258,18 @@ def _answers(
     systems: dict[str, Callable[[Sequence[Asked]], list[float]]] = {}
 
     def clicked(asked: Sequence[Asked]) -> list[float]:
-        scores = (_clicked(served, case, a) for case, a in zip(cases, asked, strict=True))
+        scores = (_clicked(served, scenario, case, a) for case, a in zip(cases, asked, strict=True))
         return [expected_reciprocal_rank(scores_C) for scores_C in scores]
 
     def written(asked: Sequence[Asked]) -> list[float]:
-        texts = served.written(SCENARIO, asked)
+        texts = served.written(scenario, asked)
         return _in_lists(cases, [[c.text for c in (*t.finished, *t.cut)] for t in texts])
 
     if served.bundle.click_model is not None:
         systems[CLICK_MODEL] = clicked
     if served.bundle.generator is not None:
         systems[GENERATOR] = written
-        systems[ENGINE] = lambda a: _in_lists(cases, served.texts(SCENARIO, a, NUM_SUGGESTIONS))
+        systems[ENGINE] = lambda a: _in_lists(cases, served.texts(scenario, a, NUM_SUGGESTIONS))
     effects: list[AnswerEffect] = []
     for name, reciprocal_ranks in systems.items():
         report(f"{len(cases)} steps by {name} with and without the answer")
@@ -292,8 +288,8 @@ def _answers(
     return effects
 
 
-def _clicked(served: ServedBundle, case: Case, asked: Asked) -> Floats:
-    return served.click_probabilities(SCENARIO, asked, case.candidates).astype(np.float64)
+def _clicked(served: ServedBundle, scenario: str, case: Case, asked: Asked) -> Floats:
+    return served.click_probabilities(scenario, asked, case.candidates).astype(np.float64)
 
 
 def _in_lists(cases: Sequence[Case], lists: Sequence[Sequence[str]]) -> list[float]:

@@ -9,7 +9,7 @@ import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,10 +19,11 @@ from train import simulator
 from train.evaluation.baselines import MostPopular, NearestNeighbour, SearchLog
 from train.evaluation.clicks import ClickEvaluation, evaluate_clicks
 from train.evaluation.completion import CompletionReport, evaluate_completion
+from train.evaluation.files import reading
 from train.evaluation.lists import ProducedList, TruthRow, true_ctr
 from train.evaluation.real_clicks import RealClickEvaluation, evaluate_real_clicks
 from train.evaluation.retrieval import RetrievalReport, evaluate_retrieval
-from train.evaluation.served import Asked, ServedBundle, distinct_texts
+from train.evaluation.served import Asked, LeftOut, ServedBundle, distinct_texts
 from train.evaluation.sessions import SessionsReport, evaluate_sessions, read_sessions
 from train.simulator.tables import SEARCHES_NAME
 
@@ -30,6 +31,7 @@ JSON_NAME, PAGE_NAME = "eval.json", "eval.html"
 NUM_LISTED = 5  # suggestions of a list whose value is measured
 WEB, OTHER = "web", "other"  # slices of unseen queries
 Report = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Data(NamedTuple):
@@ -127,36 +129,59 @@ def _evaluated(
     report: Report,
 ) -> Evaluation:
     left_out: dict[str, str] = {}
-    completion = retrieval = sessions = ctr = real = None
+    sessions = clicks = real = None
     lists: list[TruthRow] = []
-    if any(s.completes_prefix for s in served.bundle.scenarios.values()):
-        completion = evaluate_completion(served, run, unseen=unseen, seed=seed, report=report)
-    else:
-        left_out["completion"] = "the bundle completes nothing"
+
+    def unless_left_out(part: str, evaluate: Callable[[], T]) -> T | None:
+        try:
+            return evaluate()
+        except LeftOut as why:
+            left_out[part] = str(why)
+            return None
+
+    completion = unless_left_out(
+        "completion",
+        lambda: evaluate_completion(served, run, unseen=unseen, seed=seed, report=report),
+    )
+    if completion is not None:
+        left_out |= {f"completion of {name}": why for name, why in completion.left_out.items()}
+    retrieval = unless_left_out(
+        "retrieval",
+        lambda: evaluate_retrieval(served, run, minilm=data.minilm, seed=seed, report=report),
+    )
     if served.retrieval is None:
-        left_out["retrieval"] = left_out["sessions"] = "the bundle has no index"
+        left_out["sessions"] = "the bundle has no index"
+    elif data.sessions is None:
+        left_out["sessions"] = "no sessions are given"
     else:
-        retrieval = evaluate_retrieval(served, run, minilm=data.minilm, seed=seed, report=report)
-        if data.sessions is None:
-            left_out["sessions"] = "no sessions are given"
-        else:
-            known = read_sessions(data.sessions)
-            sessions = evaluate_sessions(served, run, known, minilm=data.minilm, report=report)
+        known = read_sessions(data.sessions)
+        sessions = unless_left_out(
+            "sessions",
+            lambda: evaluate_sessions(served, run, known, minilm=data.minilm, report=report),
+        )
     world = run / "simulated"
     if not (world / "world.json").is_file():
         left_out["lists"] = left_out["ctr"] = "the logs are real: their truth is not known"
     else:
         every = [q for queries in unseen.values() for q in queries]
-        questions = questions_of(served, every, num_queries, seed)
+        asked = questions_of(served, every, num_queries, seed)
+        questions = [(name, query) for name, query in asked if name in simulator.SCENARIOS]
+        for name in sorted(served.bundle.scenarios.keys() - simulator.SCENARIOS):
+            left_out[f"lists of {name}"] = "the simulated truth does not know the scenario"
         report(f"lists for {len(questions)} questions")
-        lists = evaluate_lists(served, world, questions)
+        if questions:
+            lists = evaluate_lists(served, world, questions)
+        else:
+            left_out["lists"] = "there is no question that the simulated truth can score"
         if served.bundle.click_model is None:
             left_out["ctr"] = "the bundle has no click model"
         else:
             report("click model against the oracle")
-            clicks = evaluate_clicks(served, run, questions, seed=seed)
-            left_out |= {f"ctr of {name}": why for name, why in clicks.left_out.items()}
-            ctr = _summary(clicks) if clicks.logged else None
+            clicks = unless_left_out(
+                "ctr", lambda: evaluate_clicks(served, run, questions, seed=seed)
+            )
+            if clicks is not None:
+                left_out |= {f"ctr of {name}": why for name, why in clicks.left_out.items()}
     if data.real_clicks is None:
         left_out["real"] = "no real clicks are given"
     else:
@@ -169,7 +194,7 @@ def _evaluated(
         retrieval=retrieval,
         sessions=sessions,
         lists=lists,
-        ctr=ctr,
+        ctr=_summary(clicks) if clicks and clicks.logged else None,
         real=real,
         left_out=left_out,
     )
@@ -183,7 +208,7 @@ def questions_of(
     Where a scenario completes, it is a prefix of 3 to 10 characters.
     """
     rng = Random(seed)
-    usable = sorted({q for q in queries if 4 <= len(q.encode()) <= 200})
+    usable = sorted({q for q in queries if len(q) >= 4 and len(q.encode()) <= 200})
     chosen = rng.sample(usable, min(num, len(usable)))
     prefixes = [normalise_prefix(q[: rng.randint(3, min(10, len(q) - 1))]) for q in chosen]
     return [
@@ -237,11 +262,8 @@ def read_queries(path: Path) -> list[str]:
     Raises:
         ValueError: the file cannot be read or has none.
     """
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as stream:
-            queries = sorted({normalise(line) for line in stream} - {""})
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as gzip text: {error}") from None
+    with reading(path), gzip.open(path, "rt", encoding="utf-8") as stream:
+        queries = sorted({normalise(line) for line in stream} - {""})
     if not queries:
         raise ValueError(f"{path}: has no query")
     return queries

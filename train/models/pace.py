@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from train.models.backbone import has_fast_bf16
 from train.models.optimizer import make_optimizer
 
 # In bfloat16, oneDNN keeps the kernels of the last 1,024 shapes that it met. Batches have lengths
@@ -169,7 +170,8 @@ def trainer_arguments(
         batch_size: examples per device and step.
         learning_rate: at its peak.
         weight_decay: decoupled (AdamW).
-        bf16: compute in bfloat16 under autocast; weights stay float32.
+        bf16: compute in bfloat16 under autocast where the hardware does that fast; weights stay
+            float32.
         seed: of dropout and initial weights.
         checkpoint_steps: a checkpoint is written every so many steps.
     """
@@ -180,7 +182,7 @@ def trainer_arguments(
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        bf16=bf16,
+        bf16=bf16 and has_fast_bf16(),
         use_cpu=not has_gpu,
         dataloader_pin_memory=has_gpu,
         remove_unused_columns=False,

@@ -105,16 +105,12 @@ class PolicyLists:
             is_composed: put together of the best sequence of each slot; else the best drawn list.
             seed: of what is drawn.
         """
-        if self._mode == "beam":
-            temperature = 0.0  # the texts of one wider search
         drawn = self._drawn(
             directory, num_lists=num_lists, temperature=temperature, is_cold=False, seed=seed
         )
         worth = judge_lists(self._judge, drawn, level=0.0, relevance_floor=0.0)
         return [
-            self._produced(
-                d, sorted(self._best(d, w, is_composed), key=lambda t: -w.reward[t]), name
-            )
+            self._produced(d, self._best(d, w, is_composed, self._confidence), name)
             for d, w in zip(drawn, worth, strict=True)
         ]
 
@@ -127,7 +123,7 @@ class PolicyLists:
         num_lists: int,
         seed: int,
     ) -> list[ProducedList]:
-        """Returns the same as `best_of`, composed by the truth: what no click model can exceed.
+        """Returns the same as `best_of`, by the truth alone, however often texts were drawn.
 
         Args:
             directory: of the generator.
@@ -144,22 +140,28 @@ class PolicyLists:
             texts = list(dict.fromkeys(t for ts in d.texts_KS for seq in ts for t in seq))
             values = attraction(Question(d.prompt.scenario.name, d.prompt.query), texts)
             true = dict(zip(texts, values, strict=True))
-            best = self._best(d, Worth(true, true, dict.fromkeys(texts, True)), is_composed=True)
-            lists.append(self._produced(d, sorted(best, key=lambda t: -true[t]), name))
+            worth = Worth(true, true, dict.fromkeys(texts, True))
+            best = self._best(d, worth, is_composed=True, confidence=0)
+            lists.append(self._produced(d, best, name))
         return lists
 
-    def _best(self, drawn: Drawn, worth: Worth, is_composed: bool) -> list[str]:
+    def _best(self, drawn: Drawn, worth: Worth, is_composed: bool, confidence: float) -> list[str]:
+        """Returns a list, best text first."""
         if is_composed and self._mode != "list":
-            lists = composed(drawn, worth, self._vocabulary.bytes_of, self._confidence)
-            return next(iter(lists), [])
-        seen_P = self._seen.get(drawn.prompt.scenario.name, ())
-        whole = [drawn_texts(drawn, k) for k in range(len(drawn.texts_KS))]
-        return max(whole, key=lambda texts: reward_of(drawn.prompt, worth.reward, seen_P, texts))
+            lists = composed(drawn, worth, self._vocabulary.bytes_of, confidence)
+            best = next(iter(lists), [])
+        else:
+            seen_P = self._seen.get(drawn.prompt.scenario.name, ())
+            whole = [drawn_texts(drawn, k) for k in range(len(drawn.texts_KS))]
+            best = max(whole, key=lambda ts: reward_of(drawn.prompt, worth.reward, seen_P, ts))
+        return sorted(best, key=lambda text: -worth.reward[text])
 
     def _drawn(
         self, directory: Path, *, num_lists: int, temperature: float, is_cold: bool, seed: int
     ) -> list[Drawn]:
         model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        if self._mode == "beam":
+            temperature = 0.0  # the texts of one wider search: drawn ones repeat
         prompts = self._prompts[is_cold]
         return draw_lists(
             Sampler(model),

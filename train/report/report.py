@@ -119,7 +119,10 @@ def make_report(
         raise ValueError(f"{run}: its logs are real, so the worth of lists is not known")
     aligned_metrics = run / "aligned" / METRICS
     if not aligned_metrics.is_file():
-        raise ValueError(f"{run}: has no aligned generator; run `queryrec-train align` first")
+        raise ValueError(
+            f"{run}: has no aligned generator; set alignment.num_rounds to 1 or more in its "
+            "configuration, run `queryrec-train run` again, and export it"
+        )
     rounds_of_loop = [] if closed_loop is None else read_rounds(closed_loop)
     config, truth = read_config(run / "config.toml"), simulator.load(run / "simulated")
     with closing(ServedBundle(bundle)) as served:

@@ -20,7 +20,7 @@ from train.simulator.sessions import Searches
 
 BUNDLE_ID = "simulated-logging-policy"
 _START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-_SHARES = {"suggestion": 0.45, "completion": 0.35, "clarification": 0.20}
+SHARES = {"suggestion": 0.45, "completion": 0.35, "clarification": 0.20}  # of panels
 _FILES = (
     tables.SEARCHES_NAME,
     tables.IMPRESSIONS_NAME,
@@ -140,7 +140,7 @@ def simulate(
         frozenset(made.corpus.barred),
     )
     shown: list[Panel] = []
-    for scenario, share in _SHARES.items():
+    for scenario, share in SHARES.items():
         report(f"showing {scenario} panels")
         shown += impressions.panels(
             made.truth,
@@ -245,7 +245,7 @@ def _times(seconds: np.ndarray) -> pa.Array:
 
 
 def _summary(searches: Searches, shown: list[Panel], fingerprint: str) -> SimulationSummary:
-    by_scenario: dict[str, list[Panel]] = {scenario: [] for scenario in _SHARES}
+    by_scenario: dict[str, list[Panel]] = {scenario: [] for scenario in SHARES}
     for panel in shown:
         by_scenario[panel.scenario].append(panel)
     return SimulationSummary(

@@ -181,26 +181,6 @@ class Truth:
             scenario, [query], [listing], sessions=[session_queries], questions=[auxiliary_text]
         )[0]
 
-    def list_value(
-        self,
-        scenario: str,
-        query: str,
-        listing: Sequence[str],
-        *,
-        session_queries: Sequence[str] = (),
-        auxiliary_text: str = "",
-    ) -> float:
-        """Returns the expected number of clicks on the list."""
-        return float(
-            self.click_probabilities(
-                scenario,
-                query,
-                listing,
-                session_queries=session_queries,
-                auxiliary_text=auxiliary_text,
-            ).sum()
-        )
-
     def list_click_probabilities(
         self,
         scenario: str,

@@ -16,6 +16,7 @@ from engine.execution.runtime import Runtime
 from engine.scheduling.deadline import Deadline, MonotonicClock
 from engine.scheduling.stages import Probe
 from train.evaluation.click_rows import LoggedRequest, Scorer, read_requests, validation_start
+from train.evaluation.served import LeftOut
 
 CLOCK = MonotonicClock()
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -138,5 +139,5 @@ def test_validation_starts_where_the_mined_table_says(clicked_run: Path, tmp_pat
     column = table.column_names.index("split")
     table = table.set_column(column, "split", pa.array(["train"] * table.num_rows))
     pq.write_table(table, tmp_path / "impressions.parquet")
-    with pytest.raises(ValueError, match="no impressions for validation"):
+    with pytest.raises(LeftOut, match="no impressions were held out"):
         validation_start(tmp_path)

@@ -28,8 +28,8 @@ def test_bm25_by_hand():
     weight = 2.2 / (1 + norm)
     expected = [(idf_red + idf_shoes) * weight, idf_red * weight, idf_shoes * weight, 0.0]
     assert scores == pytest.approx(expected)
-    assert bm25.suggest("suggestion", "red shoes", 5) == ["red hat"]
-    assert bm25.suggest("suggestion", "blue", 5) == []
+    assert bm25.suggest("red shoes", 5) == ["red hat"]
+    assert bm25.suggest("blue", 5) == []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,7 +41,7 @@ def test_postings_give_the_order_of_scores_one_by_one(seed):
         scores = bm25.scores(query, texts)
         order = np.argsort(-scores, kind="stable")
         expected = [texts[i] for i in order if scores[i] > 0 and texts[i] != query][:7]
-        assert bm25.suggest("suggestion", query, 7) == expected
+        assert bm25.suggest(query, 7) == expected
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -52,7 +52,7 @@ def test_similarities_order_known_queries_as_the_index_does(seed):
     for query in ["red shoe", "gardens", "zebra hose"]:
         cosines = nearest.similarities(query, texts)
         assert cosines.max() <= 1 + 1e-9
-        found = nearest.suggest("suggestion", query, 5)
+        found = nearest.suggest(query, 5)
         expected = sorted(cosines[[t != query for t in texts]], reverse=True)[: len(found)]
         assert [cosines[texts.index(t)] for t in found] == pytest.approx(expected)
 
@@ -67,13 +67,13 @@ def test_a_text_is_most_similar_to_itself_even_if_the_log_lacks_its_letters():
 def test_suffixes_are_ranked_by_how_many_searches_end_so():
     counts = Counter({"cheap flights": 3, "best cheap flights": 2, "cheap hotels": 4, "inn": 1})
     suffix = SuffixCompletion(SearchLog(counts, {}))
-    assert suffix.suggest("completion", "very che", 5) == [
+    assert suffix.suggest("very che", 5) == [
         "very cheap flights",
         "very cheap hotels",
     ]
     # A typed space ends the word: only what goes on after it counts.
-    assert suffix.suggest("completion", "best cheap ", 1) == ["best cheap flights"]
-    assert suffix.suggest("completion", "fl", 5) == ["flights"]
-    assert suffix.suggest("completion", "in", 5) == ["inn"]
-    assert suffix.suggest("completion", "inn", 5) == []
-    assert suffix.suggest("completion", "qq", 5) == []
+    assert suffix.suggest("best cheap ", 1) == ["best cheap flights"]
+    assert suffix.suggest("fl", 5) == ["flights"]
+    assert suffix.suggest("in", 5) == ["inn"]
+    assert suffix.suggest("inn", 5) == []
+    assert suffix.suggest("qq", 5) == []

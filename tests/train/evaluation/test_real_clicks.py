@@ -1,5 +1,6 @@
 """Cross-validation on panes with real clicks, here on made-up ones whose rule is known."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -49,21 +50,6 @@ def test_features_and_positions_together_beat_each_alone(tmp_path: Path) -> None
     assert found.without_position.mean > 0.6
 
 
-def test_a_click_model_that_knows_adds_what_it_knows(tmp_path: Path) -> None:
-    panes = made_panes(200, by_overlap=1.5)
-    path = write(tmp_path / "panes.tsv", panes)
-    share_of = {
-        (q, o): s for q, options, shares in panes for o, s in zip(options, shares, strict=True)
-    }
-    plain = evaluate_real_clicks(path, num_resamples=100)
-    told = evaluate_real_clicks(
-        path,
-        logits=lambda query, options: np.array([share_of[query, o] for o in options]),
-        num_resamples=100,
-    )
-    assert told.without_position.mean > 0.95 > plain.without_position.mean
-
-
 def test_clicks_by_chance_are_not_predicted(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     panes = []
@@ -103,6 +89,22 @@ def test_files_that_cannot_be_used_are_refused(
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=complaint):
         evaluate_real_clicks(path, num_folds=2, num_resamples=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("panes.tsv.gz", b"not gzip"),
+        ("panes.tsv.gz", gzip.compress(HEADER.encode() * 99)[:-12]),
+        ("panes.tsv.gz", gzip.compress(HEADER.encode())[:10] + b"\xff" * 20),
+        ("panes.tsv", b"query\tpos\toption\tcctr\nna\xefve\t1\ta\t0\n"),
+    ],
+    ids=["plain", "cut", "damaged", "latin1"],
+)
+def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: cannot be read"):
+        read_panes(tmp_path / name)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

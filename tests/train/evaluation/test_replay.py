@@ -96,6 +96,36 @@ def test_a_text_in_other_letters_is_the_same_text():
     assert compare([panel], [["red shoes"]], SEEN).num_exact == 1
 
 
+def test_places_whose_text_was_lost_count_on_neither_side():
+    panels = [p._replace(propensity=[1.0] * 4) for p in logged(2_000)]
+    lost = [
+        p._replace(texts=["", *p.texts[1:]], clicked=[False, *p.clicked[1:]]) if u % 2 else p
+        for u, p in enumerate(panels)
+    ]
+    lists = [p.texts for p in panels]
+    ones = [(np.array([float(t != "") for t in p.texts]), np.ones(4)) for p in lost]
+    replayed = compare(lost, lists, SEEN, ones)
+    assert replayed.num_exact == 7_000
+    assert replayed.coverage == 1
+    assert replayed.exact.mean == pytest.approx(1), "the log's own lists"
+    assert replayed.order == replayed.at_least == (1, 1, 1)
+    assert replayed.judge == (1, 1, 1)
+
+
+def test_a_clicked_text_in_a_place_that_is_not_known_is_no_click_of_the_list():
+    panel = Shown("suggestion", "q", (), ["", "b"], [False, True], [1.0, 1.0])
+    replayed = compare([panel], [["b", "a"]], SEEN)
+    assert (replayed.order, replayed.at_least.mean) == (None, 0)
+
+
+def test_lists_count_as_far_as_the_panel_went():
+    panels = [p._replace(texts=p.texts[:2], clicked=p.clicked[:2]) for p in logged(2_000)]
+    lists = [[*p.texts, "new", "newer"] for p in panels]
+    replayed = compare(panels, lists, SEEN, [(np.ones(2), np.ones(4)) for _ in panels])
+    assert replayed.judge == (1, 1, 1)
+    assert replayed.coverage == 1
+
+
 def test_without_clicks_nothing_is_claimed():
     panels = [p._replace(clicked=[False] * 4) for p in logged(50)]
     replayed = compare(panels, best_first(panels), SEEN)

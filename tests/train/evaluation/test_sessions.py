@@ -57,7 +57,7 @@ def test_candidates_follow_the_rules(run):
     counts = {f"umbrella stand {i}": 1 for i in range(30)} | dict.fromkeys(popular, 9)
     many = SearchLog(Counter(counts), {})
     (case,) = module.cases_of([Session(queries=["umbrella", "blue thing"])], many)
-    near = NearestNeighbour(many).suggest("suggestion", "umbrella", 25)
+    near = NearestNeighbour(many).suggest("umbrella", 25)
     assert list(case.candidates) == ["blue thing", *near, *sorted(popular)[:24]]
 
 
@@ -106,9 +106,11 @@ def test_sessions_without_a_step_and_broken_files_are_refused(served, run, tmp_p
     path.write_bytes(gzip.compress(b'{"queries": ["a"]}\n{"queries": 3}\n'))
     with pytest.raises(ValueError, match="line 2: not a session"):
         module.read_sessions(path)
-    path.write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match="cannot be read"):
-        module.read_sessions(path)
+    whole = gzip.compress(b'{"queries": ["a"]}\n' * 99)
+    for damaged in (b"not gzip", whole[:-12], whole[:10] + b"\xff" * 20):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"sessions\.jsonl\.gz: cannot be read"):
+            module.read_sessions(path)
 
 
 def test_the_shipped_sessions_are_small_and_in_the_form_of_queries():

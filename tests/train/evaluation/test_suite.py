@@ -2,14 +2,17 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from engine.formats.text import normalise_prefix
+from export import sample
 from tests.train.conftest import SimulatedRun, command
 from train.evaluation.served import ServedBundle
-from train.evaluation.suite import questions_of, read_queries
+from train.evaluation.suite import Data, evaluate, questions_of, read_queries
 
 DATA = Path(__file__).parents[3] / "examples/data"
 QUERIES = [f"query number {i} of many" for i in range(40)]
@@ -28,6 +31,13 @@ def test_questions_are_the_same_queries_in_every_scenario(served: ServedBundle) 
     assert questions != questions_of(served, QUERIES, 10, seed=4)
 
 
+def test_queries_too_short_for_a_prefix_are_not_asked_however_many_bytes_they_have(
+    served: ServedBundle,
+) -> None:
+    questions = questions_of(served, ["été", "äöü", "été à nice"], 3, seed=0)
+    assert {q for scenario, q in questions if scenario == "suggestion"} == {"été à nice"}
+
+
 def test_queries_are_normalised_and_distinct(tmp_path: Path) -> None:
     path = tmp_path / "queries.gz"
     with gzip.open(path, "wt") as stream:
@@ -36,13 +46,89 @@ def test_queries_are_normalised_and_distinct(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"plain text\n", "gzip"), (gzip.compress(b"\n\n"), "no query")]
+    ("content", "message"),
+    [
+        (b"plain text\n", "gzip"),
+        (gzip.compress(b"\n\n"), "no query"),
+        (gzip.compress(b"red shoes\n" * 99)[:-12], "cannot be read"),
+        (gzip.compress(b"red shoes\n")[:10] + b"\xff" * 20, "cannot be read"),
+    ],
+    ids=["plain", "empty", "cut", "damaged"],
 )
 def test_file_without_queries_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "queries.gz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"queries\.gz.*{message}"):
         read_queries(path)
+
+
+def bundle_of(directory: Path, names: dict[str, str], patch: pytest.MonkeyPatch) -> Path:
+    """Writes a bundle with random weights with some scenarios of the sample, under other names."""
+    scenarios = [replace(s, name=names[s.name]) for s in sample.SCENARIOS if s.name in names]
+    patch.setattr(sample, "SCENARIOS", tuple(scenarios))
+    sample.write_sample_bundle(directory, mode="slots")
+    return directory
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    (tmp_path / "heldout.gz").write_bytes(gzip.compress("\n".join(QUERIES).encode()))
+    sessions = b'{"queries": ["wireless mouse", "wireless mouse for kids"]}\n'
+    (tmp_path / "sessions.gz").write_bytes(gzip.compress(sessions))
+    return Data(heldout=tmp_path / "heldout.gz", sessions=tmp_path / "sessions.gz")
+
+
+NAMES = {"suggestion": "related", "completion": "autocomplete", "clarification": "refine"}
+
+
+def test_scenarios_may_have_any_name(
+    run: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(tmp_path / "bundle", NAMES, monkeypatch)
+    found = evaluate(bundle, run, data, num_threads=1, report=lambda _: None)
+    assert found.left_out.keys() == {"lists", "ctr", "real"}
+    popular = [s for s in found.completion.scores if s.system == "most_popular"]
+    assert popular[0].slice == "seen"
+    assert popular[0].mrr.mean > 0.3, "it completes"
+    assert found.retrieval.scores
+    assert found.sessions.num_steps == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_scenarios_that_the_simulated_truth_does_not_know_are_left_out(
+    simulated_run: SimulatedRun, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = NAMES | {"clarification": "clarification"}
+    bundle = bundle_of(tmp_path / "bundle", names, monkeypatch)
+    found = evaluate(bundle, simulated_run.run, data, num_queries=5, report=lambda _: None)
+    why = "the simulated truth does not know the scenario"
+    assert found.left_out["lists of related"] == found.left_out["lists of autocomplete"] == why
+    assert {row.scenario for row in found.lists} == {"clarification"}
+
+
+def test_what_the_bundle_or_the_log_lacks_is_left_out_with_its_reason(
+    run: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(tmp_path / "bundle", {"clarification": "clarification"}, monkeypatch)
+    lacking = evaluate(bundle, run, data, num_threads=1, report=lambda _: None).left_out
+    assert lacking["completion"] == "the bundle completes nothing"
+    assert lacking["retrieval"] == lacking["sessions"]
+    assert "every scenario of the bundle" in lacking["retrieval"]
+
+
+def test_a_log_without_held_out_searches_is_evaluated_as_far_as_it_goes(
+    run: Path, tiny_bundle: Path, data: Data, tmp_path: Path
+) -> None:
+    (tmp_path / "sessions.gz").write_bytes(gzip.compress(b'{"queries": ["once"]}\n'))
+    whole = Path(shutil.copytree(run, tmp_path / "run"))
+    config = (whole / "config.toml").read_text().replace("valid_share = 0.2", "valid_share = 0")
+    (whole / "config.toml").write_text(config)
+    found = evaluate(tiny_bundle, whole, data, num_threads=1, report=lambda _: None)
+    assert "before and after the validation cut" in found.left_out["completion of seen"]
+    assert {score.slice for score in found.completion.scores} == {"other"}
+    assert "after the validation cut" in found.left_out["retrieval"]
+    assert found.left_out["sessions"] == "no session has two different queries in a row"
 
 
 @pytest.mark.slow

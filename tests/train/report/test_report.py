@@ -1,14 +1,18 @@
 """The report of a run by one command: which figures are there, and whether they fit together."""
 
 import json
+from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from tests.train.conftest import SimulatedRun, command
+from tests.train.conftest import SimulatedRun, command, topic_queries
 from train.evaluation.intervals import Interval
+from train.evaluation.served import ServedBundle
 from train.report import report
 from train.report.closed_loop import ListWorth, LoopRound, read_rounds, write_rounds
+from train.report.policies import PolicyLists, Question
 
 HELDOUT = Path(__file__).parents[3] / "examples/data/heldout.txt.gz"
 WORTH = ListWorth(true_ctr=Interval(0.02, 0.01, 0.03), gain=Interval(1.25, 1.125, 1.5))
@@ -37,6 +41,44 @@ def test_what_is_no_closed_loop_is_named(content: bytes | None, tmp_path: Path) 
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"other\.json: no rounds .* writes rounds\.json"):
         read_rounds(path)
+
+
+def test_a_run_that_is_not_aligned_is_told_which_setting_does_it(tmp_path: Path) -> None:
+    (tmp_path / "simulated").mkdir()
+    (tmp_path / "simulated/world.json").touch()
+    (tmp_path / "aligned").mkdir()
+    with pytest.raises(ValueError, match=r"no aligned generator; set alignment\.num_rounds"):
+        report.make_report(
+            tmp_path,
+            tmp_path / "bundle",
+            HELDOUT,
+            second_world=None,
+            kept=tmp_path / "kept.json",
+            placebo_prompts=0,
+            num_queries=1,
+            seed=0,
+        )
+
+
+def test_the_ceiling_holds_the_best_text_by_the_truth_however_rarely_it_was_drawn(
+    trained_run: Path, tiny_bundle: Path
+) -> None:
+    values_of: dict[Question, dict[str, float]] = {}
+
+    def truth(question: Question, texts: list[str]) -> list[float]:
+        values = [0.5 + 0.5 * Random(text).random() for text in texts]
+        values_of[question] = dict(zip(texts, values, strict=True))
+        return values
+
+    with closing(ServedBundle(tiny_bundle, num_threads=1)) as served:
+        questions = [Question("suggestion", queries[0]) for queries in topic_queries()[:8]]
+        lists = PolicyLists(
+            trained_run, served, questions, max_edges=32, num_listed=5, confidence=0.5
+        )
+        made = lists.ceiling(trained_run / "generator", "ceiling", truth, num_lists=64, seed=0)
+    for question, produced in zip(questions, made, strict=True):
+        values = values_of[question]
+        assert produced.texts[0] == max(values, key=lambda text: values[text])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import BertModel, BertTokenizerFast
 
 from train.models.backbone import bert_config, shapes_of
-from train.models.pace import TimeLimit, learning_rate_factor
+from train.models.pace import TimeLimit, learning_rate_factor, trainer_arguments
 from train.retrieval.contrast import CooccurrenceGraph, hard_negatives, info_nce
 from train.retrieval.encoder import Encoder
 from train.retrieval.training import recall_at_20, train_encoder
@@ -166,3 +166,14 @@ def _linked_run(mined_run: Path, run: Path) -> Path:
     (run / "mined").symlink_to(mined_run / "mined")
     (run / "tokenizer.json").symlink_to(mined_run / "tokenizer.json")
     return run
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_bfloat16_is_off_where_it_would_be_emulated(
+    is_fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.models.pace.has_fast_bf16", lambda: is_fast)
+    arguments = trainer_arguments(
+        tmp_path, batch_size=1, learning_rate=1e-3, weight_decay=0.0, bf16=True, seed=0
+    )
+    assert arguments.bf16 == is_fast
