@@ -71,7 +71,8 @@ def measure(load: Load, bundle: Path, every_s: float, index_only: bool) -> dict[
         with served(link, _ENGINE) as engine:
             load = replace(load, target=engine.target)
             quiet = asyncio.run(run(load)).outcomes
-            releases = itertools.cycle([index, bundle, *([] if index_only else [models, bundle])])
+            others = [index] if index_only else [index, models]
+            releases = itertools.cycle([place for other in others for place in (other, bundle)])
             is_over = threading.Event()
             num_swaps = 0
 
