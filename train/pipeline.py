@@ -203,13 +203,14 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         spec = build_index(run, config.index, seed=config.seed, output=out, report=report)
         return f"{spec.num_queries} queries, {spec.embedding_dim} dimensions"
 
-    mined_settings = {
+    mined_settings: dict[str, object] = {
         "mine": config.mine,
         "prompt": config.prompt,
         "scenarios": config.scenarios,
         "logs": [_identity(p) for p in (config.logs.searches, config.logs.impressions)],
-        "unsafe_words": _content(config.mine.unsafe_words),
     }
+    if config.mine.unsafe_words:
+        mined_settings["unsafe_words"] = _content(config.mine.unsafe_words)
     simulated = Stage(
         name="simulate",
         output=SIMULATED,

@@ -109,16 +109,16 @@ class StageRunner:
                 stage is left behind.
         """
         stage = self._stages[name]
+        self.check(name)
+        record = self._record(name)
+        if record is not None and self.is_done(name) and not force:
+            return Outcome(was_skipped=True, took_s=record.took_s, summary=record.summary)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not stage.is_shared:
             shared = [s.name for s in self._stages.values() if s.is_shared]
             raise ValueError(
                 f"stage {name} is made by one process: start it without torchrun, which is for "
                 f"{', '.join(shared)}"
             )
-        self.check(name)
-        record = self._record(name)
-        if record is not None and self.is_done(name) and not force:
-            return Outcome(was_skipped=True, took_s=record.took_s, summary=record.summary)
         if not is_first_process():  # the first one keeps records, and waits for the others
             return Outcome(was_skipped=False, took_s=0, summary=stage.make(self._partial(stage)))
         existed = self._run.exists()

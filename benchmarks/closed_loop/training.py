@@ -100,6 +100,7 @@ def learn(
         seed=config.seed + round_number,
         output=out / "aligned",
     )
+    shutil.rmtree(out / "aligned/checkpoints")
 
 
 def keep(before: Path, out: Path) -> None:

@@ -39,7 +39,8 @@ _MIN_SECRET_BYTES = 16
 _CONTEXT = b"queryrec.v1 attribution token\0"  # keeps the key's other uses, if any, apart
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _PREFIX = struct.Struct(">BHB")  # version, size of the whole, size of the key id
-_HEAD = struct.Struct(">Q?BB")  # time_unix_ms, is_public, num positions, num texts kept
+_HEAD = struct.Struct(">QBB")  # time_unix_ms, num positions and _PUBLIC, num texts kept
+_PUBLIC = 0x80  # a flag beside the number of positions
 _SPOT = struct.Struct(">Bf")  # sources, propensity
 
 # The limits of the contract. Together with 32 positions they come to at most 900 bytes without any
@@ -224,7 +225,8 @@ class AttributionToken:
 
     def _body(self, num_texts: int) -> bytes:
         """Returns the uncompressed content with the first ``num_texts`` texts."""
-        parts = [_HEAD.pack(self.time_unix_ms, self.is_public, len(self.suggestions), num_texts)]
+        flag = _PUBLIC if self.is_public else 0
+        parts = [_HEAD.pack(self.time_unix_ms, len(self.suggestions) | flag, num_texts)]
         parts += (_SPOT.pack(shown.sources, shown.propensity) for shown in self.suggestions)
         texts = (shown.text or "" for shown in self.suggestions[:num_texts])
         for text in (*(getattr(self, name) for name in _MAX_BYTES), *texts):
@@ -240,7 +242,8 @@ class AttributionToken:
             body = inflater.decompress(packed, _MAX_BODY_BYTES)
             if not inflater.eof or inflater.unused_data:
                 raise TokenMalformed("does not hold one complete body")
-            time_unix_ms, is_public, num_positions, num_texts = _HEAD.unpack_from(body)
+            time_unix_ms, flagged, num_texts = _HEAD.unpack_from(body)
+            num_positions = flagged & ~_PUBLIC
             offset = _HEAD.size
             spots: list[tuple[Source, float]] = []
             for _ in range(num_positions):
@@ -268,7 +271,7 @@ class AttributionToken:
             scenario=scenario,
             query=query,
             session_id=session_id,
-            is_public=is_public,
+            is_public=bool(flagged & _PUBLIC),
             suggestions=tuple(
                 Shown(text=text, sources=sources, propensity=propensity)
                 for text, (sources, propensity) in zip(kept, spots, strict=True)

@@ -50,9 +50,10 @@ def to_impressions(
     request time: ``shown`` if an impression, a click in time or a dismissal arrived for it,
     ``clicked`` if a click in time did. ``time`` is that of the response, in UTC; ``source`` is
     "log", "generated" or "both"; ``session_id`` is null where the caller gave none;
-    ``side_information`` is null, because tokens do not carry it. Positions whose text the token had
-    no room for are left out and counted, clicks on them included: a text nobody knows teaches
-    nothing. Appears at ``destination`` whole or not at all.
+    ``side_information`` is empty where all that the caller told was public, and else null: tokens
+    do not carry it. Positions whose text the token had no room for are left out and counted, clicks
+    on them included: a text nobody knows teaches nothing. Appears at ``destination`` whole or not
+    at all.
 
     An event may arrive in any segment, however late, so events are first parted by the hour of
     their response into temporary files beside ``destination``, as large as the segments together.

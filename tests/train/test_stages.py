@@ -137,6 +137,33 @@ def test_a_stage_whose_output_is_gone_is_not_done(tmp_path: Path, is_file: bool)
     assert (tmp_path / "first").exists()
 
 
+def test_processes_of_one_torchrun_share_what_is_shared_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def make(out: Path) -> str:
+        made.append(out)
+        return "made"
+
+    alone = Stage(name="alone", output="alone", needs=(), settings=0, make=make)
+    shared = Stage(name="shared", output="shared", needs=(), settings=0, make=make, is_shared=True)
+    runner = StageRunner(tmp_path, [alone, shared])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ValueError, match="start it without torchrun, which is for shared"):
+        runner.run("alone")
+    assert not runner.run("shared").was_skipped
+    assert not runner.is_done("shared"), "the first process keeps records"
+    monkeypatch.setenv("RANK", "0")
+    runner.run("shared")
+    assert made == [tmp_path / "shared.partial"] * 2
+    monkeypatch.delenv("WORLD_SIZE")
+    runner.run("alone")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert runner.run("alone").was_skipped
+
+
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     second = StageRunner(tmp_path, [stage("a", writer([]))])
 

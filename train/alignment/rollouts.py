@@ -5,12 +5,12 @@ Knows nothing of losses.
 
 # K lists of a prompt, S sequences of a list, N new tokens
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -66,6 +66,9 @@ def read_lists(
     return drawn
 
 
+T = TypeVar("T")
+
+
 class Drawer:
     """Draws lists from models; under torchrun each process draws its share, and gets all."""
 
@@ -78,6 +81,17 @@ class Drawer:
     def is_first_process(self) -> bool:
         """Whether this process writes the results; the others hold the same ones."""
         return self._processes.is_main_process
+
+    def agreed(self, value: T) -> T:
+        """Returns the first process' value to all, once all have come here.
+
+        Figures that differ in their last bit must not lead processes apart.
+        """
+        if self._processes.num_processes == 1:
+            return value
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
 
     def __call__(
         self,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -33,6 +33,7 @@ from train.clicks.judge import ClickJudge, Judge
 from train.generation.generator import METRICS, RunPrompts
 from train.settings import AlignmentConfig
 
+T = TypeVar("T")
 _FINISHED = "finished_"  # and the number of rounds: a checkpoint
 _STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
 _LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
@@ -120,6 +121,10 @@ class Aligner:
         """Whether this process writes the results; the others hold the same ones."""
         return self._draw.is_first_process
 
+    def agreed(self, value: T) -> T:
+        """Returns the first process' value to all, once all have come here."""
+        return self._draw.agreed(value)
+
     def round(self, model: Any, number: int, checkpoints: Path) -> Round:
         """Runs one round and returns how it went; the model is changed in place.
 
@@ -138,7 +143,7 @@ class Aligner:
             model, prompts, num_lists=config.num_lists, seed=number, temperature=temperature
         )
         drawn_s = time.monotonic()
-        worth = self._worth(drawn)
+        worth = self._draw.agreed(self._worth(drawn))
         preferences = [
             preference
             for d, w in zip(drawn, worth, strict=True)
@@ -227,7 +232,7 @@ class Aligner:
             has_gained = ratios[worst] >= _LEAST_RATIO and fmean(ratios.values()) > _LEAST_MEAN
             found = fmean(q.found for q in after.values())
             has_kept = found >= _LEAST_FOUND * fmean(q.found for q in before.values())
-            if has_gained and has_kept and kl <= self._config.max_kl:
+            if self._draw.agreed(has_gained and has_kept and kl <= self._config.max_kl):
                 return step, after
             why = f"{kl:.1f} nats a list" if has_gained else f"{worst} x {ratios[worst]:.3f}"
             if has_gained and not has_kept:
@@ -263,6 +268,8 @@ def align(
         judge: in place of the run's click model.
         report: called with what is being done.
 
+    What only resuming needs stays in `output`/checkpoints.
+
     Raises:
         ValueError: there is no click model, it prefers nothing, no prompt has lists that differ,
             or generator and tokenizer are not of one run.
@@ -282,7 +289,7 @@ def align(
     )
     aligner = Aligner(prompts, source, judge, seen, config, mode=mode, seed=seed, report=report)
     checkpoints = output / "checkpoints"
-    last = _last_round(checkpoints)
+    last = aligner.agreed(_last_round(checkpoints))
     done = _rounds_of(last) if last else []
     model = _load(last or run / "generator", prompts.renderer.vocabulary.size)
     for number in range(len(done), config.num_rounds):

@@ -183,11 +183,19 @@ def _calibrations(
     among_N: Flags | None = None,
     start: dict[str, Platt] | None = None,
 ) -> dict[str, Platt]:
-    """Returns slope and intercept per scenario, near those of `start` where there are few rows."""
+    """Returns slope and intercept per scenario, near those of `start` where there are few rows.
+
+    Where no row is among those asked for: those of `start`, or, without it, of all rows.
+    """
     rows = requests.rows(chosen)
     result = dict(start or {name: Platt(1.0, 0.0) for name in requests.scenarios})
-    for name, mask in scenario_rows(requests, rows, among_N).items():
-        check_logits(name, logits[mask])
+    for name, every in scenario_rows(requests, rows).items():
+        check_logits(name, logits[every])
+        mask = every if among_N is None else every & among_N
+        if not mask.any():
+            if start is not None:
+                continue
+            mask = every
         own = rows[mask]
         seen_N = seen_probability(examinations.get(name), requests.position_N[own])
         slope, intercept = result[name]

@@ -34,7 +34,7 @@ from train.clicks.token_statistics import count_tokens
 from train.clicks.uncertainty import save_uncertainty
 from train.clicks.unknown import unknown_requests
 from train.models.backbone import Shape, llama_config
-from train.models.pace import PacedTrainer, trainer_arguments
+from train.models.pace import PacedTrainer, last_checkpoint, trainer_arguments
 from train.models.shared_prefix import PackedBatch
 from train.settings import ClickModelConfig, Places
 
@@ -156,8 +156,8 @@ class _Course:
     checkpoints: Path
 
     def has_checkpoint(self, name: str) -> bool:
-        """Returns whether a training has been interrupted, or the model be fitted after it."""
-        return any((self.checkpoints / name).glob("checkpoint-*"))
+        """Returns whether a training has begun and left one."""
+        return last_checkpoint(self.checkpoints / name) is not None
 
     def train(
         self,

@@ -43,7 +43,7 @@ from train.evaluation.click_rows import (
     validation_start,
 )
 from train.evaluation.intervals import NUM_RESAMPLES, Floats
-from train.evaluation.served import Asked, LeftOut, ServedBundle
+from train.evaluation.served import Asked, ServedBundle
 from train.simulator.tables import IMPRESSIONS_NAME
 
 _MAX_TRAINING_REQUESTS = 20_000  # for the rivals
@@ -80,7 +80,7 @@ def evaluate_clicks(
         seed: of the intervals and of the choice of training rows.
 
     Raises:
-        LeftOut: nothing was held out, or nothing is before what was.
+        LeftOut: nothing was held out.
         ValueError: the run is not of simulated logs, the bundle has no click model, a scenario
             of a question is unknown, or the held-out time has no clicks.
     """
@@ -106,8 +106,12 @@ def evaluate_clicks(
         if num_clicks < MIN_CLICKS:
             left_out[name] = f"{num_clicks} held-out clicks, {MIN_CLICKS} are needed"
             continue
+        before = [r for r in earlier if r.scenario == name]
+        if not before:
+            left_out[name] = "there are no impressions before the held-out time"
+            continue
         rows = scorer.scored(name, own, truth)
-        rivals = _rivals(scorer, rows, [r for r in earlier if r.scenario == name])
+        rivals = _rivals(scorer, rows, before)
         logged[name] = _by_source(rows, rivals, num_resamples, seed)
         covered[name] = {"logged": coverage(model, name, rows.inputs, rows.attraction_N)}
         own = [r for r in lists if r.scenario == name and r.texts]
@@ -141,8 +145,6 @@ def _by_source(
 
 def _rivals(scorer: Scorer, rows: ClickRows, earlier: list[LoggedRequest]) -> dict[str, Floats]:
     """Returns click probabilities of rivals that know one thing each, learnt before `rows`."""
-    if not earlier:
-        raise LeftOut("there are no impressions before the held-out time: bring a longer log")
     clicked_N = np.array([c for r in earlier for c in r.clicked])
     before = scorer.features(earlier)
     known = {"position": rows.position_N, "popularity": rows.popularity_N,

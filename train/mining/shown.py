@@ -200,7 +200,7 @@ def _side_items(rows: Table, clean: Table, public: Table, config: TrainConfig) -
     first = items.filter(items.first)
     readers = first.group_by("kind", "text").agg(num_users=first.user.nunique())
     is_read = readers.filter(readers.num_users >= config.mine.min_users)
-    is_query = items.kind.isin([SESSION, COOCCURRING])
+    is_query = items.kind.isin([SESSION, COOCCURRING]).fill_null(False)
     queries = items.filter(is_query).semi_join(public, "text")
     others = items.filter(~is_query).semi_join(is_read, ["kind", "text"])
     found = queries.union(others).mutate(is_public=ibis.literal(True))

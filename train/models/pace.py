@@ -25,7 +25,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from train.models.backbone import has_fast_bf16
 from train.models.optimizer import make_optimizer
@@ -105,9 +104,8 @@ class PacedTrainer(Trainer):
 
     def train_resumable(self) -> None:
         """Trains, going on from the last checkpoint in the output directory if there is one."""
-        checkpoints = self._checkpoints
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        self.train(resume_from_checkpoint=last)
+        last = last_checkpoint(self._checkpoints)
+        self.train(resume_from_checkpoint=None if last is None else str(last))
 
     def remove_checkpoints(self) -> None:
         """Removes what only resuming needs; call it when the stage's results are written."""
@@ -151,6 +149,13 @@ class PacedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         assert isinstance(self.train_dataset, Sized)
         return SequentialSampler(self.train_dataset)
+
+
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """Returns the last one in a directory that was written whole; None without any."""
+    # What transformers writes last.
+    whole = [p.parent for p in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
 
 
 def trainer_arguments(

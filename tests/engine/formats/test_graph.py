@@ -87,9 +87,7 @@ def test_a_file_of_something_else_is_refused(path, embeddings_QD, tmp_path):
     (tmp_path / "text").write_text("no graph")
     with pytest.raises(ValueError, match="text: is no graph of faiss, or a damaged one"):
         Graph.load(tmp_path / "text", dim=DIM, ef_search=16)
-    with pytest.raises(
-        ValueError, match="24 dimensions; should be IndexHNSWSQ, metric 0, 16"
-    ):
+    with pytest.raises(ValueError, match="24 dimensions; should be IndexHNSWSQ, metric 0, 16"):
         Graph.load(path, dim=16, ef_search=16)
     flat = faiss.IndexHNSWFlat(DIM, 16, faiss.METRIC_INNER_PRODUCT)
     flat.add(embeddings_QD)

@@ -189,6 +189,21 @@ def test_no_more_side_information_is_tokenised_than_a_prompt_has_room_for(bundle
     assert num_read < 10
 
 
+@pytest.mark.parametrize("is_public", [True, False])
+def test_a_token_says_whether_all_that_was_told_is_public(bundle, is_public):
+    keys = KeyRing(active_key_id="k", secrets={"k": b"s" * 32})
+    response = response_of(
+        Answer(suggestions=(), auxiliary_text="", omissions=(), is_public=is_public),
+        translated(bundle),
+        request_id="r",
+        session_id="",
+        bundle_id="b",
+        keys=keys,
+        probe=Probe(CLOCK),
+    )
+    assert AttributionToken.open(response.attribution_token, keys).is_public == is_public
+
+
 @pytest.mark.parametrize("step_s", [-86_400, 86_400])
 async def test_a_step_of_the_wall_clock_changes_times_in_tokens_and_nothing_else(
     bundle, runtime, monkeypatch, step_s

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.test_cli import config_file
+from train.config import read_config
+from train.pipeline import stages_of
+from train.stages import StageRunner
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
@@ -32,6 +36,12 @@ config = AlignmentConfig(
 )
 align(run, config, read_prompts(run), max_edges=32, seed=0, output=output, report=lambda _: None)
 """
+
+
+def _fingerprint(config: Path, run: Path) -> str:
+    """What says that a partial output is of the present settings."""
+    runner = StageRunner(run, stages_of(read_config(config), run, lambda _: None))
+    return runner._fingerprint("align")  # pyright: ignore[reportPrivateUsage]
 
 
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
@@ -105,6 +115,18 @@ def test_the_command_line_aligns_with_two_processes(simulated_logs: Any, tmp_pat
     assert load_file(tmp_path / "run/aligned/model.safetensors")
     assert not list((tmp_path / "run").glob("*.partial"))
     assert "skipped" in called(*two, "align", *options).stdout
+    # A round more, from the checkpoint of two processes that were killed while they aligned.
+    partial = tmp_path / "run/aligned.partial/checkpoints"
+    partial.mkdir(parents=True)
+    shutil.copytree(tmp_path / "run/aligned", partial / "finished_1")
+    config.write_text(config.read_text().replace("num_rounds = 1", "num_rounds = 2"))
+    started = tmp_path / "run/.stages/align.started"
+    started.write_text(_fingerprint(config, tmp_path / "run"))
+    done = called(*two, "align", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads((tmp_path / "run/aligned/metrics.json").read_text())
+    assert again["rounds"][0] == metrics["rounds"][0]
+    assert len(again["rounds"]) == 2
     refused = called(*two, "sft", "--force", *options)
     assert refused.returncode != 0
     assert "start it without torchrun, which is for align" in refused.stderr

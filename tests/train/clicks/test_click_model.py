@@ -289,6 +289,8 @@ def test_what_was_interrupted_after_the_clicks_does_not_read_sessions_again(
         patched.setattr(training, "fit_click_model", killed)
         with pytest.raises(RuntimeError, match="killed"):
             train_click_model(clicked_run, config, output=tmp_path / "parts", **given)
+    torn = tmp_path / "parts/checkpoints/clicks/checkpoint-999"  # killed while it was written
+    torn.mkdir()
     for name in ("session_requests", "fit_features"):
         monkeypatch.setattr(training, name, killed)
     assert train_click_model(clicked_run, config, output=tmp_path / "parts", **given) == whole

@@ -75,7 +75,7 @@ def impressions(draw: st.DrawFn) -> list[dict]:
     text, other = st.sampled_from(TEXTS), st.sampled_from(OTHERS)
     item = st.fixed_dictionaries(
         {
-            "kind": st.sampled_from(["session", "answer", "cooccurring", "spell"]),
+            "kind": st.sampled_from(["session", "answer", "cooccurring", "spell", None]),
             "text": st.one_of(text, other, st.none()),
         }
     )
@@ -190,7 +190,7 @@ class Oracle:
         return all(
             clean(item["text"]) in self.queries
             if item["kind"] in ("session", "cooccurring")
-            else (item["kind"], clean(item["text"])) in self.read
+            else item["kind"] and (item["kind"], clean(item["text"])) in self.read
             for item in items
             if item["text"] is not None
         )
