@@ -14,7 +14,10 @@ from transformers import LlamaModel
 from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from train.clicks import training
 from train.clicks.data import intended_ranks, make_batch, read_requests, training_order
-from train.clicks.fitting import check_logits
+from train.clicks.fitting import (
+    _calibrations,  # pyright: ignore[reportPrivateUsage]
+    check_logits,
+)
 from train.clicks.losses import ClickLoss
 from train.clicks.model import ClickModel, load_click_model, save_click_model
 from train.clicks.scoring import click_logits
@@ -273,6 +276,21 @@ def test_a_start_that_does_not_fit_is_refused(
             output=tmp_path / "out",
             start=tmp_path / name,
         )
+
+
+def test_calibration_of_few_known_rows_or_none_is_no_error(clicked_run: Path) -> None:
+    requests = read_requests(clicked_run, max_edges=50)
+    assert requests is not None
+    valid = np.flatnonzero(requests.is_valid_R)
+    is_known_N = np.zeros(len(requests.rows(valid)), np.bool_)
+    logits = np.random.default_rng(0).normal(size=len(is_known_N)).astype(np.float32)
+    whole = _calibrations(requests, valid, logits, {})
+    assert _calibrations(requests, valid, logits, {}, is_known_N) == whole
+    is_known_N[0] = True  # a row alone has no spread
+    one = _calibrations(requests, valid, logits, {}, is_known_N)
+    assert sum(one[name] != whole[name] for name in whole) == 1
+    started = _calibrations(requests, valid, logits, {}, ~is_known_N & False, whole)
+    assert started == whole
 
 
 def test_what_was_interrupted_after_the_clicks_does_not_read_sessions_again(
