@@ -274,8 +274,8 @@ class AlignmentConfig(Section, frozen=True, kw_only=True):
 class IndexConfig(Section, frozen=True, kw_only=True):
     """The co-occurrence index: HNSW parameters and list lengths."""
 
-    m: int = 32
-    ef_construction: int = 100
+    m: int = 48
+    ef_construction: int = 200
     ef_search: int = 0  # 0: the least that finds `min_recall` of the ten nearest queries
     min_recall: float = 0.985
     max_edges: int = 32  # co-occurring queries kept per query
