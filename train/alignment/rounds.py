@@ -228,13 +228,16 @@ class Aligner:
             after = self._heldout.quality(model, reference)
             kl = max(q.kl for q in after.values())
             ratios = {name: after[name].reward / max(q.reward, 1e-12) for name, q in before.items()}
-            worst = min(ratios, key=ratios.__getitem__)
-            has_gained = ratios[worst] >= _LEAST_RATIO and fmean(ratios.values()) > _LEAST_MEAN
+            has_gained = (
+                min(ratios.values()) >= _LEAST_RATIO and fmean(ratios.values()) > _LEAST_MEAN
+            )
             found = fmean(q.found for q in after.values())
             has_kept = found >= _LEAST_FOUND * fmean(q.found for q in before.values())
             if self._draw.agreed(has_gained and has_kept and kl <= self._config.max_kl):
                 return step, after
-            why = f"{kl:.1f} nats a list" if has_gained else f"{worst} x {ratios[worst]:.3f}"
+            why = f"{kl:.1f} nats a list"
+            if not has_gained:
+                why = ", ".join(f"{name} x {ratio:.3f}" for name, ratio in ratios.items())
             if has_gained and not has_kept:
                 why = f"finds only {found:.3f} of what was clicked"
             self._report(f"{step:g} of the way is not taken: {why}")
