@@ -6,6 +6,7 @@ Knows nothing of requests. Immutable: another release is loaded aside and swappe
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
@@ -28,6 +29,7 @@ from engine.formats.token_statistics import TokenStatistics
 from engine.formats.vocabulary import LIST, Vocabulary
 from engine.scheduling.planner import Rung, generation_rungs
 
+T = TypeVar("T")
 _NUM_SELF_QUERIES = 64
 _MAX_LOST_SHARE = 0.1  # of the self-queries; HNSW is approximate
 
@@ -66,8 +68,15 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
     manifest = read_manifest(directory)
     verify_files(directory, manifest, _files_in_use(directory, manifest))
     prompt = manifest.prompt
+
+    def once(name: str, load: Callable[[Path], T]) -> T:
+        path = directory / name
+        if runtime is None:
+            return load(path)
+        return runtime.once(manifest.files.get(name, name), lambda: load(path))
+
     try:
-        vocabulary = Vocabulary.load(directory / "tokenizer.json")
+        vocabulary = once("tokenizer.json", Vocabulary.load)
         renderer = PromptRenderer(vocabulary, prompt, manifest.scenarios)
     except Exception as error:  # tokenizers raises bare Exception for files it cannot read
         raise BundleError(f"{directory / 'tokenizer.json'}: {error}") from error
@@ -99,7 +108,7 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
                 f"{directory / spec.file}: was trained on the features "
                 f"{', '.join(spec.feature_names)}; this engine computes {', '.join(FEATURE_NAMES)}"
             )
-        statistics = TokenStatistics.load(directory / spec.statistics)
+        statistics = once(spec.statistics, TokenStatistics.load)
         if statistics.size != vocabulary.size:
             raise BundleError(
                 f"{directory / spec.statistics}: counts {statistics.size} tokens, tokenizer.json "

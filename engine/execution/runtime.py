@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import onnxruntime as ort
 
@@ -62,6 +62,7 @@ class Runtime:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="models")
         self._sessions: weakref.WeakValueDictionary[str, ort.InferenceSession]
         self._sessions = weakref.WeakValueDictionary()  # by sha256; gone once nobody uses them
+        self._parts: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
     @property
     def num_sessions(self) -> int:
@@ -85,6 +86,17 @@ class Runtime:
         if session is None:
             session = self._sessions[sha256] = self._opened(path)
         return session
+
+    def once(self, sha256: str, make: Callable[[], R]) -> R:
+        """Returns what was made of another file of this content and is in use, or makes it.
+
+        So a release that takes over starts with what the one before remembered. To be called from
+        one thread at a time, for what is immutable.
+        """
+        part = self._parts.get(sha256)
+        if part is None:
+            part = self._parts[sha256] = make()
+        return part
 
     def _opened(self, path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()

@@ -171,6 +171,7 @@ class Aligner:
                 checkpoints=checkpoints / f"round_{number}",
             )
             update_s = time.monotonic() - started_s
+            reference.to(model.device)  # the update may have moved the model to a GPU
             step, after = self._accepted(model, reference, before)
         return Round(
             num_prompts=len(prompts),

@@ -82,7 +82,10 @@ async def test_the_old_release_ends_with_its_last_request_and_is_freed(
     old = releases.main
     freed = asyncio.Event()
     _watched = weakref.ref(old.pipeline.bundle.generator, lambda _: freed.set())
-    rest = [weakref.ref(o) for o in (old.pipeline, old.pipeline.worker, old.pipeline.bundle.index)]
+    pipeline, bundle = old.pipeline, old.pipeline.bundle
+    parts = (pipeline, pipeline.worker, bundle.index, bundle.vocabulary, bundle.statistics)
+    rest = [weakref.ref(part) for part in parts]
+    del pipeline, bundle, parts
     with old.answering() as pipeline:
         assert await releases.refresh(Places(other_bundle), is_asked=True)
         assert served(releases) == bundle_id(other_bundle)
@@ -92,7 +95,7 @@ async def test_the_old_release_ends_with_its_last_request_and_is_freed(
     del old, pipeline
     async with asyncio.timeout(20):
         await freed.wait()
-    assert [reference() for reference in rest] == [None] * 3
+    assert [reference() for reference in rest] == [None] * 5
     assert runtime.num_sessions == 3
     assert releases.num_swaps == 1
     assert await ask(releases.main.pipeline)
@@ -103,6 +106,7 @@ async def test_another_index_takes_over_without_loading_a_model(
 ):
     await releases.load(Places(tiny_bundle))
     generator = releases.main.pipeline.bundle.generator
+    vocabulary = weakref.ref(releases.main.pipeline.bundle.vocabulary)
     newer = changed_bundle(tiny_bundle, "newer")
     with releases.main.answering():
         assert await releases.refresh(Places(newer), is_asked=True)
@@ -110,6 +114,7 @@ async def test_another_index_takes_over_without_loading_a_model(
     pipeline = releases.main.pipeline
     assert served(releases) == bundle_id(newer) != bundle_id(tiny_bundle)
     assert pipeline.bundle.generator is not generator
+    assert pipeline.bundle.vocabulary is vocabulary()  # and what it remembers
     for work in {rung.work for rungs in pipeline.bundle.rungs.values() for rung in rungs}:
         assert pipeline.worker.models.costs.predict_s(work, 1) > 0  # known without a run of it
     assert await ask(pipeline)
