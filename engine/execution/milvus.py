@@ -287,5 +287,7 @@ def _check(access: Access, name: str, spec: IndexSpec, bundle_directory: Path) -
             )
     except MilvusException as error:
         raise ValueError(f"{name} at {access.uri} cannot be used: {error.message}") from None
+    except grpc.RpcError as error:  # as it is: pymilvus does not try again after a deadline
+        raise ValueError(f"{name} at {access.uri} cannot be used: {error.code().name}") from None
     finally:
         client.close()
