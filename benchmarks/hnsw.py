@@ -9,10 +9,10 @@ bundle's encoder and written with the project's own index code. The effort that 
 choose is found (`chosen_ef`), and 1,000 held-out real queries are looked up on one thread, once for
 that and for each --ef. Recall@10 is the share of the ten nearest by exact search; equal
 similarities count as equal. `prefix_*_ms` is how long it takes to find the most searched queries
-that begin with the first 1 to 10 characters of those 1,000. A process
-that serves the index maps what is on disk, which all processes share, and has private memory
-besides. `load_stall_ms` is how long loading kept another thread of it waiting. The last line of
-stdout is JSON: a list with an object for each size.
+that begin with the first 1 to 10 characters of those 1,000. A process that serves the index maps
+what is on disk, which all processes share, and has private memory besides. `load_stall_ms` is how
+long loading kept another thread of it waiting. The last line of stdout is JSON: a list with an
+object for each size.
 """
 
 import argparse

@@ -60,14 +60,13 @@ class Runtime:
                 f"{num_threads} cannot be had any more"
             )
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="models")
-        self._sessions: weakref.WeakValueDictionary[str, ort.InferenceSession]
-        self._sessions = weakref.WeakValueDictionary()  # by sha256; gone once nobody uses them
-        self._parts: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._parts: weakref.WeakValueDictionary[str, Any]
+        self._parts = weakref.WeakValueDictionary()  # by sha256; gone once nobody uses them
 
     @property
     def num_sessions(self) -> int:
         """Returns how many models are in memory."""
-        return len(self._sessions)
+        return sum(isinstance(part, ort.InferenceSession) for part in self._parts.values())
 
     def open(self, path: Path, sha256: str) -> ort.InferenceSession:
         """Returns a session of an ONNX file; the one in use if there is one of the same content.
@@ -82,10 +81,7 @@ class Runtime:
         Raises:
             BundleError: the file is no graph that this ONNX Runtime can run.
         """
-        session = self._sessions.get(sha256)
-        if session is None:
-            session = self._sessions[sha256] = self._opened(path)
-        return session
+        return self.once(sha256, lambda: self._opened(path))
 
     def once(self, sha256: str, make: Callable[[], R]) -> R:
         """Returns what was made of another file of this content and is in use, or makes it.

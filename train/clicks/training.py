@@ -102,13 +102,14 @@ def train_click_model(
     if start is None:
         model = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
         model.head.text_dropout = config.hidden_text_share
-        if not course.has_checkpoint("clicks"):
+        has_begun = course.has_checkpoint("clicks")
+        if not has_begun:
             num_sessions = round(config.session_share * len(train))
             sessions = session_requests(run, statistics, num_requests=num_sessions, seed=seed)
             _read_sessions(course, model, sessions, requests, train)
             del sessions  # as large as the requests
         loss = ClickLoss(model, _num_positions(requests), [[] for _ in requests.scenarios])
-        if not course.has_checkpoint("clicks"):
+        if not has_begun:
             fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
     else:
         loss = _where_it_ended(start, requests, config)

@@ -10,7 +10,6 @@ helps.
         await client.record_feedback([*shown, answer.event("click", position=1)])
 """
 
-import contextlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,9 @@ from typing import Literal, NamedTuple, Protocol, Self, TypeVar
 
 import grpc
 from google.protobuf import duration_pb2, timestamp_pb2
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
+from queryrec.errors import QueryRecError
 from queryrec.v1 import (
     error_reason_pb2,
     feedback_pb2,
@@ -38,45 +36,7 @@ FeedbackKind = Literal["impression", "click", "dismiss"]
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
-_DOMAIN = "queryrec.v1"
 _MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration
-_RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
-
-
-class QueryRecError(Exception):
-    """A call that failed.
-
-    Attributes:
-        code: The gRPC status.
-        reason: Name of the ``ErrorReason``, such as "ERROR_REASON_QUERY_EMPTY"; None if the failure
-            did not come from the service itself (no connection, deadline passed).
-        message: What was wrong, for a developer.
-        metadata: What ``error_reason.proto`` lists with the reason, such as the field.
-    """
-
-    def __init__(
-        self,
-        code: grpc.StatusCode,
-        reason: str | None,
-        message: str,
-        metadata: Mapping[str, str],
-    ) -> None:
-        super().__init__(f"{reason or code.name}: {message}")
-        self.code = code
-        self.reason = reason
-        self.message = message
-        self.metadata = dict(metadata)
-
-    @classmethod
-    def from_rpc_error(cls, error: aio.AioRpcError) -> Self:
-        """Returns the failure of a call made with the stubs, ErrorInfo taken apart."""
-        info = _error_info(error)
-        return cls(error.code(), info.reason or None, error.details() or "", info.metadata)
-
-    @property
-    def is_retryable(self) -> bool:
-        """Whether the same call may succeed later or on another replica."""
-        return self.code in _RETRYABLE
 
 
 class Suggestion(NamedTuple):
@@ -372,10 +332,9 @@ def _duration(seconds: float) -> duration_pb2.Duration:
         raise ValueError(
             f"latency_budget_s is {seconds}; it must be a number up to {_MAX_DURATION_S}"
         )
-    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
-    if whole < 0 and nanos:  # a Duration's parts share their sign
-        whole, nanos = whole + 1, nanos - 1_000_000_000
-    return duration_pb2.Duration(seconds=whole, nanos=nanos)
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
 
 
 def _event_message(event: FeedbackEvent) -> feedback_pb2.FeedbackEvent:
@@ -388,17 +347,3 @@ def _event_message(event: FeedbackEvent) -> feedback_pb2.FeedbackEvent:
         time=timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos),
         user_key=event.user_key,
     )
-
-
-def _error_info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo:
-    """Returns the service's ErrorInfo in a failed call; an empty one if there is none."""
-    status = status_pb2.Status()
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            with contextlib.suppress(DecodeError):  # not from the service, then
-                status.ParseFromString(value)
-    for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == _DOMAIN:
-            return info
-    return error_details_pb2.ErrorInfo()
