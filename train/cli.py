@@ -107,6 +107,36 @@ def import_files(
 
 
 @app.command()
+def teach(
+    run: Run,
+    checkpoint: Annotated[
+        str, typer.Option(help="Language model: hub id, directory or GGUF file; slow on a CPU.")
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file for generator.teacher_lists.")],
+    lists: Annotated[int, typer.Option(min=1, help="To write, over all scenarios.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the draw of queries.")] = 0,
+) -> None:
+    """Have a language model write lists for the queries of a mined log."""
+    with user_errors():
+        from train.generation.generator import read_prompts
+        from train.generation.teacher import write_lists
+
+        if not (run / "tokenizer.json").is_file():
+            raise ValueError(f"{run}: run the stages mine and tokenizer first")
+        scenarios = read_prompts(run).scenarios
+        num = write_lists(
+            checkpoint,
+            run / "mined",
+            scenarios,
+            out,
+            num_lists=lists,
+            seed=seed,
+            report=_report,
+        )
+    _report(f"{num} lists: {out}")
+
+
+@app.command()
 def evaluate(
     run: Run,
     bundle: Annotated[Path, typer.Option(help="Bundle that was exported from the run.")],

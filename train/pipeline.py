@@ -123,9 +123,18 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
         )
 
     def sft(out: Path) -> str:
-        from train.generation.generator import train_generator
+        from train.generation.generator import read_prompts, train_generator
+        from train.generation.teacher import TeacherLists, read_lists
+        from train.mining.anonymity import TextFilter, read_unsafe_words
         from train.models.backbone import shapes_of
 
+        teacher = TeacherLists([], {})
+        if path := config.generator.teacher_lists:
+            keep = TextFilter(read_unsafe_words(config.mine.unsafe_words))
+            specs = read_prompts(run).scenarios
+            teacher = read_lists(Path(path), run / "mined", specs, keep)
+            dropped = ", ".join(f"{n} {reason}" for reason, n in teacher.left_out.items())
+            report(f"{len(teacher.sources)} lists of a teacher; left out: {dropped or 'none'}")
         model = None
         if config.size == "base":
             from train.models.checkpoint import load_rearranged
@@ -141,6 +150,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             seed=config.seed,
             output=out,
             model=model,
+            teacher=teacher.sources,
         )
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in metrics.valid_loss.items())
         stop = " (stopped by generator.max_train_s)" if metrics.stopped_by_time else ""
@@ -250,7 +260,11 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             name="sft",
             output="generator",
             needs=("mine", "tokenizer"),
-            settings={**common, "generator": config.generator},
+            settings={
+                **common,
+                "generator": config.generator,
+                "teacher_lists": _identity(config.generator.teacher_lists),
+            },
             make=sft,
         ),
         Stage(

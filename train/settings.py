@@ -177,6 +177,9 @@ class GeneratorConfig(Section, frozen=True, kw_only=True):
 
     mode: Mode = "beam"
     base_checkpoint: str = ""  # size base: hub id, directory or GGUF file; empty: SmolLM2
+    teacher_lists: str = (
+        ""  # parquet file of lists to learn beside the log (train.generation.teacher)
+    )
     num_epochs: float = 1
     batch_size: int = 32  # examples (prompt with all of its suggestions)
     learning_rate: float = 2e-3  # of embeddings and norms; of everything where Muon is off

@@ -160,6 +160,7 @@ def test_help_names_every_command() -> None:
         "index",
         "run",
         "import",
+        "teach",
         "evaluate",
         "report",
     ):

@@ -141,10 +141,20 @@ class ExampleMaker:
         return _distinct([*own, *near], {query}, k)
 
 
-def read_sources(mined: Path, config: ExampleConfig, split: str, seed: int) -> list[Source]:
-    """Returns the sources of a split ("train" or "valid"), in a random order fixed by the seed."""
+def read_sources(
+    mined: Path, config: ExampleConfig, split: str, seed: int, *, further: Iterable[Source] = ()
+) -> list[Source]:
+    """Returns the sources of a split ("train" or "valid"), in a random order fixed by the seed.
+
+    Args:
+        mined: tables of the log.
+        config: what is made.
+        split: which searches.
+        seed: of the order.
+        further: sources beside those of the log.
+    """
     contexts = _contexts(mined, config, split)
-    sources: list[Source] = []
+    sources = list(further)
     for spec in config.scenarios:
         if spec.completes_prefix:
             sources += [
@@ -157,7 +167,7 @@ def read_sources(mined: Path, config: ExampleConfig, split: str, seed: int) -> l
             # searched alone, and occur in no context.
             sources += [
                 Source(spec.name, text, (), (), (text,), None, False)
-                for text in (_known_in_training(mined) if split == "train" else ())
+                for text in (known_in_training(mined) if split == "train" else ())
                 if len(text) > 1
             ]
         elif not spec.has_auxiliary_text:
@@ -190,6 +200,23 @@ def read_clicks(mined: Path, split: str, specs: Sequence[ScenarioSpec]) -> list[
     return [Clicks(q, t, n, max(views[q, t], n)) for (q, t), n in clicks.items() if n]
 
 
+def known_in_training(mined: Path) -> list[str]:
+    """Returns the mined queries but those that occur in contexts after the cut only, sorted.
+
+    When a query was searched that occurs in no context is not known: it is among them.
+    """
+    known: set[str] = set(pq.read_table(mined / QUERIES, columns=["text"])["text"].to_pylist())
+    rows = {
+        split: pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
+        for split in ("train", "valid")
+    }
+    early, late = (
+        {text for name in ("query", "target") for text in rows[split][name].to_pylist()}
+        for split in ("train", "valid")
+    )
+    return sorted(known - (late - early))
+
+
 def _contexts(mined: Path, config: ExampleConfig, split: str) -> list[Context]:
     """Returns ((query, session), what followed, most often first), capped per query."""
     rows = pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
@@ -205,23 +232,6 @@ def _contexts(mined: Path, config: ExampleConfig, split: str) -> list[Context]:
         if num_of[context[0]] <= config.max_contexts_per_query:
             kept.append((context, sorted(found, key=lambda target: (-found[target], target))))
     return kept
-
-
-def _known_in_training(mined: Path) -> list[str]:
-    """Returns the mined queries but those that occur in contexts after the cut only, sorted.
-
-    When a query was searched that occurs in no context is not known: it is among them.
-    """
-    known: set[str] = set(pq.read_table(mined / QUERIES, columns=["text"])["text"].to_pylist())
-    rows = {
-        split: pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
-        for split in ("train", "valid")
-    }
-    early, late = (
-        {text for name in ("query", "target") for text in rows[split][name].to_pylist()}
-        for split in ("train", "valid")
-    )
-    return sorted(known - (late - early))
 
 
 def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Source]:

@@ -102,6 +102,7 @@ def train_generator(
     seed: int,
     output: Path,
     model: PreTrainedModel | None = None,
+    teacher: Sequence[Source] = (),
 ) -> GeneratorMetrics:
     """Trains on `run`/mined and writes the model and metrics.json into `output`.
 
@@ -114,6 +115,7 @@ def train_generator(
         seed: of weights, examples and their order.
         output: directory.
         model: to start from; its vocabulary must be the run's.
+        teacher: what to learn beside the log, see `train.generation.teacher`.
 
     Raises:
         ValueError: nothing was mined to train on.
@@ -142,7 +144,7 @@ def train_generator(
         example = maker(source, rng)
         return None if example is None else encoder(example, rng)
 
-    sources = read_sources(mined, example_config, "train", seed)
+    sources = read_sources(mined, example_config, "train", seed, further=teacher)
     dataset = Responses(
         sources,
         make,

@@ -114,6 +114,6 @@ def load_pretrained(loader: Any, checkpoint: str, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"base_checkpoint {checkpoint} cannot be loaded: {reason}; give a hub id (online), a "
+            f"checkpoint {checkpoint} cannot be loaded: {reason}; give a hub id (online), a "
             "directory, or a GGUF file"
         ) from None

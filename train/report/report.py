@@ -22,7 +22,6 @@ from train.report.ablation import AblationRow, ablation_rows, list_ctr
 from train.report.closed_loop import LoopRound, read_rounds
 from train.report.placebo import PlaceboJudge
 from train.report.policies import PolicyLists, Question
-from train.report.prompting import prompted_lists
 from train.settings import AlignmentConfig
 from train.simulator.truth import Truth
 
@@ -104,7 +103,7 @@ def make_report(
         heldout: queries that occur in no log.
         second_world: directory of another simulation, whose truth scores the same lists.
         prompted: checkpoint of a language model that writes lists as it comes; empty: none.
-        kept: file for these lists, see `train.report.prompting.prompted_lists`.
+        kept: file for these lists, see `train.generation.prompting.prompted_texts`.
         closed_loop: file of rounds, see `train.report.closed_loop`.
         placebo_prompts: prompts of a round aligned with a reward that means nothing; 0: none.
         num_queries: held-out queries, each in all scenarios.
@@ -143,16 +142,14 @@ def make_report(
         warm, full = systems[SFT_WARM], systems[FULL]
         if prompted:
             report(PROMPTED)
-            written = prompted_lists(
-                prompted,
-                questions,
-                served.bundle.scenarios,
-                PROMPTED,
-                num_listed=NUM_LISTED,
-                kept=kept,
-                report=report,
+            written = prompted_texts(
+                prompted, questions, served.bundle.scenarios, kept=kept, report=report
             )
-            systems = {PROMPTED: written, **systems}
+            made = [
+                ProducedList(scenario=s, query=q, system=PROMPTED, texts=tuple(texts[:NUM_LISTED]))
+                for (s, q), texts in zip(questions, written, strict=True)
+            ]
+            systems = {PROMPTED: made, **systems}
         report(CEILING)
         best = lists.ceiling(
             run / "generator", CEILING, _attraction(truth), num_lists=_NUM_DRAWN, seed=seed

@@ -1,12 +1,12 @@
-"""Lists that a language model writes as it comes: examples and a question, nothing is trained.
+"""What a language model writes as it comes: examples and a question, nothing is trained.
 
-The simple thing that fine-tuning must beat. Knows nothing of logs.
+The simple thing that fine-tuning must beat, or a teacher of what the log does not say. Knows
+nothing of logs.
 """
 
 # B questions of a batch, L tokens with padding
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,8 @@ from transformers import AutoModelForCausalLM
 from engine.answering.candidates import key_of
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.text import normalise
-from train.evaluation.lists import ProducedList
 from train.models.backbone import has_fast_bf16
 from train.models.checkpoint import load_pretrained, read_tokenizer
-from train.report.policies import Question
 
 _BATCH_SIZE = 16
 _MAX_NEW_TOKENS = 64
@@ -64,32 +62,36 @@ _CLARIFICATION = (
 )  # fmt: skip
 
 
-class _Kept(msgspec.Struct):
-    """What a checkpoint has written so far, by number of the question."""
+class _Asked(msgspec.Struct, frozen=True):
+    """First line of the file of what was written: whether the rest answers these questions."""
 
     checkpoint: str
-    asked: list[tuple[str, str]]  # scenario and query of each question
-    written: dict[int, str]
+    questions: list[tuple[str, str]]  # scenario and query
 
 
-def prompted_lists(
+class _Written(msgspec.Struct, frozen=True):
+    """A further line: what a checkpoint wrote for a question."""
+
+    question: int  # its number
+    text: str
+
+
+def prompted_texts(
     checkpoint: str,
-    questions: Sequence[Question],
+    questions: Sequence[tuple[str, str]],
     scenarios: dict[str, ScenarioSpec],
-    name: str,
     *,
-    num_listed: int,
     kept: Path,
     report: Callable[[str], None],
-) -> list[ProducedList]:
-    """Returns what the model writes for each question after three examples, greedily.
+) -> list[list[str]]:
+    """Returns the distinct texts that the model writes for each question, greedily.
+
+    It is shown three examples; what it writes is normalised, in its order.
 
     Args:
         checkpoint: hub id, directory or GGUF file of a causal language model.
-        questions: of `scenarios`.
+        questions: scenario and query of each, normalised; of a completing one what was typed.
         scenarios: by name.
-        name: of the system.
-        num_listed: N, texts of a list at most.
         kept: file of what was written. It takes long: what this checkpoint has written for these
             questions is not written anew, and after an interruption the rest is.
         report: called with how far it is.
@@ -97,56 +99,56 @@ def prompted_lists(
     Raises:
         ValueError: the checkpoint cannot be loaded.
     """
-    asked = [(q.scenario, q.query) for q in questions]
-    state = _Kept(checkpoint, asked, {})
-    if kept.is_file():
-        with suppress(msgspec.DecodeError):  # another release wrote it
-            known = msgspec.json.decode(kept.read_bytes(), type=_Kept)
-            if (known.checkpoint, known.asked) == (checkpoint, asked):
-                state = known
-    if len(state.written) < len(questions):
-        _write(state, scenarios, name, kept, report)
+    asked = _Asked(checkpoint, [(scenario, query) for scenario, query in questions])
+    written = _read_kept(kept, asked)
+    if len(written) < len(questions):
+        _write(asked, scenarios, written, kept, report)
     return [
-        ProducedList(
-            scenario=question.scenario,
-            query=question.query,
-            system=name,
-            texts=tuple(
-                items_of(
-                    state.written[i],
-                    question.query,
-                    completes_prefix=scenarios[question.scenario].completes_prefix,
-                )[:num_listed]
-            ),
-        )
-        for i, question in enumerate(questions)
+        items_of(written[i], query, completes_prefix=scenarios[scenario].completes_prefix)
+        for i, (scenario, query) in enumerate(questions)
     ]
 
 
+def _read_kept(kept: Path, asked: _Asked) -> dict[int, str]:
+    """Returns what was written for the same questions; begins the file anew for others."""
+    header = msgspec.json.encode(asked) + b"\n"
+    content = kept.read_bytes() if kept.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]  # the last line may be torn
+    if not whole.startswith(header):
+        whole = header
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_name(kept.name + ".partial")
+    partial.write_bytes(whole)
+    partial.replace(kept)
+    lines = whole.splitlines()[1:]
+    return {w.question: w.text for w in (msgspec.json.decode(x, type=_Written) for x in lines)}
+
+
 def _write(
-    state: _Kept,
+    asked: _Asked,
     scenarios: dict[str, ScenarioSpec],
-    name: str,
+    written: dict[int, str],
     kept: Path,
     report: Callable[[str], None],
 ) -> None:
     """Has the checkpoint write what is missing, and keeps it after every batch."""
-    tokenizer = read_tokenizer(state.checkpoint).tokenizer
-    dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
-    model = load_pretrained(AutoModelForCausalLM, state.checkpoint, dtype=dtype).eval()
-    prompts = [_prompt(scenarios[scenario], query) for scenario, query in state.asked]
+    tokenizer = read_tokenizer(asked.checkpoint).tokenizer
+    has_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if has_gpu or has_fast_bf16() else torch.float32
+    model = load_pretrained(AutoModelForCausalLM, asked.checkpoint, dtype=dtype).eval()
+    model = model.to("cuda" if has_gpu else "cpu")
+    prompts = [_prompt(scenarios[scenario], query) for scenario, query in asked.questions]
     ids = [e.ids for e in tokenizer.encode_batch(prompts, add_special_tokens=False)]
-    missing = [i for i in range(len(ids)) if i not in state.written]
+    missing = [i for i in range(len(ids)) if i not in written]
     missing.sort(key=lambda i: len(ids[i]))
-    kept.parent.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(missing), _BATCH_SIZE):
         part = missing[start : start + _BATCH_SIZE]
-        report(f"{name}: {len(state.written)} of {len(ids)} questions")
+        report(f"{asked.checkpoint} has written for {len(written)} of {len(ids)} questions")
         texts = _continued(model, tokenizer, [ids[i] for i in part])
-        state.written.update(zip(part, texts, strict=True))
-        partial = kept.with_name(kept.name + ".partial")
-        partial.write_bytes(msgspec.json.encode(state))
-        partial.replace(kept)
+        written.update(zip(part, texts, strict=True))
+        lines = [msgspec.json.encode(_Written(i, t)) for i, t in zip(part, texts, strict=True)]
+        with kept.open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in lines))
 
 
 def _prompt(scenario: ScenarioSpec, query: str) -> str:
@@ -169,8 +171,10 @@ def _continued(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> li
     ends = {i for token, i in vocabulary.items() if _EMPTY_LINE in token}
     ends |= set(own if isinstance(own, list) else [own])
     width = max(map(len, prompts))
-    ids_BL = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids_BL = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask_BL = torch.tensor(
+        [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
+    )
     output_BL = model.generate(
         input_ids=ids_BL,
         attention_mask=mask_BL,

@@ -11,12 +11,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine.formats.manifest import ScenarioSpec
-from train.report import prompting
-from train.report.policies import Question
-from train.report.prompting import items_of, prompted_lists
+from train.generation import prompting
+from train.generation.prompting import items_of, prompted_texts
 
 SCENARIOS = {"suggestion": ScenarioSpec(name="suggestion", description="", position_ctr=[1.0])}
-QUESTIONS = [Question("suggestion", q) for q in ("garden chair", "usb hub", "red hat")]
+QUESTIONS = [("suggestion", q) for q in ("garden chair", "usb hub", "red hat")]
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +35,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(directory)
 
 
-def lists(checkpoint: str, kept: Path) -> list[Any]:
-    return prompted_lists(
-        checkpoint,
-        QUESTIONS,
-        SCENARIOS,
-        "prompting",
-        num_listed=5,
-        kept=kept,
-        report=lambda _: None,
-    )
+def texts(checkpoint: str, kept: Path) -> list[list[str]]:
+    return prompted_texts(checkpoint, QUESTIONS, SCENARIOS, kept=kept, report=lambda _: None)
 
 
 def test_what_was_written_before_an_interruption_is_not_written_again(
@@ -65,14 +56,29 @@ def test_what_was_written_before_an_interruption_is_not_written_again(
 
     monkeypatch.setattr(prompting, "_continued", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        lists(checkpoint, tmp_path / "kept.json")
+        texts(checkpoint, tmp_path / "kept")
     limit = 99
-    found = lists(checkpoint, tmp_path / "kept.json")
+    with (tmp_path / "kept").open("ab") as file:
+        file.write(b'[2,"1. to')  # torn by the interruption
+    found = texts(checkpoint, tmp_path / "kept")
     assert len(calls) == len(QUESTIONS), "each question once"
-    assert [p.query for p in found] == [q.query for q in QUESTIONS]
-    assert found == lists(checkpoint, tmp_path / "other.json")
-    assert found == lists(checkpoint, tmp_path / "kept.json")
+    assert len(found) == len(QUESTIONS)
+    assert found == texts(checkpoint, tmp_path / "other")
+    assert found == texts(checkpoint, tmp_path / "kept")
     assert len(calls) == 2 * len(QUESTIONS), "nothing for what was kept"
+
+
+def test_what_was_written_for_other_questions_is_not_taken(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompting, "_continued", lambda *_: ["1. one"] * len(QUESTIONS))
+    assert texts(checkpoint, tmp_path / "kept") == [["one"]] * len(QUESTIONS)
+    monkeypatch.setattr(prompting, "_continued", lambda *_: ["1. two"])
+    others = [("suggestion", "bread")]
+    found = prompted_texts(
+        checkpoint, others, SCENARIOS, kept=tmp_path / "kept", report=lambda _: None
+    )
+    assert found == [["two"]]
 
 
 def test_items_are_distinct_normalised_and_not_the_query() -> None:
