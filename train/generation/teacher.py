@@ -161,10 +161,11 @@ def _check(path: Path, schema: pa.Schema) -> None:
                 wrong.append(f"{name} is missing")
             continue
         kind: Any = schema.field(name).type
-        is_list = name == "suggestions"
-        if is_list != (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            wrong.append(f"{name} is {kind}")
-        elif not _is_text(kind.value_type if is_list else kind):
+        inner = kind
+        if name == "suggestions":
+            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            inner = kind.value_type if is_list else None
+        if inner is None or not _is_text(inner):
             wrong.append(f"{name} is {kind}")
     if wrong:
         raise ValueError(

@@ -18,6 +18,7 @@ from train.evaluation.lists import ProducedList
 from train.evaluation.served import ServedBundle
 from train.evaluation.suite import questions_of, read_queries
 from train.generation.generator import METRICS, read_prompts
+from train.generation.prompting import prompted_texts
 from train.report.ablation import AblationRow, ablation_rows, list_ctr
 from train.report.closed_loop import LoopRound, read_rounds
 from train.report.placebo import PlaceboJudge

@@ -12,8 +12,8 @@ import pytest
 from engine.formats.manifest import ScenarioSpec
 from tests.train.conftest import topic_queries, write_mined
 from train.generation import teacher
-from train.generation.teacher import read_lists, write_lists
 from train.generation.generator import train_generator
+from train.generation.teacher import read_lists, write_lists
 from train.mining.anonymity import TextFilter
 from train.mining.mine import CONTEXTS
 from train.models.backbone import shapes_of
