@@ -13,7 +13,7 @@ words a failure has. Wrong configuration is a ``ValueError``; doing less than as
         +-- QueueFull             RESOURCE_EXHAUSTED    too many are waiting: back off
         +-- NotReady              UNAVAILABLE           loading or draining: try another replica
         +-- FeedbackNotStored     UNAVAILABLE           not durable: send the batch again
-        +-- DeadlineUnreachable   DEADLINE_EXCEEDED     no answer fits the time that is left
+        +-- DeadlineUnreachable   DEADLINE_EXCEEDED     the time was over before the work began
         +-- InternalFault         INTERNAL              ours; says nothing of the inside
 
 Messages go to callers and into logs, so neither they nor the metadata ever hold text that a user
@@ -168,20 +168,14 @@ class FeedbackNotStored(RequestError):
 
 
 class DeadlineUnreachable(RequestError):
-    """Not even the cheapest answer fits the time that is left.
-
-    Args:
-        left_s: Time left when the request was looked at, in seconds.
-    """
+    """The latency budget, or the deadline, was over when the request was looked at."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
-    def __init__(self, left_s: float) -> None:
-        left_us = max(0, round(left_s * 1e6))
+    def __init__(self) -> None:
         super().__init__(
             ErrorReason.ERROR_REASON_DEADLINE_UNREACHABLE,
-            f"no answer can be made in the {left_us} us that were left; allow more time",
-            {"left_us": str(left_us)},
+            "no time was left when the request was looked at; allow more",
         )
 
 

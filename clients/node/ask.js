@@ -30,12 +30,17 @@ function parse() {
     if (!Number.isInteger(value)) throw new TypeError(`--${name} must be a whole number`);
     return value;
   };
+  const positive = (name) => {
+    const value = whole(name);
+    if (value < 1) throw new TypeError(`--${name} is ${value}, must be at least 1`);
+    return value;
+  };
   return {
     ...values,
     query: positionals[0],
     max: whole('max'),
-    timeoutMs: whole('timeout-ms'),
-    click: whole('click'),
+    timeoutMs: positive('timeout-ms'),
+    click: values.click === undefined ? undefined : positive('click'),
   };
 }
 
@@ -67,7 +72,7 @@ async function main() {
     return receipt?.refusals.length ? 1 : 0;
   } catch (error) {
     if (!(error instanceof QueryRecError)) throw error;
-    console.error(`${error.status} ${error.message}`);
+    console.error(error.reason ? `${error.status} ${error.message}` : error.message);
     for (const [key, value] of Object.entries(error.metadata)) console.error(`  ${key}: ${value}`);
     return 1;
   } finally {
@@ -78,12 +83,12 @@ async function main() {
 function print(answer, receipt) {
   if (answer.auxiliaryText) console.log(answer.auxiliaryText);
   for (const { position, text, clickProbability, sources } of answer.suggestions) {
-    const from = sources.map((s) => s.replace('SUGGESTION_SOURCE_', '').toLowerCase()).join('+');
+    const from = sources.map((s) => words(s, 'SUGGESTION_SOURCE_')).join('+');
     console.log(`${position}. ${text}  (${(100 * clickProbability).toFixed(1)} % click, ${from})`);
   }
   for (const { stage, kind, reason } of answer.omissions) {
-    const [what, why] = [kind, reason].map((name) => name.split('_').slice(2).join(' '));
-    console.log(`${stage} ${what.toLowerCase()}: ${why.toLowerCase()}`);
+    const [what, why] = [words(kind, 'OMISSION_KIND_'), words(reason, 'OMISSION_REASON_')];
+    console.log(`${stage} ${what}: ${why}`);
   }
   const timings = answer.stageTimings.map((t) => `${t.stage} ${(t.durationUs / 1000).toFixed(1)}`);
   console.log(`ms: ${timings.join(', ')}`);
@@ -91,6 +96,11 @@ function print(answer, receipt) {
   for (const { eventIndex, reason, message } of receipt?.refusals ?? []) {
     console.log(`event ${eventIndex} refused: ${reason}: ${message}`);
   }
+}
+
+/** Returns the name of an enum's value as words, or its number if it is newer than the contract. */
+function words(value, prefix) {
+  return String(value).replace(prefix, '').replaceAll('_', ' ').toLowerCase();
 }
 
 process.exitCode = await main();

@@ -2,8 +2,8 @@
  * A client of the queryrec service.
  *
  * Loads the contract from the .proto files themselves. Requests and responses have the contract's
- * fields in camelCase, enums as the names of their values, and times as Date. It never retries;
- * `QueryRecError.retryable` says when that helps.
+ * fields in camelCase, enums as the names of their values (as numbers, where they are newer than the
+ * .proto files), and times as Date. It never retries; `QueryRecError.retryable` says when that helps.
  */
 
 import { randomUUID } from 'node:crypto';
@@ -14,7 +14,7 @@ import protobuf from 'protobufjs';
 
 const PROTO_DIR = fileURLToPath(new URL('../../proto', import.meta.url));
 const DOMAIN = 'queryrec.v1';
-const RETRYABLE = new Set([grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED]);
+const QUEUE_FULL = 'ERROR_REASON_QUEUE_FULL';
 
 // google.rpc.Status and ErrorInfo, which gRPC sends as binary trailing metadata.
 const rpc = protobuf.parse(`
@@ -44,8 +44,12 @@ export class QueryRecError extends Error {
     this.reason = info?.reason;
     /** What error_reason.proto lists with the reason, such as the field. */
     this.metadata = info?.metadata ?? {};
-    /** Whether the same call may succeed later or on another replica. */
-    this.retryable = RETRYABLE.has(cause.code);
+    /**
+     * Whether the same call may succeed later or on another replica. UNAVAILABLE may, from whomever
+     * it comes, and so may a full queue. RESOURCE_EXHAUSTED without that reason is gRPC's word for a
+     * message that is too large, now and later.
+     */
+    this.retryable = cause.code === grpc.status.UNAVAILABLE || this.reason === QUEUE_FULL;
   }
 }
 

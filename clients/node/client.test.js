@@ -26,6 +26,17 @@ const DETAILS = Buffer.concat([
   Buffer.from('120a', 'hex'),
   Buffer.from('scenario!!'),
 ]);
+// Status {8, "full", ErrorInfo {ERROR_REASON_QUEUE_FULL, queryrec.v1}}.
+const FULL = Buffer.concat([
+  Buffer.from('08081204', 'hex'),
+  Buffer.from('full'),
+  Buffer.from('1a520a28', 'hex'),
+  Buffer.from('type.googleapis.com/google.rpc.ErrorInfo'),
+  Buffer.from('12260a17', 'hex'),
+  Buffer.from('ERROR_REASON_QUEUE_FULL'),
+  Buffer.from('120b', 'hex'),
+  Buffer.from('queryrec.v1'),
+]);
 
 let server;
 let client;
@@ -42,21 +53,29 @@ before(async () => {
   server.addService(definition['queryrec.v1.QueryRecommenderService'], {
     Recommend({ request }, reply) {
       if (request.query === 'never') return;
+      if (request.query === 'full') {
+        const metadata = new grpc.Metadata();
+        metadata.set('grpc-status-details-bin', FULL);
+        reply({ code: grpc.status.RESOURCE_EXHAUSTED, details: 'full', metadata });
+        return;
+      }
       if (request.scenario !== 'suggestion') {
         const metadata = new grpc.Metadata();
         metadata.set('grpc-status-details-bin', DETAILS);
         reply({ code: grpc.status.NOT_FOUND, details: 'no such scenario', metadata });
         return;
       }
+      const isNewer = request.query === 'newer'; // than the .proto files
       reply(null, {
         suggestions: [
           {
             text: `${request.query} case`,
             clickProbability: 0.25,
-            sources: ['SUGGESTION_SOURCE_LOG', 'SUGGESTION_SOURCE_GENERATED'],
+            sources: ['SUGGESTION_SOURCE_LOG', isNewer ? 99 : 'SUGGESTION_SOURCE_GENERATED'],
             position: 1,
           },
         ],
+        omissions: isNewer ? [{ stage: 'score', kind: 98, reason: 97 }] : [],
         attributionToken: 'token',
         stageTimings: [{ stage: 'total', durationUs: 1500 }],
       });
@@ -113,6 +132,20 @@ test('an error carries status, reason and metadata', async () => {
   });
 });
 
+test('a full queue is worth another try, a message that is too large is not', async () => {
+  await assert.rejects(client.recommend({ scenario: 'suggestion', query: 'full' }), {
+    status: 'RESOURCE_EXHAUSTED',
+    reason: 'ERROR_REASON_QUEUE_FULL',
+    retryable: true,
+  });
+  const large = { scenario: 'suggestion', query: 'phone', answer: 'a'.repeat(5 << 20) };
+  await assert.rejects(client.recommend(large), {
+    status: 'RESOURCE_EXHAUSTED',
+    reason: undefined,
+    retryable: false,
+  });
+});
+
 test('a passed deadline and a missing server have no reason', async () => {
   const late = client.recommend({ scenario: 'suggestion', query: 'never' }, { timeoutMs: 50 });
   await assert.rejects(late, { status: 'DEADLINE_EXCEEDED', reason: undefined });
@@ -142,4 +175,17 @@ test('ask prints suggestions, sends a click, and exits 1 with the reason on an e
     return true;
   });
   await assert.rejects(ask('--max', 'many', 'phone'), { code: 2 });
+});
+
+test('values of enums that are newer than the contract are numbers, and ask prints them', async () => {
+  const answer = await client.recommend({ scenario: 'suggestion', query: 'newer' });
+  assert.deepEqual(answer.suggestions[0].sources, ['SUGGESTION_SOURCE_LOG', 99]);
+  assert.deepEqual([answer.omissions[0].kind, answer.omissions[0].reason], [98, 97]);
+  const { stdout } = await promisify(execFile)(
+    process.execPath,
+    ['ask.js', '--target', target, 'newer'],
+    { cwd: HERE },
+  );
+  assert.match(stdout, /^1\. newer case {2}\(25\.0 % click, log\+99\)$/m);
+  assert.match(stdout, /^score 98: 97$/m);
 });

@@ -68,3 +68,12 @@ def test_bad_input_prints_status_and_reason(live_engine, arguments, status, reas
 
     assert run.returncode == 1
     assert f"{status} ERROR_REASON_{reason}:" in run.stderr
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("option", ["--click=0", "--timeout-ms=0"])
+def test_options_that_would_do_nothing_are_refused(live_engine, option):
+    run = ask(live_engine.target, option, "shoes")
+
+    assert run.returncode == 2
+    assert f"{option[:-2]} is 0, must be at least 1" in run.stderr

@@ -1,8 +1,10 @@
 """The Python client against a real gRPC server whose answers are fixed."""
 
 import asyncio
+import copy
+import pickle
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import pytest
@@ -37,7 +39,7 @@ FAILURES: dict[str, errors.RequestError] = {
     "budget": errors.latency_budget_invalid(),
     "full": errors.QueueFull("recommend"),
     "loading": errors.NotReady("the bundle is loading"),
-    "late": errors.DeadlineUnreachable(0.00018),
+    "late": errors.DeadlineUnreachable(),
     "disk": errors.FeedbackNotStored(),
     "fault": errors.InternalFault("r1"),
 }
@@ -201,6 +203,39 @@ async def test_a_failure_without_readable_details_has_no_reason(served, query, c
     assert (failure.value.code.name, failure.value.reason) == (code, None)
 
 
+async def test_a_message_that_is_too_large_is_not_to_be_sent_again(served):
+    async with QueryRecClient(served[0], timeout_s=10) as client:
+        with pytest.raises(QueryRecError) as failure:
+            await client.recommend("suggestion", "earbuds", answer="a" * (5 << 20))
+
+    assert failure.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (failure.value.reason, failure.value.is_retryable) == (None, False)
+
+
+class ErrorOfACaller(QueryRecError):
+    """What a program that uses the client may derive."""
+
+
+@pytest.mark.parametrize("kind", [QueryRecError, ErrorOfACaller])
+@pytest.mark.parametrize(
+    "duplicate", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy]
+)
+async def test_an_error_can_be_pickled_and_copied(
+    served, kind: type[QueryRecError], duplicate: Callable[[QueryRecError], QueryRecError]
+):
+    async with aio.insecure_channel(served[0]) as channel:
+        with pytest.raises(aio.AioRpcError) as failure:
+            await QueryRecommenderServiceStub(channel).Recommend(
+                service_pb2.RecommendRequest(query="scenario"), timeout=10
+            )
+    error = kind.from_rpc_error(failure.value)
+
+    other = duplicate(error)
+
+    assert (type(other), str(other), vars(other)) == (kind, str(error), vars(error))
+    assert other.metadata == FAILURES["scenario"].metadata
+
+
 async def test_a_passed_deadline_ends_on_the_client_side(served):
     async with QueryRecClient(served[0], timeout_s=0.05) as client:
         with pytest.raises(QueryRecError) as failure:
@@ -245,3 +280,10 @@ def test_events_made_one_after_the_other_have_their_own_ids_and_times():
 def test_a_timeout_of_nonsense_is_refused():
     with pytest.raises(ValueError, match="timeout_s is 0"):
         QueryRecClient("127.0.0.1:1", timeout_s=0)
+
+
+@pytest.mark.parametrize("name", ["session_queries", "exclude"])
+async def test_a_string_in_place_of_a_sequence_of_strings_is_refused(name):
+    async with QueryRecClient("127.0.0.1:1") as client:
+        with pytest.raises(ValueError, match=f"{name} is a string"):
+            await client.recommend("suggestion", "q", **{name: "abc"})

@@ -43,7 +43,7 @@ class Suggestion(NamedTuple):
     """One recommended query."""
 
     text: str
-    click_probability: float  # if shown at this position
+    click_probability: float  # if shown at this position; where "score" was skipped, a mere prior
     sources: tuple[str, ...]  # of "log" and "generated"
     position: int  # 1 is the first
 
@@ -85,7 +85,8 @@ class Receipt(NamedTuple):
 class FeedbackEvent:
     """One thing that a user did with one suggestion.
 
-    Send the same object again after an error: its ``event_id`` makes it count once.
+    Send the same object again after an error: its ``event_id`` makes it count once. ``user_key`` is
+    an opaque, salted key of the user, only ever counted; without it, training counts sessions.
     """
 
     attribution_token: str
@@ -192,8 +193,9 @@ class QueryRecClient:
             scenario: Name of the panel, as ``list_scenarios`` has it.
             query: What the user searched for or has typed so far.
             session_id: Opaque id of the search session.
-            user_key: Opaque, salted key of the user; only ever counted.
-            locale: BCP 47 tag, such as "pt-BR".
+            user_key: Opaque, salted key of the user; checked, but at present not used. To have
+                users counted, give it to ``Recommendation.event``.
+            locale: BCP 47 tag, such as "pt-BR"; checked, but at present not used.
             session_queries: The session's earlier queries, oldest first.
             answer: The assistant's answer, for conversational search.
             side_information: (kind, text) pairs, most important first.
@@ -206,6 +208,9 @@ class QueryRecClient:
             QueryRecError: The call failed.
             ValueError: An argument does not fit the request's fields.
         """
+        for name, texts in (("session_queries", session_queries), ("exclude", exclude)):
+            if isinstance(texts, str):
+                raise ValueError(f"{name} is a string; it must be a sequence of strings")
         request = service_pb2.RecommendRequest(
             scenario=scenario,
             query=query,

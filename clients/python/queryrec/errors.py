@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
 _DOMAIN = "queryrec.v1"
-_RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
+_QUEUE_FULL = "ERROR_REASON_QUEUE_FULL"
 
 
 class QueryRecError(Exception):
@@ -31,11 +31,14 @@ class QueryRecError(Exception):
         message: str,
         metadata: Mapping[str, str],
     ) -> None:
-        super().__init__(f"{reason or code.name}: {message}")
+        super().__init__(code, reason, message, dict(metadata))  # what copies are made from
         self.code = code
         self.reason = reason
         self.message = message
         self.metadata = dict(metadata)
+
+    def __str__(self) -> str:
+        return f"{self.reason or self.code.name}: {self.message}"
 
     @classmethod
     def from_rpc_error(cls, error: aio.AioRpcError) -> Self:
@@ -45,8 +48,12 @@ class QueryRecError(Exception):
 
     @property
     def is_retryable(self) -> bool:
-        """Whether the same call may succeed later or on another replica."""
-        return self.code in _RETRYABLE
+        """Whether the same call may succeed later or on another replica.
+
+        UNAVAILABLE may, from whomever it comes, and so may a full queue. RESOURCE_EXHAUSTED without
+        that reason is gRPC's word for a message that is too large, now and later.
+        """
+        return self.code is grpc.StatusCode.UNAVAILABLE or self.reason == _QUEUE_FULL
 
 
 def _error_info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo:

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1equeryrec/v1/error_reason.proto\x12\x0bqueryrec.v1*\xf7\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45RROR_REASON_QUERY_EMPTY\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_QUERY_TOO_LONG\x10\x02\x12\x1d\n\x19\x45RROR_REASON_TEXT_INVALID\x10\x03\x12\x1f\n\x1b\x45RROR_REASON_FIELD_TOO_LONG\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_TOO_MANY_ITEMS\x10\x05\x12!\n\x1d\x45RROR_REASON_SCENARIO_UNKNOWN\x10\x06\x12-\n)ERROR_REASON_MAX_SUGGESTIONS_OUT_OF_RANGE\x10\x07\x12\'\n#ERROR_REASON_LATENCY_BUDGET_INVALID\x10\x08\x12 \n\x1c\x45RROR_REASON_TOKEN_MALFORMED\x10\t\x12(\n$ERROR_REASON_TOKEN_SIGNATURE_INVALID\x10\n\x12\"\n\x1e\x45RROR_REASON_TOKEN_KEY_UNKNOWN\x10\x0b\x12\x1e\n\x1a\x45RROR_REASON_EVENT_INVALID\x10\x0c\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\r\x12\x1a\n\x16\x45RROR_REASON_NOT_READY\x10\x0e\x12%\n!ERROR_REASON_DEADLINE_UNREACHABLE\x10\x0f\x12$\n ERROR_REASON_FEEDBACK_NOT_STORED\x10\x10\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x11\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1equeryrec/v1/error_reason.proto\x12\x0bqueryrec.v1*\xf7\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45RROR_REASON_QUERY_EMPTY\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_QUERY_TOO_LONG\x10\x02\x12\x1d\n\x19\x45RROR_REASON_TEXT_INVALID\x10\x03\x12\x1f\n\x1b\x45RROR_REASON_FIELD_TOO_LONG\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_TOO_MANY_ITEMS\x10\x05\x12!\n\x1d\x45RROR_REASON_SCENARIO_UNKNOWN\x10\x06\x12-\n)ERROR_REASON_MAX_SUGGESTIONS_OUT_OF_RANGE\x10\x07\x12\'\n#ERROR_REASON_LATENCY_BUDGET_INVALID\x10\x08\x12 \n\x1c\x45RROR_REASON_TOKEN_MALFORMED\x10\t\x12(\n$ERROR_REASON_TOKEN_SIGNATURE_INVALID\x10\n\x12\"\n\x1e\x45RROR_REASON_TOKEN_KEY_UNKNOWN\x10\x0b\x12\x1e\n\x1a\x45RROR_REASON_EVENT_INVALID\x10\x0c\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\r\x12\x1a\n\x16\x45RROR_REASON_NOT_READY\x10\x0e\x12%\n!ERROR_REASON_DEADLINE_UNREACHABLE\x10\x0f\x12$\n ERROR_REASON_FEEDBACK_NOT_STORED\x10\x10\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x11\x42\'\n\x0bqueryrec.v1P\x01Z\x16queryrec/v1;queryrecv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'queryrec.v1.error_reason_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013queryrec.v1P\001Z\026queryrec/v1;queryrecv1'
   _globals['_ERRORREASON']._serialized_start=48
   _globals['_ERRORREASON']._serialized_end=679
 # @@protoc_insertion_point(module_scope)

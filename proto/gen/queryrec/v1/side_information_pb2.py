@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"queryrec/v1/side_information.proto\x12\x0bqueryrec.v1\"-\n\x0fSideInformation\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"queryrec/v1/side_information.proto\x12\x0bqueryrec.v1\"-\n\x0fSideInformation\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\tB\'\n\x0bqueryrec.v1P\x01Z\x16queryrec/v1;queryrecv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'queryrec.v1.side_information_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013queryrec.v1P\001Z\026queryrec/v1;queryrecv1'
   _globals['_SIDEINFORMATION']._serialized_start=51
   _globals['_SIDEINFORMATION']._serialized_end=96
 # @@protoc_insertion_point(module_scope)

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17queryrec/v1/stage.proto\x12\x0bqueryrec.v1\"1\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x13\n\x0b\x64uration_us\x18\x02 \x01(\x03\"o\n\x08Omission\x12\r\n\x05stage\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.queryrec.v1.OmissionKind\x12+\n\x06reason\x18\x03 \x01(\x0e\x32\x1b.queryrec.v1.OmissionReason*d\n\x0cOmissionKind\x12\x1d\n\x19OMISSION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15OMISSION_KIND_SKIPPED\x10\x01\x12\x1a\n\x16OMISSION_KIND_DEGRADED\x10\x02*\xc7\x01\n\x0eOmissionReason\x12\x1f\n\x1bOMISSION_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16OMISSION_REASON_BUDGET\x10\x01\x12!\n\x1dOMISSION_REASON_NOT_IN_BUNDLE\x10\x02\x12\x1c\n\x18OMISSION_REASON_OVERLOAD\x10\x03\x12\x1b\n\x17OMISSION_REASON_FAILURE\x10\x04\x12\x1a\n\x16OMISSION_REASON_CACHED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17queryrec/v1/stage.proto\x12\x0bqueryrec.v1\"1\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x13\n\x0b\x64uration_us\x18\x02 \x01(\x03\"o\n\x08Omission\x12\r\n\x05stage\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.queryrec.v1.OmissionKind\x12+\n\x06reason\x18\x03 \x01(\x0e\x32\x1b.queryrec.v1.OmissionReason*d\n\x0cOmissionKind\x12\x1d\n\x19OMISSION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15OMISSION_KIND_SKIPPED\x10\x01\x12\x1a\n\x16OMISSION_KIND_DEGRADED\x10\x02*\xc7\x01\n\x0eOmissionReason\x12\x1f\n\x1bOMISSION_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16OMISSION_REASON_BUDGET\x10\x01\x12!\n\x1dOMISSION_REASON_NOT_IN_BUNDLE\x10\x02\x12\x1c\n\x18OMISSION_REASON_OVERLOAD\x10\x03\x12\x1b\n\x17OMISSION_REASON_FAILURE\x10\x04\x12\x1a\n\x16OMISSION_REASON_CACHED\x10\x05\x42\'\n\x0bqueryrec.v1P\x01Z\x16queryrec/v1;queryrecv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'queryrec.v1.stage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013queryrec.v1P\001Z\026queryrec/v1;queryrecv1'
   _globals['_OMISSIONKIND']._serialized_start=204
   _globals['_OMISSIONKIND']._serialized_end=304
   _globals['_OMISSIONREASON']._serialized_start=307

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cqueryrec/v1/suggestion.proto\x12\x0bqueryrec.v1\"w\n\nSuggestion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x19\n\x11\x63lick_probability\x18\x02 \x01(\x02\x12.\n\x07sources\x18\x03 \x03(\x0e\x32\x1d.queryrec.v1.SuggestionSource\x12\x10\n\x08position\x18\x04 \x01(\x05*q\n\x10SuggestionSource\x12!\n\x1dSUGGESTION_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15SUGGESTION_SOURCE_LOG\x10\x01\x12\x1f\n\x1bSUGGESTION_SOURCE_GENERATED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cqueryrec/v1/suggestion.proto\x12\x0bqueryrec.v1\"w\n\nSuggestion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x19\n\x11\x63lick_probability\x18\x02 \x01(\x02\x12.\n\x07sources\x18\x03 \x03(\x0e\x32\x1d.queryrec.v1.SuggestionSource\x12\x10\n\x08position\x18\x04 \x01(\x05*q\n\x10SuggestionSource\x12!\n\x1dSUGGESTION_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15SUGGESTION_SOURCE_LOG\x10\x01\x12\x1f\n\x1bSUGGESTION_SOURCE_GENERATED\x10\x02\x42\'\n\x0bqueryrec.v1P\x01Z\x16queryrec/v1;queryrecv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'queryrec.v1.suggestion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013queryrec.v1P\001Z\026queryrec/v1;queryrecv1'
   _globals['_SUGGESTIONSOURCE']._serialized_start=166
   _globals['_SUGGESTIONSOURCE']._serialized_end=279
   _globals['_SUGGESTION']._serialized_start=45
