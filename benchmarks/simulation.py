@@ -116,8 +116,11 @@ class Machine:
         self._failure_rate = failure_rate
         self._lock = asyncio.Lock()
 
-    async def run(self, function: Callable[..., R], work: Work, rows: list[Any]) -> R:
-        """Returns the function's result after the time that the run takes."""
+    def run(self, function: Callable[..., R], work: Work, rows: list[Any]) -> asyncio.Future[R]:
+        """Returns what the function's result will be, after the time that the run takes."""
+        return asyncio.ensure_future(self._run(function, work, rows))
+
+    async def _run(self, function: Callable[..., R], work: Work, rows: list[Any]) -> R:
         async with self._lock:
             now_s = self._clock.now_s() - self.begin_s  # minus infinity while warming up
             self.runs.append((now_s, work, rows))

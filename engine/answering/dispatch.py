@@ -11,10 +11,19 @@ from contextlib import contextmanager
 from engine.answering.request import RequestState
 from engine.errors import QueueFull
 from engine.execution.worker import Worker
-from engine.scheduling.batcher import BatchFailed, Done, TooLate
+from engine.scheduling.batcher import BatchFailed, TooLate
 from engine.scheduling.costs import Work
 from engine.scheduling.deadline import Clock
-from engine.scheduling.planner import Load, Plan, Rung, Wanted, make_plan, works_of
+from engine.scheduling.planner import (
+    SCORED_SIZES,
+    Load,
+    Plan,
+    Rung,
+    Wanted,
+    make_plan,
+    works_of,
+)
+from engine.scheduling.rows import Done
 from engine.scheduling.stages import Left, Stage, Why
 
 
@@ -36,9 +45,24 @@ class Dispatcher:
         finally:
             self._to_come.pop(request, None)
 
-    def plan(self, request: RequestState, *, encode: bool, rungs: Sequence[Rung]) -> Plan:
-        """Returns what fits the request's time of the stages ahead: encode, generate, score."""
-        wanted = Wanted(encode=encode, rungs=rungs, score=self._has_click_model)
+    def plan(
+        self,
+        request: RequestState,
+        *,
+        encode: bool,
+        rungs: Sequence[Rung],
+        num_candidates: int = SCORED_SIZES[0],
+    ) -> Plan:
+        """Returns what fits the request's time of the stages ahead: encode, generate, score.
+
+        Args:
+            request: Whose time.
+            encode: Whether its query is to be embedded.
+            rungs: Of what is to be generated, best first.
+            num_candidates: To be scored at most, as far as is known.
+        """
+        num_scored = min(num_candidates, SCORED_SIZES[0]) if self._has_click_model else 0
+        wanted = Wanted(encode=encode, rungs=rungs, num_scored=num_scored)
         plan = make_plan(
             self.worker.models.costs,
             wanted,
@@ -79,6 +103,7 @@ class Dispatcher:
             request.omit(work.stage, Left.SKIPPED, why)
             return None
         except BatchFailed:
+            request.ready_s = self._clock.now_s()
             request.omit(work.stage, Left.SKIPPED, Why.FAILURE)
             return None
         except QueueFull:

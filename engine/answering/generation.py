@@ -15,7 +15,7 @@ from engine.execution.bundle import Bundle
 from engine.execution.models import GenerateRow, Sequences
 from engine.formats.completion import other_ranges
 from engine.formats.prompt import Prompt, SideInformation
-from engine.scheduling.planner import SCORED_SIZES, Plan, Rung, score_work
+from engine.scheduling.planner import SCORED_SIZES, Rung, score_work
 from engine.scheduling.stages import Left, Stage, Why
 
 _MAX_OTHER_RANGES = 2  # further rows of a completion whose slots agree
@@ -53,11 +53,14 @@ class Generation:
         """Returns what was generated, or None with an omission."""
         rungs = self.rungs(request.question)
         plan = self._dispatcher.plan(request, encode=False, rungs=rungs)
+        later_s = self._score_s() if plan.num_scored else 0.0
+        finish_by_s = request.deadline.at_s - later_s
         best = GenerateRow(prompt.ids, prompt.first_token_range, rungs[0])
         for rung in rungs:  # best first: what costs nothing may be more than is planned
             row = best._replace(rung=rung)
             cached = self._worker.cached(row)
-            if cached is None and rung != plan.rung and not self._worker.is_under_way(row):
+            is_affordable = rung == plan.rung or self._worker.is_under_way(row, finish_by_s)
+            if cached is None and not is_affordable:
                 continue
             if rung == rungs[0]:
                 if cached is not None and not request.has_omitted(Stage.GENERATE):
@@ -65,7 +68,7 @@ class Generation:
             else:  # less than was wanted, for the reason that the plan gives
                 why = next(o.reason for o in plan.omissions if o.stage is Stage.GENERATE)
                 request.omit(Stage.GENERATE, Left.DEGRADED, why)
-            return cached or await self._generated(request, row, plan)
+            return cached or await self._generated(request, row, later_s)
         request.adopt(plan, Stage.GENERATE)
         return None
 
@@ -132,9 +135,8 @@ class Generation:
             )
 
     async def _generated(
-        self, request: RequestState, row: GenerateRow, plan: Plan
+        self, request: RequestState, row: GenerateRow, later_s: float
     ) -> Sequences | None:
-        later_s = self._score_s() if plan.num_scored else 0.0
         done = await self._dispatcher.submit(request, row.rung.work, row, later_s=later_s)
         if done is None:
             return None

@@ -116,4 +116,6 @@ class Lookup:
             request.omit(Stage.RETRIEVE, Left.DEGRADED, Why.BUDGET)
         except EngineError:
             request.omit(Stage.RETRIEVE, Left.DEGRADED, Why.FAILURE)
+        finally:
+            request.ready_s = request.deadline.clock.now_s()
         return None

@@ -24,7 +24,6 @@ from engine.answering.generation import Generation
 from engine.answering.lookup import Lookup
 from engine.answering.ranking import PRIOR_P_SEEN, ranked, seen_probabilities
 from engine.answering.request import RequestState, log_candidates, side_information
-from engine.answering.safety import Blocklist
 from engine.answering.scoring import CandidateInputs
 from engine.config import Config
 from engine.errors import DeadlineUnreachable, QueueFull
@@ -35,15 +34,13 @@ from engine.execution.runner import LocalRunner, RemoteModels, RemoteRunner
 from engine.execution.runtime import Runtime
 from engine.execution.worker import Worker
 from engine.feedback.attribution import Source
+from engine.formats.blocklist import Blocklist
 from engine.formats.prompt import COOCCURRING, SideInformation
 from engine.scheduling.deadline import Clock
 from engine.scheduling.planner import SCORED_SIZES, score_work
 from engine.scheduling.reserve import Reserve
 from engine.scheduling.stages import Left, Probe, Stage, Why
 from engine.telemetry.metrics import Metrics
-
-# Turns of the event loop until a row just submitted is running, if the worker is free.
-_TURNS_TO_START = 3
 
 
 class Pipeline:
@@ -115,7 +112,7 @@ class Pipeline:
             QueueFull: too many rows wait for a model, and the log has nothing to answer with.
         """
         if question.deadline.has_passed:
-            raise DeadlineUnreachable(question.deadline.left_s())
+            raise DeadlineUnreachable
         request = RequestState(question, probe, self._reserve.of(question.deadline.left_s()))
         with self._dispatcher.attending(request):
             answer = await self._answered(request)
@@ -146,7 +143,7 @@ class Pipeline:
             if question.scenario.completes_prefix:
                 candidates += self._longer(question, candidates)
             lead = texts.auxiliary
-            auxiliary = lead.text if lead and not self._blocklist.blocks(lead.key) else ""
+            auxiliary = lead.text if lead and not self._blocklist.blocks(lead.text) else ""
         if not candidates and request.is_turned_away:
             raise QueueFull("recommend")
         p_seen_C, is_scored = await self._score(request, candidates, context_ids)
@@ -183,15 +180,13 @@ class Pipeline:
         """Returns what the generator writes, all candidates, and the click model's context."""
         question = request.question
         prompt = self._generation.prompt(request, question.query, [*cooccurring, *side])
-        generation = asyncio.ensure_future(self._generation.sequences(request, prompt))
+        # What scoring will need is made while the generator runs, not after it.
+        preparation = asyncio.ensure_future(self._prepared_soon(question, side, log, request.probe))
         try:
-            # What scoring will need is made while the generator runs, not after it.
-            for _ in range(_TURNS_TO_START):
-                await asyncio.sleep(0)
-            context_ids = self._prepared(question, side, log, request.probe)
-            sequences = await generation
+            sequences = await self._generation.sequences(request, prompt)
+            context_ids = await preparation
         finally:
-            generation.cancel()
+            preparation.cancel()
         texts = self._generation.texts(request, prompt, sequences)
         candidates = self._candidates(request, texts, log)
         if prompt.healed and sequences and len(candidates) < question.num_suggestions:
@@ -203,6 +198,17 @@ class Pipeline:
                 texts = texts.joined(further)
                 candidates = self._candidates(request, texts, log)
         return texts, candidates, context_ids
+
+    async def _prepared_soon(
+        self,
+        question: Question,
+        side: list[SideInformation],
+        log: list[Candidate],
+        probe: Probe,
+    ) -> list[int]:
+        """Does as `_prepared`, once a row submitted now is running if the worker is free."""
+        await asyncio.sleep(0)
+        return self._prepared(question, side, log, probe)
 
     def _prepared(
         self,
@@ -230,7 +236,9 @@ class Pipeline:
             return prior_C, False
         if not candidates:
             return prior_C, False
-        plan = self._dispatcher.plan(request, encode=False, rungs=())
+        plan = self._dispatcher.plan(
+            request, encode=False, rungs=(), num_candidates=len(candidates)
+        )
         request.adopt(plan, Stage.SCORE)
         if plan.num_scored == 0:
             return prior_C, False

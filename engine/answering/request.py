@@ -16,7 +16,8 @@ class RequestState:
         question: What is asked.
         probe: Where its time goes.
         deadline: When its answer has to be ready for the way back.
-        ready_s: When, on the clock, it had or gave up the last result of a model; None before.
+        ready_s: When, on the clock, it had or gave up the last result of a model or a server; None
+            before.
         is_turned_away: Whether a row of it met a full queue.
     """
 

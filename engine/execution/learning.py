@@ -5,14 +5,13 @@ Knows nothing of which rows make a batch, or of where models run.
 
 import logging
 import math
-from asyncio import CancelledError
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 from engine.config import Config
 from engine.errors import EngineError
 from engine.execution.models import GenerateRow, Sequences
-from engine.execution.runner import Runner
+from engine.execution.runner import Results, Runner
 from engine.scheduling.batcher import TooLate
 from engine.scheduling.cache import Cache
 from engine.scheduling.costs import CostModel, Work
@@ -42,46 +41,34 @@ class LearningRunner:
         self._metrics = metrics
         self._num_running = 0  # rows
 
-    async def run(
-        self, work: Work, rows: Sequence[Any], finish_by_s: float = math.inf
-    ) -> Sequence[object]:
-        """Returns the results of a batch, and learns what it cost.
+    def adopt(self, other: "LearningRunner") -> None:
+        """Goes on with what another one, of the same models, has learnt and generated."""
+        self.costs.adopt(other.costs)
+        self.generations = other.generations
+
+    def run(self, work: Work, rows: Sequence[Any], finish_by_s: float = math.inf) -> Results:
+        """Begins a batch and returns what will be its results; learns what it cost.
 
         The cost is that of all rows that run when the batch starts: what runs beside it takes
         its share of the machine.
         """
         started_s = self._clock.now_s()
-        size = self._num_running + len(rows)
         self._num_running += len(rows)
-        try:
-            results = await self._runner.run(work, rows, finish_by_s)
-        except (CancelledError, TooLate):
-            # All that is known is that it takes longer than this.
-            elapsed_s = self._clock.now_s() - started_s
-            if elapsed_s > self.costs.predict_s(work, size):
-                self.costs.observe(work, size, elapsed_s)
-            raise
-        except EngineError:
-            raise  # whoever raised it has said what there is to say
-        except Exception:
-            _log.exception("%s: a batch of %d rows failed", work.stage, len(rows))
-            raise
-        finally:
-            self._num_running -= len(rows)
-        self.costs.observe(work, size, self._clock.now_s() - started_s)
-        if work.stage is Stage.GENERATE:
-            # Here, so that what comes too late for its request still helps the next one.
-            for row, sequences in zip(rows, results, strict=True):
-                self._remember(row, sequences)
-        return results
+        size = self._num_running
+        running = self._runner.run(work, rows, finish_by_s)
+        running.add_done_callback(lambda run: self._learn(work, rows, size, started_s, run))
+        return running
 
-    async def serve(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Sequence[object]:
+    def serve(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Results:
         """Does as `run`, for a batch of requests: these count where those of warming up do not."""
         started_s = self._clock.now_s()
-        try:
-            return await self.run(work, rows, finish_by_s)
-        finally:
-            self._metrics.batch_ran(work.stage, len(rows), self._clock.now_s() - started_s)
+        running = self.run(work, rows, finish_by_s)
+        running.add_done_callback(
+            lambda _: self._metrics.batch_ran(
+                work.stage, len(rows), self._clock.now_s() - started_s
+            )
+        )
+        return running
 
     async def warm(self, work: Work, rows: Sequence[Any]) -> None:
         """Runs a batch three times; the first time, which is slow, does not count."""
@@ -93,10 +80,34 @@ class LearningRunner:
         """Ends connections to where the models run."""
         await self._runner.close()
 
+    def _learn(
+        self, work: Work, rows: Sequence[Any], size: int, started_s: float, run: Results
+    ) -> None:
+        self._num_running -= len(rows)
+        elapsed_s = self._clock.now_s() - started_s
+        error = None if run.cancelled() else run.exception()
+        if run.cancelled() or isinstance(error, TooLate):
+            # All that is known is that it takes longer than this.
+            if elapsed_s > self.costs.predict_s(work, size):
+                self.costs.observe(work, size, elapsed_s)
+        elif isinstance(error, EngineError):
+            pass  # whoever raised it has said what there is to say
+        elif error is not None:
+            _log.error("%s: a batch of %d rows failed", work.stage, len(rows), exc_info=error)
+        else:
+            self.costs.observe(work, size, elapsed_s)
+            if work.stage is Stage.GENERATE:
+                # Here, so that what comes too late for its request still helps the next one.
+                for row, sequences in zip(rows, run.result(), strict=True):
+                    self._remember(row, sequences)
+
     def _remember(self, row: GenerateRow, sequences: Any) -> None:
         num_ids = len(row.prompt_ids) + sum(map(len, sequences.ids))
         num_numbers = num_ids + len(sequences.logprobs or ())
-        self.generations.put(generation_key(row), sequences, size_bytes=500 + 36 * num_numbers)
+        num_dropped = self.generations.put(
+            generation_key(row), sequences, size_bytes=500 + 36 * num_numbers
+        )
+        self._metrics.cache_dropped("generation", num_dropped)
 
 
 def generation_key(row: GenerateRow) -> Hashable:

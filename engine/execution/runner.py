@@ -33,6 +33,9 @@ class Found(NamedTuple):
     search_s: float
 
 
+Results = asyncio.Future[Any]  # of a sequence: one result per row
+
+
 class Runner(Protocol):
     """Runs batches. To be used from one event loop."""
 
@@ -40,16 +43,14 @@ class Runner(Protocol):
     concurrency: int  # runs that go on at the same time
     can_cancel: bool  # whether cancelling `run` ends it early; else it runs to its end
 
-    async def run(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Sequence[object]:
-        """Returns one result per row, in order.
+    def run(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Results:
+        """Begins at once, and returns what will be one result per row, in order.
 
         Args:
             work: What to do.
             rows: Its inputs: `LookupRow`, `GenerateRow` or `ScoreRow`.
-            finish_by_s: When the results stop being useful, on the clock.
-
-        Raises:
-            TooLate: That moment passed.
+            finish_by_s: When the results stop being useful, on the clock; past that moment it may
+                be `TooLate` that they come to.
         """
         ...
 
@@ -80,9 +81,9 @@ class LocalRunner:
         self._runtime = runtime
         self._clock = clock
 
-    async def run(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Sequence[object]:
+    def run(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Results:
         """See `Runner`. What has begun runs to its end, whenever that is."""
-        return await self._runtime.run(self._execute, work, rows)
+        return self._runtime.run(self._execute, work, rows)
 
     async def close(self) -> None:
         """Lets go of models and index after the last run; the runtime belongs to the caller."""
@@ -161,9 +162,9 @@ class RemoteRunner:
         self._runtime = runtime
         self._clock = clock
 
-    async def run(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Sequence[object]:
+    def run(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Results:
         """See `Runner`. Cancelling it cancels the calls."""
-        return await asyncio.gather(*(self._one(work, row, finish_by_s) for row in rows))
+        return asyncio.gather(*(self._one(work, row, finish_by_s) for row in rows))
 
     async def close(self) -> None:
         """Ends the connection, and lets go of the index."""

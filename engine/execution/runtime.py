@@ -114,10 +114,9 @@ class Runtime:
             )
         return session
 
-    async def run(self, function: Callable[A, R], *args: A.args, **kwargs: A.kwargs) -> R:
-        """Returns the function's result, computed on the model thread."""
-        future = self._executor.submit(function, *args, **kwargs)
-        return await asyncio.wrap_future(future)
+    def run(self, function: Callable[A, R], *args: A.args, **kwargs: A.kwargs) -> asyncio.Future[R]:
+        """Returns what the function's result will be; the model thread has it from now on."""
+        return asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
 
     def close(self) -> None:
         """Lets the running model finish and ends the thread."""

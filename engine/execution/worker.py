@@ -9,9 +9,10 @@ from engine.config import Config
 from engine.execution.learning import LearningRunner, generation_key
 from engine.execution.models import GenerateRow, Sequences
 from engine.execution.runner import Runner
-from engine.scheduling.batcher import Batcher, Done, Waiting
+from engine.scheduling.batcher import Batcher
 from engine.scheduling.costs import Work
 from engine.scheduling.deadline import Clock
+from engine.scheduling.rows import Done, Waiting
 from engine.telemetry.metrics import Metrics
 
 
@@ -48,11 +49,6 @@ class Worker:
         )
 
     @property
-    def num_evictions(self) -> int:
-        """Returns how many cached generations had to make room for others."""
-        return self.models.generations.num_evictions
-
-    @property
     def num_waiting(self) -> int:
         """Returns how many rows wait. May be asked from any thread."""
         return self._batcher.num_waiting
@@ -78,7 +74,7 @@ class Worker:
         """Returns a row's result, which equal generations share; see `Batcher.submit`."""
         key = generation_key(row) if isinstance(row, GenerateRow) else None
         if key is not None:
-            is_shared = self._batcher.is_under_way(key)
+            is_shared = self._batcher.would_share(key, finish_by_s)
             self.num_shared += is_shared
             self.num_misses += not is_shared
             self._metrics.cache_lookup("generation", "shared" if is_shared else "miss")
@@ -92,9 +88,9 @@ class Worker:
             self._metrics.cache_lookup("generation", "hit")
         return sequences
 
-    def is_under_way(self, row: GenerateRow) -> bool:
-        """Returns whether an equal row waits or runs."""
-        return self._batcher.is_under_way(generation_key(row))
+    def is_under_way(self, row: GenerateRow, finish_by_s: float) -> bool:
+        """Returns whether an equal row waits or runs that should be in time."""
+        return self._batcher.is_under_way(generation_key(row), finish_by_s)
 
     async def close(self) -> None:
         """Ends connections to where the models run."""

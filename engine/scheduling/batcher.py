@@ -8,20 +8,19 @@ finish in time for the row that it leaves for. Callers who ask for the same row 
 share it. Withdrawn and late rows never reach a model; a full queue refuses at once; a failing
 batch fails only its own rows.
 
-Knows nothing of models: `run` does the work, `predict_s` says how long it will take.
+A batch begins in the same turn of the loop in which it is chosen, and is chosen once those who
+were just answered have submitted what they do next. Knows nothing of models: `run` does the work,
+`predict_s` says how long it will take.
 """
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, Generic
 
 from engine.errors import EngineError, QueueFull
 from engine.scheduling.deadline import Clock
+from engine.scheduling.rows import Batch, Caller, Done, Entry, K, Waiting, callers_of
 from engine.scheduling.shares import Shares
-
-K = TypeVar("K", bound=Hashable)  # kind of work: only rows of one kind share a batch
 
 
 class TooLate(EngineError):
@@ -32,69 +31,12 @@ class BatchFailed(EngineError):
     """The batch that the row was in failed; the cause is chained."""
 
 
-class Done(NamedTuple):
-    """A row's result and where its time went."""
-
-    result: Any  # whatever `run` returned for the row; the callers of one kind know its type
-    queue_s: float
-    run_s: float
-    batch_size: int
-
-
-class Waiting(NamedTuple, Generic[K]):
-    """A row that waits, as others see it."""
-
-    flow: Hashable
-    kind: K
-    finish_by_s: float
-
-
-@dataclass(eq=False, slots=True)
-class _Caller:
-    """Somebody who waits for a row."""
-
-    finish_by_s: float
-    queued_s: float
-    future: asyncio.Future[Done] = field(default_factory=asyncio.Future[Done])
-
-
-@dataclass(eq=False, slots=True)
-class _Entry(Generic[K]):
-    """A row and all who wait for it."""
-
-    kind: K
-    row: object
-    flow: Hashable
-    key: Hashable
-    callers: list[_Caller] = field(default_factory=list[_Caller])
-    ends_by_s: float = math.inf  # when a run of it is given up, once it runs
-
-    @property
-    def finish_by_s(self) -> float:
-        """When the first of its callers has no more use for it."""
-        return min(c.finish_by_s for c in self.callers)
-
-    @property
-    def last_s(self) -> float:
-        """When nobody has any more use for it."""
-        return max((c.finish_by_s for c in self.callers), default=-math.inf)
-
-
-@dataclass(eq=False, slots=True)
-class _Batch(Generic[K]):
-    """Rows that run together."""
-
-    entries: list[_Entry[K]]
-    end_s: float  # predicted
-    task: asyncio.Task[None] | None = None  # set once it runs
-
-
 class Batcher(Generic[K]):
     """Feeds one worker. To be used from one event loop."""
 
     def __init__(
         self,
-        run: Callable[[K, Sequence[Any], float], Awaitable[Sequence[object]]],
+        run: Callable[[K, Sequence[Any], float], asyncio.Future[Any]],
         predict_s: Callable[[K, int], float],
         *,
         max_batch_size: int,
@@ -106,8 +48,8 @@ class Batcher(Generic[K]):
         """Remembers the worker; starts nothing.
 
         Args:
-            run: Returns one result per row, in order; told when the last of them stops being
-                useful. May raise `TooLate`.
+            run: Begins at once and returns what will be one result per row, in order, or
+                `TooLate`; told when the last of them stops being useful.
             predict_s: Seconds that a batch of this kind will take, by the number of rows that
                 run at the same time, its own and those of other batches.
             max_batch_size: No batch has more rows.
@@ -125,9 +67,9 @@ class Batcher(Generic[K]):
         self._concurrency = concurrency
         self._can_cancel = can_cancel
         self._shares = Shares()
-        self._waiting: list[_Entry[K]] = []
-        self._by_key: dict[Hashable, _Entry[K]] = {}  # waiting or running
-        self._running: list[_Batch[K]] = []
+        self._waiting: list[Entry[K]] = []
+        self._by_key: dict[Hashable, Entry[K]] = {}  # waiting or running
+        self._running: list[Batch[K]] = []
         self._is_wakeup_due = False
 
     async def submit(
@@ -154,30 +96,43 @@ class Batcher(Generic[K]):
             TooLate: The row could not be ready by `finish_by_s`.
             BatchFailed: Its batch failed.
         """
-        entry = self._by_key.get(key)
-        if entry is None or finish_by_s > entry.ends_by_s:
+        entry = self._shared(key, finish_by_s)
+        if entry is None:
             if len(self._waiting) >= self._max_waiting:
                 raise QueueFull("recommend")
-            entry = _Entry(kind, row, flow, key)
+            entry = Entry(kind, row, flow, key)
             self._waiting.append(entry)
             if key is not None:
                 self._by_key[key] = entry
             if self._has_room:
                 # Not at once: rows submitted in the same turn of the loop share the batch.
                 self._wake_up()
-        caller = _Caller(finish_by_s, self._clock.now_s())
+        caller = Caller(finish_by_s, self._clock.now_s())
         entry.callers.append(caller)
         try:
             return await caller.future
         finally:
             if caller.future.cancelled():
                 self._withdraw(entry, caller)
+            elif caller.future.done():
+                caller.future.exception()  # whoever was cancelled just then does not ask for it
             # An exception holds this frame: with these, it would hold itself.
             del entry, caller
 
-    def is_under_way(self, key: Hashable) -> bool:
+    def would_share(self, key: Hashable, finish_by_s: float) -> bool:
         """Returns whether a row with this key waits or runs, so that another would share it."""
-        return key in self._by_key
+        return self._shared(key, finish_by_s) is not None
+
+    def is_under_way(self, key: Hashable, finish_by_s: float) -> bool:
+        """Returns whether another row with this key would share one that should be in time."""
+        entry = self._shared(key, finish_by_s)
+        if entry is None:
+            return False
+        end_s = entry.end_s
+        if end_s is None:
+            alone_s = self._predict_s(entry.kind, 1 + self.num_beside)
+            end_s = self._clock.now_s() + self.wait_s() + alone_s
+        return end_s <= finish_by_s
 
     def waiting(self) -> Iterable[Waiting[K]]:
         """Yields the rows that wait."""
@@ -190,7 +145,7 @@ class Batcher(Generic[K]):
         """
         if self._has_room:
             return 0.0
-        return abs(min(b.end_s for b in self._running) - self._clock.now_s())
+        return min(map(self._left_s, self._running))
 
     def lead_s(self, flow: Hashable, other: Hashable) -> float:
         """Returns how much more of the worker's time `other` has had than `flow`."""
@@ -204,20 +159,28 @@ class Batcher(Generic[K]):
     @property
     def num_beside(self) -> int:
         """Returns how many rows run beside the next batch when it leaves."""
-        ends = sorted(self._running, key=lambda b: b.end_s)
-        still = ends if self._has_room else ends[1:]
+        by_end = sorted(self._running, key=self._left_s)
+        still = by_end if self._has_room else by_end[1:]
         return sum(len(b.entries) for b in still)
 
     @property
     def _has_room(self) -> bool:
         return len(self._running) < self._concurrency
 
+    def _left_s(self, batch: Batch[K]) -> float:
+        return abs(batch.end_s - self._clock.now_s())
+
+    def _shared(self, key: Hashable, finish_by_s: float) -> Entry[K] | None:
+        """Returns the row that one with this key would share."""
+        entry = self._by_key.get(key)
+        return None if entry is None or finish_by_s > entry.ends_by_s else entry
+
     def _wake_up(self) -> None:
         if not self._is_wakeup_due:
             self._is_wakeup_due = True
             asyncio.get_running_loop().call_soon(self._start_next)
 
-    def _withdraw(self, entry: _Entry[K], caller: _Caller) -> None:
+    def _withdraw(self, entry: Entry[K], caller: Caller) -> None:
         if caller not in entry.callers:
             return
         entry.callers.remove(caller)
@@ -229,12 +192,12 @@ class Batcher(Generic[K]):
         elif self._can_cancel:
             for batch in self._running:
                 if entry in batch.entries and not any(e.callers for e in batch.entries):
-                    assert batch.task is not None
-                    batch.task.cancel()
+                    assert batch.run is not None
+                    batch.run.cancel()
                     for idle in batch.entries:
                         self._forget(idle)
 
-    def _forget(self, entry: _Entry[K]) -> None:
+    def _forget(self, entry: Entry[K]) -> None:
         """Lets nobody join a row any more."""
         if self._by_key.get(entry.key) is entry:
             del self._by_key[entry.key]
@@ -246,12 +209,13 @@ class Batcher(Generic[K]):
             if batch is None:
                 return
             self._running.append(batch)
-            batch.task = asyncio.ensure_future(self._finish(batch))
-            batch.task.add_done_callback(lambda _, batch=batch: self._leave(batch))
+            last_s = max(e.last_s for e in batch.entries)
+            batch.run = self._run(batch.entries[0].kind, [e.row for e in batch.entries], last_s)
+            batch.run.add_done_callback(lambda run, batch=batch: self._finish(batch, run))
 
-    def _next_batch(self) -> _Batch[K] | None:
+    def _next_batch(self) -> Batch[K] | None:
         now_s, beside = self._clock.now_s(), self.num_beside
-        batch = _Batch[K]([], now_s)
+        batch = Batch[K]([], now_s, now_s)
         for entry in self._in_order(self._waiting):
             end_s = now_s + self._predict_s(entry.kind, 1 + beside)
             if self._is_useful(entry, end_s):
@@ -261,28 +225,32 @@ class Batcher(Generic[K]):
         if not batch.entries:
             return None
         first = batch.entries[0]
+        finish_by_s = first.finish_by_s
         others = [e for e in self._waiting if e.kind == first.kind and e is not first]
         for entry in self._in_order(others):
             size = len(batch.entries)
             end_s = now_s + self._predict_s(entry.kind, size + 1 + beside)
-            if size == self._max_batch_size or end_s > first.finish_by_s:
-                break  # one more row would make the first one late
-            if self._is_useful(entry, end_s):
+            if size == self._max_batch_size or end_s > finish_by_s:
+                break  # one more row would make one of them late
+            alone_s = now_s + self._predict_s(entry.kind, 1 + beside)
+            if self._is_useful(entry, alone_s) and end_s <= entry.finish_by_s:
                 batch.entries.append(entry)
                 batch.end_s = end_s
+                finish_by_s = min(finish_by_s, entry.finish_by_s)
         for entry in batch.entries:
+            entry.end_s = batch.end_s
             self._waiting.remove(entry)
             self._shares.charge(entry.flow, self._predict_s(entry.kind, 1))
             if self._can_cancel:
                 entry.ends_by_s = max(e.last_s for e in batch.entries)
         return batch
 
-    def _in_order(self, entries: Sequence[_Entry[K]]) -> Iterator[_Entry[K]]:
+    def _in_order(self, entries: Sequence[Entry[K]]) -> Iterator[Entry[K]]:
         """Yields rows in the order in which they leave."""
         by_urgency = sorted(entries, key=lambda e: e.finish_by_s)
         return self._shares.in_turns([(e.flow, self._predict_s(e.kind, 1), e) for e in by_urgency])
 
-    def _is_useful(self, entry: _Entry[K], end_s: float) -> bool:
+    def _is_useful(self, entry: Entry[K], end_s: float) -> bool:
         """Turns away callers for whom the row would be late; returns whether others are left."""
         for caller in list(entry.callers):
             if caller.future.done():  # cancelled a moment ago
@@ -295,44 +263,35 @@ class Batcher(Generic[K]):
             self._forget(entry)
         return bool(entry.callers)
 
-    async def _finish(self, batch: _Batch[K]) -> None:
-        entries, started_s = batch.entries, self._clock.now_s()
-        try:
-            last_s = max(e.last_s for e in entries)
-            results = await self._run(entries[0].kind, [e.row for e in entries], last_s)
-            if len(results) != len(entries):
-                raise ValueError(f"{len(results)} results for {len(entries)} rows")
-        except Exception as error:
-            failure = error
-            if not isinstance(error, TooLate):
-                failure = BatchFailed(f"a batch of {len(entries)} rows failed")
-                failure.__cause__ = error
-            for caller in _callers(entries):
-                caller.future.set_exception(failure)
-            del failure  # which holds this frame
+    def _finish(self, batch: Batch[K], run: asyncio.Future[Any]) -> None:
+        """Answers the callers of a batch that has ended, and makes room for the next one."""
+        entries, now_s = batch.entries, self._clock.now_s()
+        self._running.remove(batch)
+        for entry in entries:
+            self._forget(entry)
+        if run.cancelled():  # nobody wants it
+            failure = TooLate()
+        elif error := run.exception():
+            failure = error if isinstance(error, TooLate) else _failed(entries, error)
+        elif len(results := run.result()) != len(entries):
+            failure = _failed(entries, ValueError(f"{len(results)} results"))
         else:
-            now_s = self._clock.now_s()
+            failure = None
             for entry, result in zip(entries, results, strict=True):
-                for caller in _callers([entry]):
-                    begin_s = max(started_s, caller.queued_s)  # later if it joined a running row
+                for caller in callers_of([entry]):
+                    # Later than the others if it joined a running row.
+                    begin_s = max(batch.started_s, caller.queued_s)
                     done = Done(result, begin_s - caller.queued_s, now_s - begin_s, len(entries))
                     caller.future.set_result(done)
-        finally:
-            batch.end_s = self._clock.now_s()
-            for entry in entries:
-                self._forget(entry)
-
-    def _leave(self, batch: _Batch[K]) -> None:
-        """Makes room for the next batch.
-
-        Called by the loop once a batch has ended, cancelled ones included, and after the callers
-        just woken: they may submit their next stage first, which is more urgent than what waits,
-        since they are older.
-        """
-        self._running.remove(batch)
-        self._start_next()
+        if failure is not None:
+            for caller in callers_of(entries):
+                caller.future.set_exception(failure)
+        # After the callers just woken: what they submit next is more urgent than what waits, since
+        # they are older.
+        self._wake_up()
 
 
-def _callers(entries: Iterable[_Entry[K]]) -> list[_Caller]:
-    """Returns who still waits for any of the rows."""
-    return [c for e in entries for c in e.callers if not c.future.done()]
+def _failed(entries: Sequence[Entry[Any]], cause: BaseException) -> BatchFailed:
+    failure = BatchFailed(f"a batch of {len(entries)} rows failed")
+    failure.__cause__ = cause
+    return failure

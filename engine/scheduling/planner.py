@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from engine.formats.manifest import GeneratorSpec, ScenarioSpec
-from engine.formats.prompt import spread
+from engine.formats.prompt import spread, token_limits
 from engine.scheduling.costs import Work
 from engine.scheduling.stages import Left, Omission, Stage, Why
 
@@ -71,7 +71,7 @@ class Wanted:
 
     encode: bool
     rungs: Sequence[Rung] = ()  # best first
-    score: bool = False
+    num_scored: int = 0  # candidates at most; 0: no click model
 
 
 class Plan(NamedTuple):
@@ -132,8 +132,8 @@ def generation_rungs(
         slot_ids: First tokens of the slots or beams, the auxiliary text's first if there is one.
         list_id: First token of list mode.
     """
-    auxiliary = [scenario.max_auxiliary_tokens] if scenario.has_auxiliary_text else []
-    num_texts = len(slot_ids) - len(auxiliary)
+    num_auxiliary = int(scenario.has_auxiliary_text)
+    num_texts = len(slot_ids) - num_auxiliary
     half, short = max(1, (num_texts + 1) // 2), max(1, scenario.max_new_tokens * 3 // 4)
     rungs: list[Rung] = []
     for num, max_new in (
@@ -141,13 +141,13 @@ def generation_rungs(
         (half, scenario.max_new_tokens),
         (half, short),
     ):
-        limits = [min(n, generator.max_new_tokens) for n in [*auxiliary, *[max_new] * num]]
-        if generator.mode == "list":  # one sequence; each text ends with one more token
-            total = min(sum(limits) + len(limits), generator.max_new_tokens)
-            rung = Rung((list_id,), (total,))
+        wanted = token_limits(scenario, generator.mode, num, max_new)
+        limits = tuple(min(n, generator.max_new_tokens) for n in wanted)
+        if generator.mode == "list":
+            rung = Rung((list_id,), limits)
         else:
-            texts = spread(slot_ids[len(auxiliary) :], num)
-            rung = Rung((*slot_ids[: len(auxiliary)], *texts), tuple(limits))
+            texts = spread(slot_ids[num_auxiliary:], num)
+            rung = Rung((*slot_ids[:num_auxiliary], *texts), limits)
         if rung not in rungs:
             rungs.append(rung)
     return tuple(rungs)
@@ -165,10 +165,14 @@ class _Option(NamedTuple):
 
 
 def _options(wanted: Wanted) -> list[_Option]:
-    sizes = SCORED_SIZES if wanted.score else (0,)
+    sizes = (0,)
+    if wanted.num_scored:
+        most = score_work(wanted.num_scored).variant[0]
+        sizes = (*(s for s in SCORED_SIZES if s <= most), 0)
     options = [_Option(wanted.encode, rung, sizes[0]) for rung in wanted.rungs]
     options += [_Option(wanted.encode, None, size) for size in sizes]
-    options += [_Option(wanted.encode, None, 0), _Option(False, None, 0)]
+    if wanted.encode:
+        options.append(_Option(False, None, 0))
     return options
 
 

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections import deque
+from math import ceil
 
 _MEMORY_S = 5.0  # older samples do not count: what was slow may be so no longer
 _HALF_LIFE_S = 2.0
@@ -39,7 +40,7 @@ class Window:
         while len(self._order) > 1 and self._order[0][0] < now_s - _MEMORY_S:
             self._drop_oldest()
         # The smallest sample that at least this share of samples does not exceed.
-        rank = min(len(self._sorted) - 1, int(self._quantile * len(self._sorted)))
+        rank = max(0, ceil(self._quantile * len(self._sorted)) - 1)
         upper_s = self._sorted[rank]
         age_s = now_s - self._updated_s
         if age_s < 1.0:  # the common case under load

@@ -3,18 +3,21 @@
 import asyncio
 import dataclasses
 import random
+import time
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
 
 from engine.answering.answer import Answer
-from engine.answering.safety import Blocklist
 from engine.errors import DeadlineUnreachable, QueueFull
 from engine.execution.bundle import Bundle
 from engine.execution.runtime import Runtime
 from engine.execution.warmup import warm_up
 from engine.feedback.attribution import Source
+from engine.formats.blocklist import Blocklist
 from engine.formats.prompt import SideInformation
 from engine.scheduling.planner import ENCODE, SCORED_SIZES, score_work
 from engine.scheduling.stages import Left, Omission, Stage, Why
@@ -117,6 +120,56 @@ async def test_when_time_is_short_the_answer_comes_from_the_log_and_says_so(bund
         Omission(Stage.GENERATE, Left.SKIPPED, Why.BUDGET),
         Omission(Stage.SCORE, Left.SKIPPED, Why.BUDGET),
     )
+
+
+class Recorded:
+    """A model that says when it runs."""
+
+    def __init__(self, name: str, model: Any, runs: list[str]) -> None:
+        self._name, self._model, self._runs = name, model, runs
+
+    def run(self, rows: Sequence[Any], *arguments: Any) -> Any:
+        self._runs.append(self._name)
+        return self._model.run(rows, *arguments)
+
+
+async def test_what_was_generated_is_scored_before_a_younger_request_is_generated_for(
+    bundle, runtime
+):
+    runs: list[str] = []
+    recorded = dataclasses.replace(
+        bundle,
+        generator=Recorded("generate", bundle.generator, runs),
+        click_model=Recorded("score", bundle.click_model, runs),
+    )
+    models = msgspec.structs.replace(CONFIG.models, max_batch_size=1)
+    pipeline = make(recorded, runtime, msgspec.structs.replace(CONFIG, models=models))
+    older = ask(pipeline, "wireless mouse", budget_s=20.0)
+    await asyncio.gather(older, ask(pipeline, "kitchen lamp", budget_s=30.0))
+    assert runs == ["generate", "score"] * 2
+
+
+async def test_a_smaller_run_that_scores_all_candidates_is_no_omission(bundle, runtime):
+    """Few candidates take a smaller run, so time for 32 of them is not missed."""
+    pipeline = make(without(bundle, "index"), runtime)
+    await ask(pipeline, "wireless mouse")  # generates for the next
+    for num, cost_s in zip(SCORED_SIZES, (100.0, 100.0, 0.001), strict=True):
+        pipeline.worker.models.costs.observe(score_work(num), 1, cost_s)
+    answer = await ask(pipeline, "wireless mouse")
+    assert 0 < len(answer.suggestions) <= SCORED_SIZES[-1]
+    assert Stage.SCORE not in {o.stage for o in answer.omissions}
+
+
+async def test_a_run_that_failed_is_not_learnt_as_the_way_back(bundle, runtime):
+    class Slow(Broken):
+        def run(self, *arguments: object) -> object:
+            time.sleep(0.3)
+            return super().run(*arguments)
+
+    pipeline = make(dataclasses.replace(bundle, click_model=Slow()), runtime)
+    await ask(pipeline, "wireless mouse")
+    await asyncio.sleep(0)
+    assert pipeline._reserve.of(30.0) < 0.2 + CONFIG.server.reserve_ms / 1000
 
 
 async def test_warming_up_learns_what_everything_costs(bundle, runtime):

@@ -19,19 +19,19 @@ class ManualWorker:
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, list[object]]] = []
-        self._release: asyncio.Future[Sequence[object] | Exception] | None = None
+        self.running: asyncio.Future[Sequence[object]]  # the last batch
 
-    async def run(self, kind: str, rows: Sequence[object], _: float) -> Sequence[object]:
+    def run(self, kind: str, rows: Sequence[object], _: float) -> asyncio.Future[Sequence[object]]:
         self.batches.append((kind, list(rows)))
-        self._release = asyncio.get_running_loop().create_future()
-        outcome = await self._release
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome or [f"{kind}:{row}" for row in rows]
+        self.running = asyncio.get_running_loop().create_future()
+        return self.running
 
     async def finish(self, outcome: Sequence[object] | Exception = ()) -> None:
-        assert self._release is not None
-        self._release.set_result(outcome)
+        kind, rows = self.batches[-1]
+        if isinstance(outcome, Exception):
+            self.running.set_exception(outcome)
+        else:
+            self.running.set_result(outcome or [f"{kind}:{row}" for row in rows])
         await settled()
 
 
@@ -220,6 +220,49 @@ async def test_what_a_woken_caller_submits_next_goes_before_less_urgent_rows(
     await asyncio.gather(older, younger)
 
 
+async def test_the_next_batch_begins_as_soon_as_those_just_answered_have_gone_on(worker, submit):
+    """One turn of the loop answers them, in the next they go on, and then it begins."""
+    tasks = [submit("first")]
+    await settled()
+    tasks.append(submit("second"))
+    await settled()
+    worker.running.set_result(["a result"])
+    for _ in range(2):
+        assert len(worker.batches) == 1
+        await asyncio.sleep(0)
+    assert worker.batches[1:] == [("k", ["second"])]
+    await worker.finish()
+    assert all(t.done() for t in tasks)
+
+
+async def test_a_row_for_which_this_batch_would_end_too_late_waits_for_the_next(worker, clock):
+    """Costs rise in steps, so a batch that a row would make too long may be followed in time."""
+    batcher = Batcher[str](
+        worker.run,
+        lambda _, size: COST_S * (1 << (size - 1).bit_length()),
+        max_batch_size=8,
+        max_waiting=9,
+        clock=clock,
+    )
+
+    def start(row: str, flow: str, within_s: float) -> asyncio.Task:
+        at_s = clock.now_s() + within_s
+        return asyncio.ensure_future(batcher.submit("k", row, at_s, flow=flow))
+
+    tasks = [start("first", "b", LATER_S)]
+    await settled()
+    tasks += [start("a0", "a", LATER_S), start("a1", "a", LATER_S), start("urgent", "b", 4.5)]
+    await settled()
+    clock.advance(COST_S)
+    await worker.finish()
+    assert worker.batches[1:] == [("k", ["a0", "a1"])]  # three rows would take 4 s, of 3.5
+    clock.advance(2 * COST_S)
+    await worker.finish()
+    assert worker.batches[2:] == [("k", ["urgent"])]
+    await worker.finish()
+    assert [(await t).result for t in tasks] == ["k:first", "k:a0", "k:a1", "k:urgent"]
+
+
 async def test_the_result_says_how_long_the_row_waited_and_ran(worker, submit, clock):
     submit("first")
     await settled()
@@ -302,7 +345,7 @@ async def test_rows_with_equal_keys_run_once_while_they_wait_and_while_they_run(
     tasks = [submit_equal("first"), submit_equal("same"), submit_equal("same")]
     await settled()
     clock.advance(2)
-    assert batcher.is_under_way("same")
+    assert batcher.would_share("same", clock.now_s())
     tasks.append(submit_equal("same"))  # it runs already
     await settled()
     clock.advance(3)
@@ -311,12 +354,42 @@ async def test_rows_with_equal_keys_run_once_while_they_wait_and_while_they_run(
     done = [await t for t in tasks]
     assert [d.result for d in done] == ["k:first", "k:same", "k:same", "k:same"]
     assert (done[1].run_s, done[3].run_s) == (5, 3)
-    assert not batcher.is_under_way("same")
+    assert not batcher.would_share("same", clock.now_s())
     again = submit_equal("same")
     await settled()
     await worker.finish()
     assert len(worker.batches) == 2
     assert again.done()
+
+
+async def test_an_equal_row_is_under_way_for_those_for_whom_it_should_be_in_time(
+    worker, batcher, submit, submit_equal, clock
+):
+    tasks = [submit("first"), submit_equal("same")]
+    await settled()  # both run, and take two seconds
+    assert batcher.is_under_way("same", clock.now_s() + 2 * COST_S)
+    assert not batcher.is_under_way("same", clock.now_s() + 1.9 * COST_S)
+    tasks.append(submit_equal("waits"))
+    await settled()
+    assert batcher.is_under_way("waits", clock.now_s() + 3 * COST_S)
+    assert not batcher.is_under_way("waits", clock.now_s() + 2.9 * COST_S)
+    assert not batcher.is_under_way("other", clock.now_s() + LATER_S)
+    await worker.finish()
+    await worker.finish()
+    assert all(t.done() for t in tasks)
+
+
+async def test_a_caller_cancelled_as_its_batch_fails_leaves_no_complaint(worker, submit, caplog):
+    task = submit("doomed")
+    await settled()
+    worker.running.set_exception(RuntimeError("model broke"))
+    await asyncio.sleep(0)  # the caller is told, and has not woken up yet
+    task.cancel()
+    await settled()
+    assert task.cancelled()
+    del task, worker.running
+    gc.collect()
+    assert not caplog.records
 
 
 async def test_a_shared_row_is_withdrawn_once_all_its_callers_left(worker, submit, submit_equal):
@@ -380,8 +453,11 @@ async def test_a_failing_shared_row_fails_for_all_its_callers(worker, submit_equ
 async def test_what_failed_holds_nothing_in_a_cycle(clock, failure):
     """Else what the collector has been told to leave alone would stay for ever."""
 
-    async def run(kind: str, rows: Sequence[object], _: float) -> Sequence[object]:
-        raise failure
+    def run(kind: str, rows: Sequence[object], _: float) -> asyncio.Future[Sequence[object]]:
+        async def fail() -> Sequence[object]:
+            raise failure
+
+        return asyncio.ensure_future(fail())
 
     batcher = Batcher(run, lambda *_: COST_S, max_batch_size=3, max_waiting=5, clock=clock)
     gc.disable()

@@ -25,7 +25,12 @@ class ManyHands:
         self.finish_by_s: list[float] = []
         self.cancelled: list[object] = []
 
-    async def run(self, kind: str, rows: Sequence[object], finish_by_s: float) -> list[str]:
+    def run(
+        self, kind: str, rows: Sequence[object], finish_by_s: float
+    ) -> asyncio.Future[list[str]]:
+        return asyncio.ensure_future(self._run(kind, rows, finish_by_s))
+
+    async def _run(self, kind: str, rows: Sequence[object], finish_by_s: float) -> list[str]:
         self.finish_by_s.append(finish_by_s)
         released = self.running[rows[0]] = asyncio.get_running_loop().create_future()
         try:
@@ -154,7 +159,7 @@ async def test_a_caller_who_can_wait_longer_does_not_join_a_run_that_will_be_giv
         task.cancel()
     await settled()
     assert hands.cancelled == ["a", "a"]
-    assert not two_at_a_time.is_under_way("a")
+    assert not two_at_a_time.would_share("a", clock.now_s())
 
 
 async def test_a_run_is_told_when_its_result_stops_being_useful_and_may_be_late(
@@ -166,3 +171,17 @@ async def test_a_run_is_told_when_its_result_stops_being_useful_and_may_be_late(
     hands.running["a"].set_exception(TooLate())
     with pytest.raises(TooLate):
         await task
+
+
+async def test_of_a_batch_that_is_late_and_one_that_soon_ends_the_latter_is_waited_for(
+    hands, two_at_a_time, submit_two, clock
+):
+    tasks = [submit_two("stuck")]
+    await settled()
+    clock.advance(COST_S + 5)
+    tasks.append(submit_two("soon"))
+    await settled()
+    assert two_at_a_time.wait_s() == pytest.approx(2 * COST_S)  # for two rows at a time
+    for row in ("soon", "stuck"):
+        await hands.finish(row)
+    assert all(t.done() for t in tasks)

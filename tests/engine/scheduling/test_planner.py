@@ -19,7 +19,7 @@ from engine.scheduling.planner import (
 from engine.scheduling.stages import Left, Omission, Stage, Why
 
 FULL, FEWER, SHORTER = Rung((1,) * 8, (8,) * 8), Rung((1,) * 4, (8,) * 4), Rung((1,) * 4, (6,) * 4)
-ALL = Wanted(encode=True, rungs=(FULL, FEWER, SHORTER), score=True)
+ALL = Wanted(encode=True, rungs=(FULL, FEWER, SHORTER), num_scored=32)
 
 
 class FixedCosts:
@@ -108,7 +108,7 @@ def test_a_flood_of_another_scenario_counts_no_more_than_the_own_time_and_its_le
     behind = Load(others=[(flood, 0.020)], max_rows=1)
     assert plan(2 * 27.1 - 20, behind).rung is FULL
     little = Load(others=[({Work(Stage.GENERATE, (7, 16)): 1}, 0.0)], max_rows=1)
-    assert plan(27.1 + 30, little, Wanted(encode=True, rungs=(FULL,), score=True)).rung is FULL
+    assert plan(27.1 + 30, little, Wanted(encode=True, rungs=(FULL,), num_scored=32)).rung is FULL
 
 
 def test_absent_models_are_no_omissions():
@@ -165,4 +165,4 @@ def test_the_auxiliary_text_keeps_its_slot_and_length():
 def test_a_list_is_one_sequence_no_longer_than_the_graph_allows():
     rungs = generation_rungs(scenario(), spec("list", 50), list(range(8)), 3)
     assert rungs[0] == Rung((3,), (50,))
-    assert rungs[1] == Rung((3,), (36,))
+    assert rungs[1] == Rung((3,), (32,))
