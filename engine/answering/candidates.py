@@ -16,8 +16,6 @@ from engine.formats.completion import HealedPrefix, completed
 from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, match_key, normalise
 from engine.formats.vocabulary import SEP_ID, Vocabulary
 
-_ASCII_WORDS = {c: " " for c in range(128) if not chr(c).isalnum()}
-
 
 @dataclass(slots=True)
 class Candidate:
@@ -57,9 +55,7 @@ NO_TEXTS = WrittenTexts([], [], None)
 
 @lru_cache(65_536)
 def key_of(text: str) -> str:
-    """Returns `match_key(text)`, faster for ASCII and for texts seen lately."""
-    if text.isascii():
-        return " ".join(text.lower().translate(_ASCII_WORDS).split()) or normalise(text)
+    """Returns `match_key(text)`, faster for texts seen lately."""
     return match_key(text)
 
 
@@ -122,7 +118,7 @@ def merged(
         generated: Best first.
         log: Best first.
         excluded_keys: Keys that must not appear, the query's own included.
-        is_blocked: Whether a key is unsafe.
+        is_blocked: Whether a text is unsafe.
         limit: Most candidates wanted.
     """
     by_key: dict[str, Candidate] = {}
@@ -132,9 +128,9 @@ def merged(
         for candidate in pair:
             if candidate is None or candidate.key in by_key or candidate.key in excluded_keys:
                 continue
-            if is_blocked(candidate.key):
-                continue
             chosen = log_by_key.get(candidate.key, candidate)
+            if is_blocked(chosen.text):
+                continue
             written = written_by_key.get(candidate.key)
             if chosen.source is Source.LOG and written is not None:
                 chosen.source = Source.LOG | Source.GENERATED

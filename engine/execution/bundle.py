@@ -66,6 +66,8 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
         BundleError: naming the file that is missing, changed, or does not fit the others.
     """
     manifest = read_manifest(directory)
+    if manifest.generator is None and manifest.index is None:
+        raise BundleError(f"{directory}: has neither generator nor index, so nothing to suggest")
     verify_files(directory, manifest, _files_in_use(directory, manifest))
     prompt = manifest.prompt
 

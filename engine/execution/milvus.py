@@ -199,6 +199,7 @@ class MilvusNeighbours:
             response = await self._search(request, timeout=left_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._outage.timed_out(self._clock.now_s())
                 raise TooLate from None
             self._fail(f"{error.code().name} {error.details()}")
         status = response.status

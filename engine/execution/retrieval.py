@@ -137,10 +137,9 @@ class Retrieval:
         last = self.index.find(session_queries[-1]) if session_queries else None
         if last is not None:
             neighbours, _ = self.index.neighbours(last)
-            following = np.array(
-                [r for r in neighbours.tolist() if self.index.text(r).startswith(prefix)], np.int32
-            )
-            rows = np.concatenate([following, rows[~np.isin(rows, following)]])
+            following = [r for r in neighbours.tolist() if self.index.text(r).startswith(prefix)]
+            if following:
+                rows = np.array(list(dict.fromkeys([*following, *rows.tolist()])), np.int32)
         own = self.index.find(prefix)
         rows = rows[rows != own] if own is not None else rows
         found = self._retrieved(rows[: self._max_candidates], own, len(rows))

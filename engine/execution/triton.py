@@ -171,6 +171,7 @@ class TritonModels:
     def _fail(self, error: "InferenceServerException") -> NoReturn:
         status = error.status() or ""
         if status == "StatusCode.DEADLINE_EXCEEDED":
+            self._outage.timed_out(self._clock.now_s())
             raise TooLate
         message = f"triton at {self._url}: {status.removeprefix('StatusCode.')} {error.message()}"
         self._outage.failed(message)

@@ -14,6 +14,7 @@ import msgspec
 
 SCHEMA_VERSION = 1
 MAX_CANDIDATE_TOKENS = 16  # the click model reads no more of a candidate, trained or serving
+MAX_QUERY_TOKENS = 24  # of a query: what prompts read if not told otherwise, and token statistics
 MAX_ENCODER_TOKENS = 64  # the least that a trained encoder's position table has
 MANIFEST_FILE = "manifest.json"
 
@@ -54,7 +55,7 @@ class PromptSpec(_Part, frozen=True, kw_only=True):
     """How a request becomes token ids; lengths are in tokens."""
 
     max_tokens: int = 64
-    max_query_tokens: int = 24
+    max_query_tokens: int = MAX_QUERY_TOKENS
     max_item_tokens: int = 10
     max_cooccurring: int = 5
     side_information_kinds: list[str]
@@ -180,7 +181,7 @@ def read_manifest(directory: Path) -> Manifest:
                 "export the bundle again with the matching release"
             )
         return msgspec.json.decode(content, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: {error}") from None
 
 

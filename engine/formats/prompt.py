@@ -141,3 +141,24 @@ def spread(slots: Sequence[int], num: int) -> list[int]:
     Slots are taught texts in bytewise order, so fewer slots should still cover the alphabet.
     """
     return [slots[(2 * i + 1) * len(slots) // (2 * num)] for i in range(num)]
+
+
+def token_limits(
+    scenario: ScenarioSpec, mode: str, num_texts: int | None = None, max_new: int | None = None
+) -> list[int]:
+    """Returns how many tokens each sequence of a panel may have, the one that ends it included.
+
+    The auxiliary text's comes first if there is one. In list mode there is one sequence, as long as
+    all texts, each with its separator or the end.
+
+    Args:
+        scenario: The panel.
+        mode: "slots", "list" or "beam".
+        num_texts: Auxiliary one not counted; None: as many as were taught.
+        max_new: Tokens of a text; None: the scenario's.
+    """
+    has_auxiliary = scenario.has_auxiliary_text
+    num_texts = scenario.num_slots - has_auxiliary if num_texts is None else num_texts
+    limits = [scenario.max_auxiliary_tokens] * has_auxiliary
+    limits += [max_new or scenario.max_new_tokens] * num_texts
+    return [sum(limits)] if mode == "list" else limits

@@ -1,8 +1,17 @@
 """Text normalisation shared by training and serving. Knows nothing of tokens or models."""
 
+import re
 import unicodedata
+from functools import lru_cache
 
 MAX_QUERY_BYTES = 256
+# Unlike format characters (soft hyphen, joiners) no category of their own: a grapheme joiner,
+# fillers, inherent vowels, variation selectors.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+
+_ASCII_WORDS = {c: " " for c in range(128) if not chr(c).isalnum()}
 
 
 def normalise(text: str) -> str:
@@ -16,11 +25,15 @@ def normalise(text: str) -> str:
 
 
 def normalise_prefix(text: str) -> str:
-    """Returns `normalise(text)`, plus one trailing space if `text` ends in white space.
+    """Returns `normalise(text)` of what may go on: with what its end tells of the next character.
 
-    A trailing space tells "ipad " (the next word is wanted) from "ipad" (perhaps "ipads").
+    One trailing space if `text` ends in white space: "ipad " (the next word is wanted) is not
+    "ipad" (perhaps "ipads"). A last capital sigma becomes the small one of inside words: where
+    the word ends there, a space comes next. Idempotent.
     """
     normalised = normalise(text)
+    if normalised.endswith("ς") and text.endswith("Σ"):
+        return normalised[:-1] + "Σ".lower()  # on its own it is not final
     return normalised + " " if normalised and text[-1:].isspace() else normalised
 
 
@@ -39,13 +52,37 @@ def has_control_characters(text: str) -> bool:
     )
 
 
+def visible(text: str) -> str:
+    """Returns `normalise(text)` without characters that cannot be seen, such as soft hyphens."""
+    normalised = normalise(text)
+    if normalised.isascii():
+        return normalised
+    return normalise("".join(c for c in normalised if not _is_unseen(c)))
+
+
+def words_only(text: str) -> str:
+    """Returns the letters and digits of `visible(text)`, single spaces between words."""
+    seen = visible(text)
+    if seen.isascii():
+        words = seen.translate(_ASCII_WORDS)
+    else:
+        words = "".join(c if _is_in_words(c) else " " for c in seen)
+    return " ".join(words.split())
+
+
 def match_key(text: str) -> str:
-    """Returns the key under which two suggestions count as the same: letters and digits only.
+    """Returns the key under which two suggestions count as the same: `words_only(text)`.
 
     Texts without letters or digits (emoji, symbols) are their own key.
     """
-    normalised = normalise(text)
-    words = "".join(
-        c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in normalised
-    )
-    return " ".join(words.split()) or normalised
+    return words_only(text) or normalise(text)
+
+
+@lru_cache(8192)
+def _is_unseen(character: str) -> bool:
+    return unicodedata.category(character) == "Cf" or _UNSEEN.match(character) is not None
+
+
+@lru_cache(8192)
+def _is_in_words(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character)[0] == "M"

@@ -18,6 +18,7 @@ above k are counted. Knows nothing of models.
 # N tokens of all candidates
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -25,7 +26,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.formats.manifest import BundleError
+from engine.formats.manifest import MAX_QUERY_TOKENS, BundleError
 from engine.formats.vocabulary import EOS_ID
 
 TOKEN_STATISTICS = "token_statistics.npz"  # of a click model, in a run and in a bundle
@@ -47,6 +48,8 @@ FIGURES = (
     "new_frequency_mean",  # log(1 + queries with the token), of tokens that the query lacks, / 10
     "new_frequency_least",
 )
+_NUM_OWN = 4  # the first, of the text itself; the others are of text and query
+_REMEMBERED = 32_768  # texts' own figures; about 15 MB
 _PROBABILITY_SCALE, _ASSOCIATION_SCALE, _FREQUENCY_SCALE = 0.1, 0.2, 0.1
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -68,7 +71,7 @@ class PairTable(NamedTuple):
 
 
 class TokenStatistics:
-    """Statistics of one vocabulary. Immutable."""
+    """Statistics of one vocabulary. Thread-safe."""
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class TokenStatistics:
         self.log_probability, self.log_backoff = log_probability, log_backoff
         self.leads, self.trails = leads, trails
         self.follows, self.together, self.sequels = follows, together, sequels
+        self._own: dict[tuple[int, ...], list[float]] = {}
         self._frequency = np.log1p(num_with) * np.float32(_FREQUENCY_SCALE)
 
     @property
@@ -112,20 +116,17 @@ class TokenStatistics:
         """Returns float32 (C, len(FIGURES)) figures of candidates for a query.
 
         Args:
-            query_ids: token ids of the query or prefix; any number.
+            query_ids: token ids of the query or prefix; of many, the last `MAX_QUERY_TOKENS`.
             candidates: C of them, at least one token id each.
         """
         if not candidates:
             return np.zeros((0, len(FIGURES)), np.float32)
         num_candidates = len(candidates)
-        lengths = np.fromiter(map(len, candidates), np.int64, num_candidates)
-        ends = np.cumsum(lengths)
-        ids_N = np.fromiter((i for ids in candidates for i in ids), np.int64, int(ends[-1]))
-        row_N = np.repeat(np.arange(num_candidates), lengths)
         figures = np.empty((num_candidates, len(FIGURES)), np.float32)
-        figures[:, :3] = self._fluency(ids_N, row_N, lengths, ends)
-        figures[:, 3] = self._coherence(ids_N, lengths, ends)
-        query_Q = np.unique(np.asarray(query_ids, np.int64))
+        figures[:, :_NUM_OWN] = self._own_figures(candidates)
+        ids_N, lengths = _flat(candidates)
+        row_N = np.repeat(np.arange(num_candidates), lengths)
+        query_Q = np.unique(np.asarray(query_ids[-MAX_QUERY_TOKENS:], np.int64))
         distinct_U, place_N = np.unique(ids_N, return_inverse=True)
         is_new_U = ~(distinct_U[:, None] == query_Q).any(axis=1)
         figures_UF = np.zeros((len(distinct_U), 3), np.float32)
@@ -135,7 +136,9 @@ class TokenStatistics:
             figures_UF[:, 1] = self._sequels(query_Q, distinct_U[:, None]).max(axis=1)
         figures_UF[:, 2] = self._frequency[distinct_U]
         new_N = np.flatnonzero(is_new_U[place_N])
-        figures[:, 4:] = _mean_and_least(figures_UF[place_N[new_N]], row_N[new_N], num_candidates)
+        figures[:, _NUM_OWN:] = _mean_and_least(
+            figures_UF[place_N[new_N]], row_N[new_N], num_candidates
+        )
         return figures
 
     def save(self, path: Path) -> None:
@@ -195,8 +198,23 @@ class TokenStatistics:
             raise BundleError(f"{path}: token statistics of several sizes do not belong together")
         return loaded
 
-    def _fluency(self, ids_N: Ids, row_N: Ids, lengths: Ids, ends: Ids) -> Floats:
+    def _own_figures(self, candidates: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Returns the first `_NUM_OWN` figures of candidates, which no query changes."""
+        keys = [tuple(ids) for ids in candidates]
+        own = {key: figures for key in keys if (figures := self._own.get(key))}
+        if new := [key for key in dict.fromkeys(keys) if key not in own]:
+            ids_N, lengths = _flat(new)
+            parts = [self._fluency(ids_N, lengths), self._coherence(ids_N, lengths)]
+            found = dict(zip(new, np.column_stack(parts).tolist(), strict=True))
+            if len(self._own) >= _REMEMBERED:
+                self._own.clear()
+            self._own |= found
+            own |= found
+        return [own[key] for key in keys]
+
+    def _fluency(self, ids_N: Ids, lengths: Ids) -> Floats:
         """Returns mean, least, and that of the end, (C, 3)."""
+        row_N, ends = np.repeat(np.arange(len(lengths)), lengths), np.cumsum(lengths)
         before_N = np.concatenate([[START_ID], ids_N[:-1]])
         starts = ends - lengths
         before_N[starts] = START_ID
@@ -211,11 +229,11 @@ class TokenStatistics:
         least_C = np.minimum(np.minimum.reduceat(inner_N, starts), end_C)
         return np.stack([mean_C, least_C, end_C], axis=1, dtype=np.float32, casting="same_kind")
 
-    def _coherence(self, ids_N: Ids, lengths: Ids, ends: Ids) -> Floats:
+    def _coherence(self, ids_N: Ids, lengths: Ids) -> Floats:
         """Returns the mean association of the pairs of tokens of each candidate, (C)."""
         pairs = [_pairs(n) for n in lengths.tolist()]
         num_pairs = lengths * (lengths - 1) // 2
-        offsets = np.repeat(ends - lengths, num_pairs)
+        offsets = np.repeat(np.cumsum(lengths) - lengths, num_pairs)
         a = ids_N[np.concatenate([p[0] for p in pairs]) + offsets]
         b = ids_N[np.concatenate([p[1] for p in pairs]) + offsets]
         row = np.repeat(np.arange(len(lengths)), num_pairs)
@@ -233,6 +251,12 @@ class TokenStatistics:
         expected = self.leads[a] * self.trails[b]
         keys = a * self.size + b
         return self.sequels.look_up(keys, -np.log1p(expected)) * np.float32(_ASSOCIATION_SCALE)
+
+
+def _flat(candidates: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
+    """Returns the ids of all candidates one after the other, (N), and how many each has, (C)."""
+    lengths = np.fromiter(map(len, candidates), np.int64, len(candidates))
+    return np.fromiter(chain.from_iterable(candidates), np.int64, int(lengths.sum())), lengths
 
 
 def _mean_and_least(figures_NF: Floats, row_N: Ids, num_rows: int) -> Floats:

@@ -6,25 +6,28 @@ that is counted later, over what this leaves.
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, normalise
+from engine.formats.blocklist import Blocklist, read_phrases
+from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, normalise, normalise_prefix
 
 _EMAIL = re.compile(r"\S+@\S+\.\w")
-# 9 digits and more with the separators people type, e.g. +1 (212) 555-0143, 030 12 34 56 78. Some
+# 9 digits and more with the separators people type: +1 (212) 555-0143, 030 12 34 56 78, and with
+# spaces around one, 212 - 555 - 0143, unless it parts years: 2023 - 2024, 2023/24 - 2024/25. Some
 # harmless lists of numbers go, too.
-_PHONE = re.compile(r"(?<!\d)\+?\d(?:[ ().\-/]{0,2}\d){8,}(?!\d)")
-_NATIONAL_ID = re.compile(r"(?<!\d)\d{3}[ -]\d{2}[ -]\d{4}(?!\d)")
+_SIGNS = r"\-/_.\u00b7\u2010-\u2015\u2212"
+_YEAR = r"(?:19|20)\d\d"
+_APART = rf"(?:(?<!{_YEAR})(?<!{_YEAR}[{_SIGNS}]\d\d) [{_SIGNS}] | [{_SIGNS}] (?!{_YEAR}(?!\d)))"
+_PHONE = re.compile(rf"(?<!\d)\+?\d(?:(?:[ (){_SIGNS}]{{0,2}}|{_APART})\d){{8,}}(?!\d)")
 _LONG_NUMBER = re.compile(r"\d{8,}")  # accounts, orders, cards
 
 CLEAN_SCHEMA = pa.schema(
     {
         "raw": pa.string(),
         "text": pa.string(),  # null where the text must not be used
-        "prefix": pa.string(),  # the text as a typed prefix: may end in a space
+        "prefix": pa.string(),  # the text as a typed prefix
         "reason": pa.string(),  # why `text` is null
     }
 )
@@ -41,13 +44,8 @@ class TextFilter:
     """Normalises texts and refuses those that must not be used. Thread-safe."""
 
     def __init__(self, unsafe_words: Iterable[str] = ()) -> None:
-        """Takes words or phrases; a final `*` stands for any end of the word."""
-        patterns = [
-            re.escape(w[:-1]) + r"\w*" if w.endswith("*") else re.escape(w)
-            for w in map(normalise, unsafe_words)
-            if w.strip("*")
-        ]
-        self._unsafe = re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)") if patterns else None
+        """Takes words or phrases as a blocklist does."""
+        self._unsafe = Blocklist(unsafe_words)
 
     def __call__(self, raw: str) -> Verdict:
         """Returns the normalised text, or why it is refused."""
@@ -60,9 +58,9 @@ class TextFilter:
             return Verdict(None, "control_characters")
         if "@" in text and _EMAIL.search(text):
             return Verdict(None, "email")
-        if _PHONE.search(text) or _NATIONAL_ID.search(text) or _LONG_NUMBER.search(text):
+        if _PHONE.search(text) or _LONG_NUMBER.search(text):
             return Verdict(None, "long_number")
-        if self._unsafe is not None and self._unsafe.search(text):
+        if self._unsafe.blocks(text):
             return Verdict(None, "unsafe_words")
         return Verdict(text, None)
 
@@ -72,7 +70,7 @@ class TextFilter:
             raws = [raw for raw in batch.column(0).to_pylist() if raw is not None]
             verdicts = [self(raw) for raw in raws]
             prefixes = [
-                v.text + " " if v.text and raw[-1:].isspace() else v.text
+                None if v.text is None else normalise_prefix(raw)
                 for raw, v in zip(raws, verdicts, strict=True)
             ]
             yield pa.RecordBatch.from_arrays(
@@ -87,15 +85,5 @@ class TextFilter:
 
 
 def read_unsafe_words(path: str) -> list[str]:
-    """Returns the words of a file, one a line; `#` starts a comment. No path, no words.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    if not path:
-        return []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"mine.unsafe_words: {path} cannot be read: {error}") from None
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    """Returns the words of a file as `read_phrases` does; raises as it does."""
+    return read_phrases(path, "mine.unsafe_words")

@@ -1,8 +1,6 @@
 """Merging candidates, and turning ids into them."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.answering.candidates import (
     Candidate,
@@ -14,14 +12,9 @@ from engine.answering.candidates import (
 )
 from engine.execution.models import Sequences
 from engine.feedback.attribution import Source
+from engine.formats.blocklist import Blocklist
 from engine.formats.completion import continuation, heal
-from engine.formats.text import match_key, normalise
 from engine.formats.vocabulary import SEP_ID, Vocabulary
-
-
-@given(st.text())
-def test_the_fast_key_equals_the_slow_one(text):
-    assert key_of(normalise(text)) == match_key(normalise(text))
 
 
 def log(text: str, **figures) -> Candidate:
@@ -32,12 +25,12 @@ def generated(text: str) -> Candidate:
     return Candidate(text, key_of(text), Source.GENERATED)
 
 
-def merge(written, past, *, excluded=(), blocked=(), limit=32):
+def merge(written, past, *, excluded=(), is_blocked=lambda _: False, limit=32):
     return merged(
         written,
         past,
         excluded_keys=frozenset(map(key_of, excluded)),
-        is_blocked=lambda key: key in blocked,
+        is_blocked=is_blocked,
         limit=limit,
     )
 
@@ -102,9 +95,15 @@ def test_excluded_and_blocked_texts_are_left_out():
         [generated("red hat"), generated("bad")],
         [log("RED  hat".lower()), log("ok")],
         excluded=["red hat"],
-        blocked=["bad"],
+        is_blocked=Blocklist(["bad"]).blocks,
     )
     assert [c.text for c in result] == ["ok"]
+
+
+def test_a_text_is_blocked_for_signs_that_its_key_lacks():
+    written, past = [generated("you 🖕"), generated("tea")], [log("tea 🖕")]
+    assert [c.text for c in merge(written, [], is_blocked=Blocklist(["🖕"]).blocks)] == ["tea"]
+    assert merge(written, past, is_blocked=Blocklist(["🖕"]).blocks) == []
 
 
 def test_the_limit_holds():

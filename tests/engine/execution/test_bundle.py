@@ -97,6 +97,19 @@ def test_a_directory_without_a_manifest_is_refused(tmp_path, runtime):
         load_bundle(tmp_path, runtime)
 
 
+def test_a_manifest_that_is_not_utf8_is_refused_with_its_name(copy, runtime):
+    path = copy / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"slots"', b'"sl\xfft"'))
+    with pytest.raises(BundleError, match=r"manifest\.json: .*0xff"):
+        load_bundle(copy, runtime)
+
+
+def test_a_bundle_that_can_suggest_nothing_is_refused(copy, runtime):
+    rewrite(copy, lambda m: m.update(generator=None, index=None))
+    with pytest.raises(BundleError, match="has neither generator nor index"):
+        load_bundle(copy, runtime)
+
+
 def test_a_manifest_that_misstates_a_graph_is_refused(copy, runtime):
     rewrite(copy, lambda m: m["generator"]["inputs"].pop("slots"))
     with pytest.raises(BundleError, match=r"generator\.onnx: inputs are"):

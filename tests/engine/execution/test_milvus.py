@@ -197,7 +197,7 @@ async def test_a_server_that_is_away_costs_the_neighbours_only_until_it_is_back(
                 assert time.monotonic() < until_s, answer.omissions
                 await asyncio.sleep(0.1)
             assert texts(answer) == texts(full)
-            assert "answers again" in caplog.text
+            assert f"{server.uri}: answers again" in caplog.text
     finally:
         server.stop()
 
@@ -225,6 +225,23 @@ async def test_a_search_takes_no_longer_than_its_setting(milvus, tiny_bundle, ru
         finally:
             milvus.signal(signal.SIGCONT)
         assert answer.omissions == (LATE,)
+
+
+async def test_a_server_that_hangs_is_told_of_once_and_when_it_answers_again(
+    milvus, tiny_bundle, runtime, caplog
+):
+    async with loaded(tiny_bundle, runtime, remote(milvus.uri, timeout_ms=50)) as pipeline:
+        milvus.signal(signal.SIGSTOP)
+        try:
+            while "in time" not in caplog.text:
+                assert (await ask(pipeline, "never searched")).omissions == (LATE,)
+            await ask(pipeline, "never searched")
+        finally:
+            milvus.signal(signal.SIGCONT)
+        while f"{milvus.uri}: answers again" not in caplog.text:
+            await ask(pipeline, "never searched")
+    told = [r.message for r in caplog.records if milvus.uri in r.message]
+    assert len(told) == 2
 
 
 async def test_the_bundles_own_graph_is_not_read(milvus, tiny_bundle, runtime):

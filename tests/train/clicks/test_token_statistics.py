@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.formats.manifest import BundleError
+from engine.formats.manifest import MAX_QUERY_TOKENS, BundleError
 from engine.formats.token_statistics import FIGURES, START_ID, TokenStatistics
 from engine.formats.vocabulary import EOS_ID
 from train.clicks.token_statistics import statistics_of
@@ -89,6 +89,24 @@ def test_a_text_has_the_same_figures_alone_and_among_others(statistics: TokenSta
     for row, text in zip(together_CT, texts, strict=True):
         np.testing.assert_array_equal(statistics.figures((A, D), [text])[0], row)
     assert np.isfinite(together_CT).all()
+
+
+def test_of_a_long_query_the_last_tokens_count(statistics: TokenStatistics) -> None:
+    texts = [(A, B), (C, D, E)]
+    end = (A, D) * (MAX_QUERY_TOKENS // 2)
+    found = statistics.figures((C, C, C, *end), texts)
+    np.testing.assert_array_equal(found, statistics.figures(end, texts))
+    assert (found != statistics.figures((C, A, D), texts)).any()
+
+
+def test_what_is_remembered_of_a_text_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.formats.token_statistics._REMEMBERED", 2)
+    statistics = statistics_of(QUERIES, SOURCES, TARGETS, size=SIZE)
+    for texts in ([(A, B), (C,)], [(C,), (A, B), (A, B), (B, A)], [(D, E)], [(A, B)]):
+        fresh = statistics_of(QUERIES, SOURCES, TARGETS, size=SIZE)
+        for query in ((A,), (D, C)):
+            found = statistics.figures(query, texts)
+            np.testing.assert_array_equal(found, fresh.figures(query, texts))
 
 
 def test_a_token_that_comes_twice_tells_against_a_text(statistics: TokenStatistics) -> None:
