@@ -65,7 +65,7 @@ def request_us(clock: MonotonicClock, observer: Observer | None) -> float:
                 observer.metrics.cache_lookup("generation", "miss")
                 for stage in BATCHES:
                     observer.metrics.batch_ran(stage, 1, 0.003)
-                call.answered(())
+                call.answered((), 6)
         best_s = min(best_s, time.thread_time() - started_s)
     return best_s / REQUESTS * 1e6
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import grpc
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -36,7 +37,12 @@ async def ask(
                     console.print(f"feedback refused: {refusal.message}", markup=False)
                 return not receipt.refusals
     except QueryRecError as error:
-        _complain(f"{error.code.name}: {error}")
+        _complain(f"{error.code.name}: {error}" if error.reason else str(error))
+        if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+            _complain(f"is an engine running at {target}?")
+        return False
+    except UnicodeEncodeError:
+        _complain("cannot ask: the query is not UTF-8")
         return False
     except ValueError as error:  # an argument that no request can have
         _complain(f"cannot ask: {error}")
@@ -53,12 +59,13 @@ def print_answer(console: Console, query: str, answer: Recommendation) -> None:
     table.add_column(Text(f"suggestions for {query!r}"))  # Text: what looks like markup is none
     table.add_column("source")
     table.add_column("p(click)", justify="right")
+    is_scored = not any(o.stage == "score" and o.kind == "skipped" for o in answer.omissions)
     for s in answer.suggestions:
         table.add_row(
             str(s.position),
             Text(s.text),
             " + ".join(s.sources),
-            f"{s.click_probability:.3f}",
+            f"{s.click_probability:.3f}" if is_scored else "-",  # a guess from the position alone
         )
     console.print(table)
     stages = ", ".join(f"{name} {us / 1000:.1f}" for name, us in answer.stage_us.items())

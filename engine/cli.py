@@ -2,17 +2,15 @@
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.config import Config, describe, load_config
-from engine.execution.cpu import model_threads
-from engine.serving.console import complain, say
-from engine.serving.places import Places
-from engine.telemetry import logs
+if TYPE_CHECKING:
+    from engine.config import Config
 
 app = typer.Typer(
     help="Serves query suggestions.",
@@ -44,10 +42,20 @@ def serve(
     Every setting comes from the first of: flag, environment variable QUERYREC_<SECTION>_<FIELD>,
     --config file, default.
     """
+    if not dry_run:
+        # It never ends an engine, also not one that has yet to say what it does about it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # What ran before this line was mostly the interpreter and its imports.
     started_s = time.monotonic() - time.process_time()
     # One short text at a time is tokenised: waking threads for it costs more than it saves.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Imported after that, and only what is needed: --help is fast, and a supervisor holds no model
+    # library.
+    from engine.config import load_config
+    from engine.serving.console import complain
+    from engine.serving.places import Places
+    from engine.telemetry import logs
+
     flags = {
         "server.host": host,
         "server.port": port,
@@ -59,8 +67,6 @@ def serve(
         settings = load_config(config, os.environ, flags)
         _print_settings(settings)
         logs.set_up(settings.log.format, settings.log.level)
-        # Imported after the variable is set, and only what is needed: --help is fast, and a
-        # supervisor holds no model library.
         if dry_run:
             from engine.serving.dryrun import dry_run as run
 
@@ -126,6 +132,7 @@ def impressions(
     """
     from engine.feedback.impressions import to_impressions
     from engine.feedback.segments import segments
+    from engine.serving.console import complain
 
     try:
         if not feedback.is_dir():
@@ -147,7 +154,11 @@ def impressions(
     print(f"{len(closed)} segments read, {num_open} open ones left out")
 
 
-def _print_settings(settings: Config) -> None:
+def _print_settings(settings: "Config") -> None:
+    from engine.config import describe
+    from engine.execution.cpu import model_threads
+    from engine.serving.console import say
+
     say("effective configuration")
     print(describe(settings))
     num_workers = settings.server.workers

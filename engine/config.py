@@ -7,6 +7,7 @@ All mistakes are reported together. Texts from users appear in no setting.
 
 import base64
 import binascii
+import re
 import secrets
 import tomllib
 from collections.abc import Mapping
@@ -24,6 +25,11 @@ ENV_PREFIX = "QUERYREC_"
 Milliseconds = Annotated[float, Meta(gt=0, le=60_000)]
 DeviceKind = Literal["cpu", "cuda", "tensorrt"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+# What Kubernetes sets in every container for a service named queryrec or queryrec-NAME.
+_FROM_KUBERNETES = re.compile(
+    r"\w+_SERVICE_(HOST|PORT(_\w+)?)=.*|\w+_PORT(_\d+_(TCP|UDP|SCTP))?=\w+://.*"
+    r"|\w+_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*"
+).fullmatch
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,14 +213,12 @@ def load_config(
         for field in msgspec.structs.fields(section.type)
     }
     by_variable = {ENV_PREFIX + name.upper().replace(".", "_"): name for name in fields}
-    # Other names with the prefix are let pass: Kubernetes sets QUERYREC_SERVICE_HOST and the like.
-    prefixes = tuple(f"{ENV_PREFIX}{s.upper()}_" for s in Config.__struct_fields__)
     from_environment: set[str] = set()
     for variable, value in environment.items():
         if variable in by_variable:
             given[by_variable[variable]] = value
             from_environment.add(by_variable[variable])
-        elif variable.startswith(prefixes):
+        elif variable.startswith(ENV_PREFIX) and not _FROM_KUBERNETES(f"{variable}={value}"):
             problems.append(f"environment variable {variable} is no setting")
     for name, value in flags.items():
         if value is not None:
@@ -250,7 +254,8 @@ def load_keys(keys_file: str) -> KeyRing:
     """Returns the signing keys of a file; a fresh one if the name is empty.
 
     Raises:
-        ValueError: the file cannot be read or a line is not `<key id> <base64 secret>`.
+        ValueError: the file cannot be read, a line is not `<key id> <base64 secret>`, or two lines
+            have the same id.
     """
     if not keys_file:
         return KeyRing(active_key_id="ephemeral", secrets={"ephemeral": secrets.token_bytes(32)})
@@ -263,10 +268,13 @@ def load_keys(keys_file: str) -> KeyRing:
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            key_id, secret = line.split()
-            keys[key_id] = base64.b64decode(secret, validate=True)
+            key_id, encoded = line.split()
+            secret = base64.b64decode(encoded, validate=True)
         except (ValueError, binascii.Error):
             raise ValueError(f"{keys_file}:{number}: expected `<key id> <base64 secret>`") from None
+        if key_id in keys:
+            raise ValueError(f"{keys_file}:{number}: key {key_id!r} is there twice; ids are unique")
+        keys[key_id] = secret
     if not keys:
         raise ValueError(f"{keys_file}: holds no signing key")
     return KeyRing(active_key_id=next(iter(keys)), secrets=keys)

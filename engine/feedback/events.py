@@ -3,6 +3,7 @@
 Knows nothing of where events are kept.
 """
 
+import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -52,17 +53,28 @@ class Event:
     token: str
 
 
+def check_id(field: str, text: str) -> None:
+    """Checks a caller's id, which unlike a query is never normalised: white space counts as it is.
+
+    Raises:
+        InvalidRequest: It is too long or holds control characters, line breaks and tabs among them.
+    """
+    if (size := len(text.encode())) > MAX_ID_BYTES:
+        raise text_too_long(field, size_bytes=size, max_bytes=MAX_ID_BYTES)
+    if text.isprintable():
+        return
+    if has_control_characters(text) or any(unicodedata.category(c) == "Cc" for c in text):
+        raise text_invalid(field, "no control characters")
+
+
 def checked_event(event: feedback_pb2.FeedbackEvent, keys: KeyRing) -> Event:
     """Returns the event after checking it against the contract and its token against ``keys``.
 
     Raises:
         InvalidRequest: One of its fields breaks a rule; the error says which.
     """
-    for field, text in (("event_id", event.event_id), ("user_key", event.user_key)):
-        if (size := len(text.encode())) > MAX_ID_BYTES:
-            raise text_too_long(field, size_bytes=size, max_bytes=MAX_ID_BYTES)
-        if has_control_characters(text):
-            raise text_invalid(field, "no control characters")
+    check_id("event_id", event.event_id)
+    check_id("user_key", event.user_key)
     if not event.event_id:
         raise event_invalid("event_id", "set, and unique over all events")
     kind = _KINDS.get(event.kind)

@@ -1,7 +1,7 @@
 """A worker process: serves on the port that it shares with others, as its supervisor says.
 
 It listens once it is warm, so that no call reaches a worker that cannot answer yet. It drains on
-SIGTERM, and if its supervisor is gone. Run by `supervisor` as `python -m engine.serving.child`.
+SIGTERM, and if its supervisor is gone. Run by `supervisor` as `python -m engine.serving`.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from engine.serving.control import (
     MAX_LINE_BYTES,
@@ -67,6 +68,7 @@ async def _serve(server: Server, start: Start, commands: asyncio.StreamReader) -
     Raises:
         ValueError: the bundle (BundleError), the address or a file cannot be used.
     """
+    server.show_metrics()
     await server.load(*start.places)
     await server.start()
     assert server.releases.main is not None
@@ -74,15 +76,12 @@ async def _serve(server: Server, start: Start, commands: asyncio.StreamReader) -
     while line := await commands.readline():
         command = command_of(line)
         assert isinstance(command, Refresh)
-        is_current = await server.releases.refresh(command.places, is_asked=command.is_asked)
+        is_current = await server.releases.refresh_side(
+            command.side, Path(command.directory), is_asked=command.is_asked
+        )
         _tell(Refreshed(is_current=is_current))
 
 
 def _tell(reply: Failed | Serving | Refreshed | Said) -> None:
     with suppress(BrokenPipeError):  # the end of stdin will say so, too
         os.write(sys.stdout.fileno(), as_line(reply))
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's business
-    sys.exit(0 if asyncio.run(work()) else 1)

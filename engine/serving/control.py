@@ -40,20 +40,15 @@ class Start(_Message, frozen=True, kw_only=True):
     @property
     def places(self) -> Places:
         """Where the releases are, links followed."""
-        return _places(self.bundle, self.canary)
+        return Places(Path(self.bundle), Path(self.canary) if self.canary is not None else None)
 
 
 class Refresh(_Message, frozen=True, kw_only=True):
-    """To a worker: look whether other releases are there."""
+    """To a worker: look whether another release is there on one side."""
 
-    bundle: str
-    canary: str | None
+    side: str
+    directory: str  # links followed
     is_asked: bool
-
-    @property
-    def places(self) -> Places:
-        """Where the releases are, links followed."""
-        return _places(self.bundle, self.canary)
 
 
 class Failed(_Message, frozen=True, kw_only=True):
@@ -97,7 +92,3 @@ def command_of(line: bytes) -> Start | Refresh:
 def reply_of(line: bytes) -> Failed | Serving | Refreshed | Said:
     """Returns what a worker said."""
     return _REPLIES.decode(line)
-
-
-def _places(bundle: str, canary: str | None) -> Places:
-    return Places(Path(bundle), Path(canary) if canary is not None else None)

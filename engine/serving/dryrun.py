@@ -6,24 +6,28 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.answering.answer import Question
-from engine.config import Config
+from engine.config import Config, load_keys
 from engine.execution.bundle import Bundle
 from engine.formats.manifest import ScenarioSpec
 from engine.scheduling.costs import Work
 from engine.scheduling.deadline import Deadline, MonotonicClock
-from engine.scheduling.stages import Probe
+from engine.scheduling.stages import Probe, Why
 from engine.serving.loading import load_pipeline, make_runtime
+from engine.serving.translation import response_of
 
 _FALLBACK_QUERY = "queries"
 _BUDGET_S = 10.0  # no stage should be left out
+_HARMLESS = (Why.NOT_IN_BUNDLE, Why.CACHED)
 
 
 async def dry_run(bundle_directory: Path, config: Config) -> None:
     """Prints what each model run costs and how the bundle answers its own sample.
 
     Raises:
-        ValueError: the bundle cannot be used, or a scenario gets no answer at all.
+        ValueError: the bundle or the signing keys cannot be used, or a scenario gets no answer at
+            all, or one with less than the bundle has.
     """
+    keys = load_keys(config.feedback.keys_file)
     console, clock = Console(), MonotonicClock()
     runtime = make_runtime(config)
     costs = Table("stage", "kind", "rows", "ms", title="predicted cost of model runs")
@@ -46,10 +50,32 @@ async def dry_run(bundle_directory: Path, config: Config) -> None:
             )
             probe = Probe(clock)
             answer = await pipeline.recommend(question, probe)
+            response_of(
+                answer,
+                question,
+                request_id="dry-run",
+                session_id="",
+                bundle_id=bundle.manifest.bundle_id,
+                keys=keys,
+                probe=probe,
+            )
             times = ", ".join(f"{stage} {s * 1000:.1f}" for stage, s in probe.finish())
             console.print(f"{scenario.name}: {len(answer.suggestions)} suggestions; ms: {times}")
+            lead = f"{answer.auxiliary_text} " if answer.auxiliary_text else ""
+            texts = " | ".join(s.text for s in answer.suggestions)
+            console.print(f"  {question.query}: {lead}{texts}", markup=False)
+            left_out = [
+                f"{o.stage} {o.kind.name} {o.reason.name}".lower() for o in answer.omissions
+            ]
+            if left_out:
+                console.print(f"{scenario.name} left out: {', '.join(left_out)}")
             if not answer.suggestions:
                 raise ValueError(f"{bundle_directory}: {scenario.name} got no suggestion at all")
+            if any(o.reason not in _HARMLESS for o in answer.omissions):
+                raise ValueError(
+                    f"{bundle_directory}: {scenario.name} left out {', '.join(left_out)}, with "
+                    f"{_BUDGET_S:.0f} s to answer; the log may say why"
+                )
     finally:
         if pipeline is not None:
             await pipeline.close()

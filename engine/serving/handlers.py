@@ -17,6 +17,7 @@ from queryrec.v1 import query_recommender_service_pb2 as pb
 
 SERVICE_NAME = "queryrec.v1.QueryRecommenderService"
 _SHED = f"/{SERVICE_NAME}/Recommend"
+_MAX_QUESTION_BYTES = 192 << 10  # the largest valid one has 96 KiB
 _PARSERS: dict[str, Callable[[bytes], object]] = {
     "Recommend": pb.RecommendRequest.FromString,
     "RecordFeedback": pb.RecordFeedbackRequest.FromString,
@@ -34,7 +35,8 @@ def add_service(service: Service, server: aio.Server, probe: QueueProbe | None =
     """Registers the service.
 
     Unlike the generated function, a message that cannot be parsed (a string that is not UTF-8, cut
-    bytes) becomes INVALID_ARGUMENT with a reason, instead of UNKNOWN with a Python exception.
+    bytes) becomes INVALID_ARGUMENT with a reason, instead of UNKNOWN with a Python exception. So
+    does a question that is far too long, without being parsed.
 
     Args:
         service: Has a method for each of the contract.
@@ -71,15 +73,18 @@ def _reading(service: Service, name: str, parse: Callable[[bytes], object]) -> _
     method = getattr(service, name)
 
     def parsed(content: bytes) -> object:
+        size = len(content)
+        if name == "Recommend" and size > _MAX_QUESTION_BYTES:
+            return errors.text_too_long("request", size_bytes=size, max_bytes=_MAX_QUESTION_BYTES)
         try:
             return parse(content)
         except DecodeError:
-            return None
+            rule = "a message of the contract, its strings in UTF-8"
+            return errors.text_invalid("request", rule)
 
     async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-        if request is None:
-            rule = "a message of the contract, its strings in UTF-8"
-            await service.refuse(name, context, errors.text_invalid("request", rule))
+        if isinstance(request, errors.RequestError):
+            await service.refuse(name, context, request)
         return await method(request, context)
 
     def serialised(response: Any) -> bytes:

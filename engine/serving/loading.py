@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.answering.pipeline import Pipeline
-from engine.answering.safety import Blocklist
 from engine.config import Config
 from engine.execution import milvus
 from engine.execution.bundle import load_bundle
@@ -14,6 +13,7 @@ from engine.execution.device import Device
 from engine.execution.runtime import Runtime
 from engine.execution.triton import TritonFailure, connect
 from engine.execution.warmup import warm_up
+from engine.formats.blocklist import Blocklist, read_phrases
 from engine.scheduling.costs import Work
 from engine.scheduling.deadline import Clock
 from engine.serving.collector import set_aside
@@ -61,7 +61,7 @@ async def load_pipeline(
         ValueError: the blocklist cannot be read, or the Triton or Milvus server does not serve
             the bundle.
     """
-    blocklist = Blocklist.load(config.ranking.blocklist)
+    blocklist = Blocklist(read_phrases(config.ranking.blocklist, "ranking.blocklist"))
     url = config.triton.url
     has_graph = not config.milvus.uri
     bundle = await asyncio.to_thread(
@@ -90,7 +90,7 @@ async def load_pipeline(
         metrics.expect(bundle.scenarios)
     same = next((o for o in others if bundle.manifest.has_models_of(o.bundle.manifest)), None)
     if same is not None:
-        pipeline.worker.models.costs.adopt(same.worker.models.costs)
+        pipeline.worker.models.adopt(same.worker.models)
     try:
         await warm_up(
             bundle,

@@ -22,7 +22,7 @@ from engine.scheduling.deadline import Clock
 PROBE_METHOD = "/queryrec.Probe/Wait"
 _PROBE_KEY = "queryrec-probe"
 _INTERVAL_S = 0.05
-_TIMEOUT_S = 5.0
+_MIN_TIMEOUT_S = 5.0
 _LONG, _SHORT = 0.8, 0.3  # of a budget
 _PATIENCE_S = 0.4  # of waits that are all long; a pause of the process is over by then
 _WARY_S = 5.0  # after an overload, in which there is no patience
@@ -42,6 +42,7 @@ class Shedding:
     Attributes:
         num_calls: Calls so far.
         num_refused: Calls that were to be refused so far.
+        budget_s: Of an answer.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Shedding:
         """
         self.num_calls = 0
         self.num_refused = 0
+        self.budget_s = budget_s
         self._long_s, self._short_s = _LONG * budget_s, _SHORT * budget_s
         self._clock = clock
         self._randomness = randomness or random.Random()
@@ -120,6 +122,7 @@ class QueueProbe:
     def __init__(self, shedding: Shedding, clock: Clock) -> None:
         """Sends nothing yet."""
         self.shedding = shedding
+        self._timeout_s = max(_MIN_TIMEOUT_S, 2 * shedding.budget_s)  # beyond every long wait
         self._clock = clock
         self._secret = ""  # of the probe that nobody has looked at; empty without one
         self._sent_s = 0.0
@@ -159,7 +162,7 @@ class QueueProbe:
         """Sends a probe and waits for its end: nobody implements the method."""
         try:
             with suppress(asyncio.CancelledError):
-                await send(b"", metadata=((_PROBE_KEY, secret),), timeout=_TIMEOUT_S)
+                await send(b"", metadata=((_PROBE_KEY, secret),), timeout=self._timeout_s)
         except aio.AioRpcError as error:
             if error.code() not in (StatusCode.UNIMPLEMENTED, StatusCode.DEADLINE_EXCEEDED):
                 _log.warning("the engine cannot call itself: %s", error.details())

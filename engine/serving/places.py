@@ -11,6 +11,15 @@ class Places(NamedTuple):
     bundle: Path
     canary: Path | None = None
 
+    def sides(self) -> list[tuple[str, Path]]:
+        """Returns (side, directory): "bundle", then "canary" if there is one."""
+        sides = [("bundle", self.bundle)]
+        return sides if self.canary is None else [*sides, ("canary", self.canary)]
+
+    def with_side(self, side: str, directory: Path) -> "Places":
+        """Returns these places, but another directory on one side."""
+        return self._replace(**{side: directory})
+
     def resolved(self) -> "Places":
         """Returns where the links lead at this moment."""
         canary = self.canary and Path(os.path.realpath(self.canary))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from engine.answering.pipeline import Pipeline
 from engine.formats.manifest import BundleError, Manifest, read_manifest
+from engine.serving.in_flight import InFlight
 from engine.serving.places import Places
 
 _log = logging.getLogger(__name__)
@@ -37,9 +38,7 @@ class Release:
     def __init__(self, pipeline: Pipeline) -> None:
         """Wraps a pipeline that is warm."""
         self.pipeline = pipeline
-        self._num_requests = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._requests = InFlight()
 
     @property
     def manifest(self) -> Manifest:
@@ -49,22 +48,12 @@ class Release:
     @contextmanager
     def answering(self) -> Generator[Pipeline]:
         """Keeps the release alive for one request."""
-        self._num_requests += 1
-        self._idle.clear()
-        try:
+        with self._requests:
             yield self.pipeline
-        finally:
-            self._num_requests -= 1
-            if self._num_requests == 0:
-                self._idle.set()
-
-    async def idle(self) -> None:
-        """Waits until it answers no request."""
-        await self._idle.wait()
 
     async def end(self) -> None:
         """Waits for the last request, then lets go of models and index."""
-        await self.idle()
+        await self._requests.idle()
         await self.pipeline.close()
 
 
@@ -133,38 +122,30 @@ class Releases:
             BundleError: a bundle cannot be used.
             ValueError: see `load_pipeline`.
         """
-        for side, directory in _sides(places):
+        for side, directory in places.sides():
             self._sides[side] = Release(await self._load(directory, self._pipelines()))
 
     async def refresh(self, places: Places, *, is_asked: bool) -> bool:
-        """Looks whether other releases are there and swaps them in.
+        """Looks at all sides as `refresh_side` does. Returns whether what is there is served."""
+        is_current = True
+        for side, directory in places.sides():
+            is_current &= await self.refresh_side(side, directory, is_asked=is_asked)
+        return is_current
+
+    async def refresh_side(self, side: str, directory: Path, *, is_asked: bool) -> bool:
+        """Looks whether another release is there and swaps it in.
 
         Never raises for what is wrong with a release: that is logged, once for each release.
 
         Args:
-            places: As `load` had them; where they lead may have changed.
+            side: One of those that `load` had.
+            directory: Where its release is now; or the same, where something else may be now.
             is_asked: Whether somebody waits for the outcome: what was refused before is then
                 tried again, and that nothing has changed is reported.
 
         Returns:
             Whether what is there is what is served.
         """
-        is_current = True
-        for side, directory in _sides(places):
-            is_current &= await self._refresh(side, directory, is_asked=is_asked)
-        return is_current
-
-    async def idle(self) -> None:
-        """Waits until no request is being answered."""
-        await asyncio.gather(*self._ending, *(r.idle() for r in self._sides.values()))
-
-    async def close(self) -> None:
-        """Ends all releases, each after its last request."""
-        releases = list(self._sides.values())
-        self._sides.clear()
-        await asyncio.gather(*self._ending, *(release.end() for release in releases))
-
-    async def _refresh(self, side: str, directory: Path, *, is_asked: bool) -> bool:
         old, before, started_s = self._sides[side], self._refused.get(side), time.monotonic()
         manifest = None
         try:
@@ -200,13 +181,14 @@ class Releases:
         )
         return True
 
+    async def close(self) -> None:
+        """Ends all releases, each after its last request."""
+        releases = list(self._sides.values())
+        self._sides.clear()
+        await asyncio.gather(*self._ending, *(release.end() for release in releases))
+
     def _pipelines(self) -> list[Pipeline]:
         return [release.pipeline for release in self._sides.values()]
-
-
-def _sides(places: Places) -> list[tuple[str, Path]]:
-    sides = [("bundle", places.bundle)]
-    return sides if places.canary is None else [*sides, ("canary", places.canary)]
 
 
 def _check_scenarios(directory: Path, new: Manifest, old: Manifest) -> None:

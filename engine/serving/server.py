@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from grpc import aio
@@ -13,7 +13,8 @@ from grpc_reflection.v1alpha import reflection
 
 from engine.answering.pipeline import Pipeline
 from engine.config import Config, load_keys
-from engine.feedback.attribution import KeyRing
+from engine.feedback.attribution import MAX_TOKEN_BYTES, KeyRing
+from engine.feedback.events import MAX_EVENTS_PER_CALL
 from engine.feedback.log import FeedbackLog
 from engine.scheduling.deadline import Clock, MonotonicClock
 from engine.serving.collector import ShortPauses
@@ -22,6 +23,7 @@ from engine.serving.handlers import SERVICE_NAME, add_service
 from engine.serving.loading import load_pipeline, make_runtime
 from engine.serving.overload import QueueProbe, Shedding
 from engine.serving.places import Places
+from engine.serving.ports import check_free
 from engine.serving.releases import Releases
 from engine.serving.service import Feedback, Service
 from engine.telemetry import tracing
@@ -29,14 +31,17 @@ from engine.telemetry.metrics import Endpoint, Metrics, State
 from engine.telemetry.observation import Observer
 from engine.telemetry.tracing import Tracer
 
-# The largest valid request has 96 KiB; one twice as long is not read to its end.
-_MAX_REQUEST_BYTES = 192 << 10
+# The largest valid request is feedback: 256 events, each little more than its token. What is twice
+# as long, 1 MiB, is not read to its end.
+_MAX_REQUEST_BYTES = 2 * MAX_EVENTS_PER_CALL * MAX_TOKEN_BYTES
 _MAX_CALLS_PER_CONNECTION = 1000  # unread responses count; clients queue what is beyond
 _KEEPALIVE_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
+_MIN_PING_INTERVAL_MS = 5_000  # clients that ask more often are hung up on
 _MAX_CONNECTION_AGE_MS = 30 * 60_000  # clients open another first, and notice nothing
 _MAX_CONNECTION_AGE_GRACE_MS = 60_000
 _LAST_CALLS_S = 0.05
+_STOP_S = 0.5  # for responses on their way; streams, such as of health, would never end
 _HEALTH_NAMES = ("", SERVICE_NAME)
 
 _log = logging.getLogger(__name__)
@@ -97,17 +102,23 @@ class Server:
         self._server: aio.Server | None = None
         self._open = ExitStack()
 
+    def show_metrics(self) -> None:
+        """Serves metrics if the configuration asks for it: first of all, to say "not ready".
+
+        Raises:
+            ValueError: the address cannot be bound.
+        """
+        metrics = self._config.metrics
+        if metrics.port:
+            self._endpoint = Endpoint(self._metrics, metrics.host, metrics.port)
+
     async def start(self) -> int:
         """Listens, and returns the port. Health is NOT_SERVING unless a release is loaded.
 
         Raises:
-            ValueError: an address cannot be bound.
+            ValueError: the address cannot be bound.
         """
         self._open.enter_context(ShortPauses())
-        if self._config.metrics.port:
-            self._endpoint = Endpoint(
-                self._metrics, self._config.metrics.host, self._config.metrics.port
-            )
         server = aio.server(
             options=[
                 ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
@@ -117,6 +128,9 @@ class Server:
                 ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+                # Both ask for signs of life between calls, too. Envoy does so every ten seconds.
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
                 ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
                 ("grpc.max_connection_age_grace_ms", _MAX_CONNECTION_AGE_GRACE_MS),
             ],
@@ -129,6 +143,8 @@ class Server:
         reflection.enable_server_reflection(names, server)
         await self._set_health(is_serving=self.releases.main is not None)
         address = f"{self._config.server.host}:{self._config.server.port}"
+        if not self._shares_port:
+            check_free(self._config.server.host, self._config.server.port)  # gRPC says no reason
         try:
             port = server.add_insecure_port(address)
             # For calls to itself: the other port may be shared with other processes.
@@ -164,13 +180,13 @@ class Server:
             if self.releases.main is not None:
                 await asyncio.sleep(config.lame_duck_s)
             self._service.is_draining = True
-            stop_by_s = time.monotonic() + config.grace_s
-            in_flight = asyncio.ensure_future(self.releases.idle())
-            await asyncio.wait([in_flight], timeout=config.grace_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(config.grace_s):
+                    await self._service.idle()
             # What has arrived but is not taken yet when gRPC stops is CANCELLED, where UNAVAILABLE
             # would be right (https://github.com/grpc/grpc/issues/41785): take and refuse it.
             await asyncio.sleep(_LAST_CALLS_S)
-            await self._server.stop(max(0.0, stop_by_s - time.monotonic()))
+            await self._server.stop(_STOP_S)
         await self.releases.close()
         self._runtime.close()
         self._feedback_log.close()
@@ -186,7 +202,6 @@ class Server:
         return State(
             bundle_ids={side: release.manifest.bundle_id for side, release in sides.items()},
             num_waiting=sum(worker.num_waiting for worker in workers),
-            num_evictions=sum(worker.num_evictions for worker in workers),
             num_swaps=self.releases.num_swaps,
             num_refusals=self.releases.num_refusals,
         )
@@ -222,6 +237,7 @@ async def serve(places: Places, config: Config, *, started_s: float) -> None:
     server = Server(config, report=say)
     following = None
     try:
+        server.show_metrics()
         port = await server.start()
         say(f"listening on {config.server.host}:{port}")
         warn_of_ephemeral_keys(config)

@@ -17,8 +17,9 @@ from engine import errors
 from engine.feedback.attribution import KeyRing
 from engine.feedback.events import MAX_EVENTS_PER_CALL, Event, checked_event
 from engine.feedback.log import FeedbackLog
-from engine.scheduling.deadline import Clock
+from engine.scheduling.deadline import Clock, Deadline
 from engine.scheduling.stages import Stage
+from engine.serving.in_flight import InFlight
 from engine.serving.releases import Release, Releases
 from engine.serving.translation import question_of, response_of, scenarios_of
 from engine.telemetry.observation import Observer
@@ -55,6 +56,8 @@ class Service(QueryRecommenderServiceServicer):
     ) -> None:
         """Refuses calls as not ready until a release is loaded, and those beyond `max_calls`.
 
+        Feedback is counted apart, so that a flood of questions does not keep it out.
+
         gRPC's own limit counts calls until the client has read the response, so a client that does
         not read would keep others out; and it counts refused calls as ended ones
         (https://github.com/grpc/grpc/issues/41531).
@@ -66,6 +69,8 @@ class Service(QueryRecommenderServiceServicer):
         self._default_budget_s = default_budget_s
         self._max_calls = max_calls
         self._observer = observer or Observer(clock)
+        self._questions = InFlight()
+        self._feedbacks = InFlight()
 
     async def Recommend(
         self,
@@ -78,6 +83,7 @@ class Service(QueryRecommenderServiceServicer):
             with (
                 observed as call,
                 _request_errors(call.request_id),
+                self._questions,
                 self._picked(request.session_id, request.scenario).answering() as pipeline,
             ):
                 if request.scenario in pipeline.bundle.scenarios:
@@ -101,7 +107,7 @@ class Service(QueryRecommenderServiceServicer):
                     keys=self._feedback.keys,
                     probe=call.probe,
                 )
-                call.answered(answer.omissions)
+                call.answered(answer.omissions, len(answer.suggestions))
                 return response
         except errors.RequestError as error:
             await errors.abort(context, error)
@@ -114,8 +120,10 @@ class Service(QueryRecommenderServiceServicer):
         """See the contract. Needs no bundle: any server with the keys takes feedback."""
         try:
             observed = self._observer.call("RecordFeedback", context)
-            with observed as call, _request_errors(call.request_id):
-                self._check_load()
+            with observed as call, _request_errors(call.request_id), self._feedbacks:
+                if (left_s := _time_left_s(context)) is not None:
+                    call.due(Deadline.after(left_s, self._clock))
+                self._check_taking(self._feedbacks)
                 num_events = len(request.events)
                 if num_events > MAX_EVENTS_PER_CALL:
                     raise errors.too_many_items(
@@ -140,7 +148,7 @@ class Service(QueryRecommenderServiceServicer):
         """See the contract."""
         try:
             observed = self._observer.call("ListScenarios", context)
-            with observed as call, _request_errors(call.request_id):
+            with observed as call, _request_errors(call.request_id), self._questions:
                 return scenarios_of(self._main().manifest)
         except errors.RequestError as error:
             await errors.abort(context, error)
@@ -159,14 +167,19 @@ class Service(QueryRecommenderServiceServicer):
         """Counts a call that is refused before it is read; returns its trailing metadata."""
         return self._observer.shed(method, context, error)
 
-    def _check_load(self) -> None:
-        if self._observer.metrics.num_in_flight > self._max_calls:
+    async def idle(self) -> None:
+        """Waits until no call is being worked on."""
+        await self._questions.idle()
+        await self._feedbacks.idle()
+
+    def _check_taking(self, calls: InFlight) -> None:
+        if self.is_draining:
+            raise errors.NotReady(DRAINING)
+        if calls.num > self._max_calls:
             raise errors.QueueFull("call")
 
     def _main(self) -> Release:
-        self._check_load()
-        if self.is_draining:
-            raise errors.NotReady(DRAINING)
+        self._check_taking(self._questions)
         if self._releases.main is None:
             raise errors.NotReady("the server is loading its bundle")
         return self._releases.main

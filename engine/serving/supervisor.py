@@ -9,6 +9,8 @@ import asyncio
 import logging
 import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,11 +29,7 @@ _END_S = 15.0  # beyond what it may take to drain, before a worker is killed
 
 
 class Supervisor:
-    """The processes of one engine.
-
-    Attributes:
-        num_restarts: Workers started again after they died.
-    """
+    """The processes of one engine."""
 
     def __init__(self, places: Places, config: Config, *, started_s: float) -> None:
         """Reads the signing keys, which all workers share; starts nothing yet.
@@ -50,16 +48,18 @@ class Supervisor:
                 f"metrics.port is {config.metrics.port}: {config.server.workers} workers need "
                 f"ports up to {last_port}, and 65535 is the last"
             )
-        self.num_restarts = 0
         self._keys = load_keys(config.feedback.keys_file)
         self._links = places
         self._places = places.resolved()
-        self._deadly: Places | None = None  # a worker died over them: only tried again if asked
+        self._deadly: set[Path] = set()  # bundles that a worker died over: not tried unless asked
         self._config = config
         self._started_s = started_s
         self._numbers = range(1, config.server.workers + 1)
         self._workers: dict[int, WorkerProcess] = {}
         self._have_served: set[int] = set()
+        self._has_begun = asyncio.Event()  # a worker, to serve
+        self._refreshing = asyncio.Lock()
+        self._starting = asyncio.Lock()
         self._is_stopping = False
 
     async def run(self) -> None:
@@ -77,7 +77,8 @@ class Supervisor:
             tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(signals.stop.wait()),
                 asyncio.create_task(self._keep_current(signals)),
-                *(asyncio.create_task(self._keep_alive(n, signals)) for n in self._numbers),
+                asyncio.create_task(self._keep_even()),
+                *(asyncio.create_task(self._keep_alive(n)) for n in self._numbers),
             ]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -90,26 +91,22 @@ class Supervisor:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _keep_alive(self, number: int, signals: Signals) -> None:
+    async def _keep_alive(self, number: int) -> None:
         """Starts a worker, again whenever it dies."""
         restarts = Restarts()
 
         def on_serving(bundle_id: str) -> None:
             restarts.served()
             self._on_serving(number, bundle_id)
-            if self._workers[number].places != self._places:  # swapped while it was loading
-                signals.reload.set()
+            self._has_begun.set()
 
         while True:
-            worker = self._workers[number] = await WorkerProcess.begin(self._start(number))
-            if self._is_stopping:
-                worker.signal(signal.SIGTERM)
-            status = await worker.follow(on_serving)
+            why_failed = await self._work(number, on_serving)
             if self._is_stopping:
                 return
-            why = f"worker {number}: {worker.why_failed or f'ended with {_described(status)}'}"
+            why = f"worker {number}: {why_failed}"
             if number not in self._have_served:
-                raise ValueError(worker.why_failed or why)
+                raise ValueError(why)
             delay_s = restarts.delay_s()
             if delay_s is None:
                 raise ValueError(
@@ -120,7 +117,19 @@ class Supervisor:
             await asyncio.sleep(delay_s)
             if self._is_stopping:
                 return
-            self.num_restarts += 1
+
+    async def _work(self, number: int, on_serving: Callable[[str], None]) -> str:
+        """Starts a worker and follows it to its end. Returns why it ended."""
+        async with self._starting:
+            if self._is_stopping:
+                return ""
+            try:
+                worker = await WorkerProcess.begin(self._start(number))
+            except OSError as error:
+                return f"cannot be started: {error}"
+            self._workers[number] = worker
+        status = await worker.follow(on_serving)
+        return worker.why_failed or f"ended with {_described(status)}"
 
     def _start(self, number: int) -> Start:
         return Start(
@@ -146,12 +155,26 @@ class Supervisor:
     async def _keep_current(self, signals: Signals) -> None:
         """Has the workers swap in what the links lead to, for ever."""
         async for is_asked in signals.reloads(self._config.server.watch_s):
-            places = self._links.resolved()
-            if is_asked or places != self._deadly:
-                await self._refresh(places, is_asked=is_asked)
+            if is_asked:
+                self._deadly.clear()
+            for side, directory in self._links.resolved().sides():
+                if directory not in self._deadly:
+                    async with self._refreshing:
+                        await self._refresh(side, directory, is_asked=is_asked)
 
-    async def _refresh(self, places: Places, *, is_asked: bool) -> None:
-        """Has one worker after another look at the bundles, until one refuses."""
+    async def _keep_even(self) -> None:
+        """Has workers that began to serve what was swapped meanwhile catch up, for ever."""
+        while True:
+            await self._has_begun.wait()
+            self._has_begun.clear()
+            async with self._refreshing:
+                for worker in list(self._workers.values()):
+                    for side, directory in self._places.sides():
+                        if worker.is_serving and (side, directory) not in worker.places.sides():
+                            await worker.refresh(side, directory, is_asked=False)
+
+    async def _refresh(self, side: str, directory: Path, *, is_asked: bool) -> None:
+        """Has one worker after another look at one side's bundle, until one refuses."""
         seen: list[WorkerProcess] = []
         while True:
             # Looked up each time: a worker may have died, or begun to serve.
@@ -159,17 +182,18 @@ class Supervisor:
             if not left:
                 return
             worker = left[0]
-            if not await worker.refresh(places, is_asked=is_asked):
+            if not await worker.refresh(side, directory, is_asked=is_asked):
                 if not worker.is_serving:
-                    self._deadly = places
-                    _log.error("a worker died over %s; the others do not load it", places.bundle)
+                    self._deadly.add(directory)
+                    _log.error("a worker died over %s; the others do not load it", directory)
                 return
-            self._places = places  # workers that start from now on serve these
+            self._places = self._places.with_side(side, directory)  # for those that start from now
             seen.append(worker)
 
     async def _drain(self) -> None:
         """Passes SIGTERM on, and waits until all workers have ended."""
-        workers = list(self._workers.values())
+        async with self._starting:  # one that is being started is told, too
+            workers = list(self._workers.values())
         for worker in workers:
             worker.signal(signal.SIGTERM)
         server = self._config.server

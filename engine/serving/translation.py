@@ -13,6 +13,7 @@ from engine import errors
 from engine.answering.answer import Answer, Question
 from engine.answering.candidates import key_of
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
+from engine.feedback.events import check_id
 from engine.formats.manifest import Manifest, ScenarioSpec
 from engine.formats.prompt import SideInformation
 from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, normalise, normalise_prefix
@@ -24,7 +25,6 @@ from queryrec.v1.stage_pb2 import Omission, OmissionKind, OmissionReason, StageT
 from queryrec.v1.suggestion_pb2 import Suggestion, SuggestionSource
 
 MAX_SUGGESTIONS = 32
-_MAX_ID_BYTES = 128
 _MAX_LOCALE_BYTES = 35
 _MAX_SESSION_QUERIES = 16
 _MAX_ANSWER_BYTES = 8192
@@ -200,8 +200,8 @@ def _budget_s(request: pb.RecommendRequest) -> float | None:
 
 
 def _check_ids(request: pb.RecommendRequest) -> None:
-    for field, text in (("session_id", request.session_id), ("user_key", request.user_key)):
-        _check_text(field, text, _MAX_ID_BYTES)
+    check_id("session_id", request.session_id)
+    check_id("user_key", request.user_key)
     _check_text("locale", request.locale, _MAX_LOCALE_BYTES)
     if not _LOCALE.fullmatch(request.locale):
         raise errors.text_invalid("locale", "letters, digits and hyphens only")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -23,7 +24,6 @@ from engine.serving.control import (
     as_line,
     reply_of,
 )
-from engine.serving.places import Places
 
 MAX_RESTARTS = 5  # in a row
 STABLE_S = 60.0  # a worker that served this long starts a new row
@@ -68,9 +68,13 @@ class WorkerProcess:
 
     @classmethod
     async def begin(cls, start: Start) -> "WorkerProcess":
-        """Starts a process and tells it what to serve."""
+        """Starts a process and tells it what to serve.
+
+        Raises:
+            OSError: the system has no room for another process.
+        """
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "engine.serving.child"),
+            *(sys.executable, "-P", "-m", "engine.serving"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
@@ -109,14 +113,17 @@ class WorkerProcess:
             self.is_serving = False
             self._end_refresh(is_current=False)
 
-    async def refresh(self, places: Places, *, is_asked: bool) -> bool:
-        """Has it look at the bundles. Returns whether it serves them; not if it died over it."""
+    async def refresh(self, side: str, directory: Path, *, is_asked: bool) -> bool:
+        """Has it look at one side's bundle; one refresh at a time.
+
+        Returns:
+            Whether it serves that bundle; not if it died over it.
+        """
         refreshed = self._refreshed = asyncio.get_running_loop().create_future()
-        bundle, canary = str(places.bundle), places.canary and str(places.canary)
-        self._tell(Refresh(bundle=bundle, canary=canary, is_asked=is_asked))
+        self._tell(Refresh(side=side, directory=str(directory), is_asked=is_asked))
         is_current = await refreshed
         if is_current:
-            self.places = places
+            self.places = self.places.with_side(side, directory)
         return is_current
 
     def signal(self, number: int) -> None:

@@ -7,6 +7,7 @@ takes 38 us of CPU (`python -m benchmarks.observation`, a Xeon with AMX).
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Generic, Literal, TypeVar
 
 from prometheus_client import (
@@ -28,7 +29,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from engine.scheduling.stages import Effort, Omission, Stage
+from engine.scheduling.stages import Effort, Left, Omission, Stage, Why
 from queryrec.v1.error_reason_pb2 import ErrorReason
 
 Lookup = Literal["hit", "shared", "miss"]
@@ -49,6 +50,15 @@ _STAGE_BUCKETS_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05),
     *(0.075, 0.1, 0.25, 1.0),
 )
+# What alerts look for starts at zero, so that its first time is seen as a rise.
+_METHODS = ("Recommend", "RecordFeedback", "ListScenarios")
+_ALERTING_ERRORS = (
+    ErrorReason.ERROR_REASON_INTERNAL,
+    ErrorReason.ERROR_REASON_QUEUE_FULL,
+    ErrorReason.ERROR_REASON_FEEDBACK_NOT_STORED,
+)
+_OMITTED_STAGES = (Stage.RETRIEVE, Stage.ENCODE, Stage.GENERATE, Stage.SCORE)
+_ALERTING_OMISSIONS = (Why.FAILURE, Why.OVERLOAD)
 _ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 
 
@@ -58,7 +68,6 @@ class State:
 
     bundle_ids: Mapping[str, str] = field(default_factory=dict[str, str])  # by side; none: loading
     num_waiting: int = 0  # rows that wait for a model
-    num_evictions: int = 0  # generations that the caches in use gave up for others
     num_swaps: int = 0  # releases that took another's place
     num_refusals: int = 0  # releases that could not
 
@@ -99,6 +108,7 @@ class Metrics:
             "(nothing was generated), lookup (no model took part).",
             ("scenario", "effort"),
         )
+        empty = self._counter("empty_answers_total", "Answers without suggestions.", ("scenario",))
         omissions = self._counter(
             "omissions_total",
             "Stages of answers that did less, and why.",
@@ -116,6 +126,9 @@ class Metrics:
             "feedback_events_total", "Feedback events: accepted, or why not.", ("result",)
         )
         lookups = self._counter("cache_lookups_total", "Look-ups in caches.", ("cache", "result"))
+        evictions = self._counter(
+            "cache_evictions_total", "Entries given up for others.", ("cache",)
+        )
         self.num_in_flight = 0
         in_flight = Gauge(
             _PREFIX + "requests_in_flight",
@@ -130,6 +143,7 @@ class Metrics:
         self._batches = _Children[Stage, Histogram](batches.labels)
         self._rows = _Children[Stage, Histogram](rows.labels)
         self._answers = _Children[tuple[str, Effort], Counter](lambda key: answers.labels(*key))
+        self._empty = _Children[str, Counter](empty.labels)
         self._omissions = _Children[Omission, Counter](
             lambda o: omissions.labels(o.stage, o.kind.name.lower(), o.reason.name.lower())
         )
@@ -142,12 +156,19 @@ class Metrics:
             lambda reason: events.labels(reason_label(reason))
         )
         self._lookups = _Children[tuple[str, Lookup], Counter](lambda key: lookups.labels(*key))
+        self._evictions = _Children[str, Counter](evictions.labels)
+        self._evictions.bind("generation")
+        for error in product(_METHODS, _ALERTING_ERRORS):
+            self._errors.bind(error)
+        for omission in product(_OMITTED_STAGES, Left, _ALERTING_OMISSIONS):
+            self._omissions.bind(Omission(*omission))
 
     def expect(self, scenarios: Iterable[str]) -> None:
         """Starts the counters of scenarios at zero, so that a first miss is seen as a rise."""
         for scenario in scenarios:
             self._requests.bind(("Recommend", scenario, "OK"))
             self._misses.bind(scenario)
+            self._empty.bind(scenario)
             for effort in Effort:
                 self._answers.bind((scenario, effort))
 
@@ -176,9 +197,13 @@ class Metrics:
         scenario: str,
         omissions: Sequence[Omission],
         timings: Iterable[tuple[Stage, float]],
+        *,
+        is_empty: bool,
     ) -> None:
         """Counts an answer, what it left out, and the seconds of its stages."""
         self._answers[scenario, Effort.of(omissions)].inc()
+        if is_empty:
+            self._empty[scenario].inc()
         for omission in omissions:
             self._omissions[omission].inc()
         for stage, elapsed_s in timings:
@@ -206,6 +231,10 @@ class Metrics:
     def cache_lookup(self, cache: str, result: Lookup) -> None:
         """Counts a look-up in the cache of that name."""
         self._lookups[cache, result].inc()
+
+    def cache_dropped(self, cache: str, num: int) -> None:
+        """Counts entries of a cache that made room for others."""
+        self._evictions[cache].inc(num)
 
     def _histogram(
         self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
@@ -275,11 +304,6 @@ class _StateCollector(Collector):
             ("bundle_refusals", "Releases that could not be used.", state.num_refusals),
         ):
             yield CounterMetricFamily(_PREFIX + name, text, value)
-        evictions = CounterMetricFamily(
-            _PREFIX + "cache_evictions", "Entries given up for others.", labels=("cache",)
-        )
-        evictions.add_metric(("generation",), state.num_evictions)
-        yield evictions
         bundles = InfoMetricFamily(_PREFIX + "bundle", "The bundles that serve.", labels=("side",))
         for side, bundle_id in state.bundle_ids.items():
             bundles.add_metric((side,), {"bundle_id": bundle_id})

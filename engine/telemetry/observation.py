@@ -76,6 +76,7 @@ class Call:
     __slots__ = (
         "_clock",
         "_deadline",
+        "_is_empty",
         "_method",
         "_metrics",
         "_omissions",
@@ -104,6 +105,7 @@ class Call:
         self._scenario = UNKNOWN_SCENARIO if method == "Recommend" else ""
         self._deadline: Deadline | None = None
         self._omissions: Sequence[Omission] | None = None
+        self._is_empty = False
 
     def __enter__(self) -> "Call":
         """Counts it as in flight."""
@@ -118,9 +120,10 @@ class Call:
         """Notes when an answer has to be ready."""
         self._deadline = deadline
 
-    def answered(self, omissions: Sequence[Omission]) -> None:
-        """Notes what its answer leaves out."""
+    def answered(self, omissions: Sequence[Omission], num_suggestions: int) -> None:
+        """Notes what its answer leaves out, and how much it holds."""
         self._omissions = omissions
+        self._is_empty = num_suggestions == 0
 
     def stored(self, num_accepted: int, refused: Sequence[ErrorReason]) -> None:
         """Notes what became of its feedback events."""
@@ -141,8 +144,8 @@ class Call:
         if isinstance(error, RequestError):
             metrics.failed(self._method, error.reason)
         if self._omissions is not None:
-            metrics.answered(self._scenario, self._omissions, stages)
-        if is_late and status in (StatusCode.OK, StatusCode.DEADLINE_EXCEEDED):
+            metrics.answered(self._scenario, self._omissions, stages, is_empty=self._is_empty)
+        if is_late and self._scenario and status in (StatusCode.OK, StatusCode.DEADLINE_EXCEEDED):
             metrics.budget_missed(self._scenario)
         if self._trace is not None:
             self._trace.end(status, self._fields())

@@ -111,9 +111,17 @@ def test_special_tokens_in_text_are_text(stub, text):
     assert len(response.suggestions) >= 5
 
 
-def test_a_request_that_is_far_too_large_is_not_read(stub):
+def test_a_question_that_is_far_too_large_is_refused_unread(stub):
     with pytest.raises(grpc.RpcError) as failure:
         stub.Recommend(request(answer="a" * 300_000), timeout=TIMEOUT_S)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert info(failure.value).reason == "ERROR_REASON_FIELD_TOO_LONG"
+    assert info(failure.value).metadata["field"] == "request"
+
+
+def test_a_message_that_no_method_takes_is_not_read_to_its_end(stub):
+    with pytest.raises(grpc.RpcError) as failure:
+        stub.Recommend(request(answer="a" * 1_100_000), timeout=TIMEOUT_S)
     assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

@@ -1,10 +1,13 @@
 """What an engine in a process of its own tells Prometheus, a trace collector and its log."""
 
 import json
+import os
 import re
 import socket
+import time
 import urllib.request
 from concurrent import futures
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -240,6 +243,37 @@ def test_workers_have_metrics_and_log_lines_of_their_own(
         stop_engine(engine)
     lines = map(json.loads, (tmp_path / "stderr.txt").read_text().splitlines())
     assert {line["worker"] for line in lines if line["event"] == "bundle loaded"} == {1, 2}
+
+
+def test_a_worker_that_is_loading_says_so(tiny_bundle, tmp_path, start_engine, stop_engine):
+    port, blocklist = free_port(), tmp_path / "blocklist"
+    os.mkfifo(blocklist)  # whoever reads it waits until somebody writes to it
+    environment = {
+        "QUERYREC_METRICS_PORT": str(port),
+        "QUERYREC_SERVER_WORKERS": "2",
+        "QUERYREC_RANKING_BLOCKLIST": str(blocklist),
+    }
+
+    def metrics() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
+            return page.read().decode()
+
+    with futures.ThreadPoolExecutor(1) as starter:
+        starting = starter.submit(start_engine, tiny_bundle, tmp_path, environment=environment)
+        loading = ""
+        while not loading and not starting.done():
+            with suppress(OSError):
+                loading = metrics()
+            time.sleep(0.05)
+        while not starting.done():
+            with suppress(OSError):  # nobody is reading
+                os.close(os.open(blocklist, os.O_WRONLY | os.O_NONBLOCK))
+            time.sleep(0.05)
+    try:
+        assert "queryrec_ready 0.0" in loading
+        assert "queryrec_ready 1.0" in metrics()
+    finally:
+        stop_engine(starting.result())
 
 
 def test_metrics_on_a_port_in_use_end_the_start_with_a_message(tiny_bundle, tmp_path, start_engine):

@@ -72,6 +72,27 @@ def test_a_signal_ends_it_in_order(tiny_bundle, tmp_path, number, start_engine, 
     assert '"level":"error"' not in log
 
 
+def test_sighup_does_not_end_an_engine_that_is_starting(tiny_bundle, tmp_path):
+    config = tmp_path / "engine.toml"
+    os.mkfifo(config)  # whoever reads it waits until somebody writes to it
+    engine = subprocess.Popen(
+        [*SERVE, "--port", "0", "--bundle", str(tmp_path / "nosuch"), "--config", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONSAFEPATH": "1",
+            "QUERYREC_FEEDBACK_DIRECTORY": str(tmp_path / "feedback"),
+        },
+    )
+    with config.open("w"):  # it has come to the reading of its settings
+        engine.send_signal(signal.SIGHUP)
+    _, complaints = engine.communicate(timeout=50)
+    assert engine.returncode == 1
+    assert "is this a bundle?" in complaints
+
+
 def test_no_query_text_is_logged(tiny_bundle, tmp_path, start_engine, stop_engine):
     engine = start_engine(tiny_bundle, tmp_path)
     asked = subprocess.run(

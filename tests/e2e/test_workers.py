@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -115,6 +116,37 @@ def test_a_link_that_leads_elsewhere_is_followed_by_all_workers_on_sighup(
             assert stub.ListScenarios(pb.ListScenariosRequest(), timeout=TIMEOUT_S).bundle_id == new
     os.kill(min(children(engine.process)), signal.SIGKILL)
     assert next_line().endswith(f"serving {new} again")
+
+
+def test_a_canary_that_is_refused_keeps_no_worker_from_the_main_bundle(
+    tiny_bundle, other_bundle, tmp_path, following
+):
+    link, canary = tmp_path / "current", tmp_path / "canary"
+    for each in (link, canary):
+        each.symlink_to(tiny_bundle)
+    engine, next_line = following(link, tmp_path, "--canary", str(canary), "--workers", "2")
+    for each, directory in ((link, other_bundle), (canary, tmp_path / "nosuch")):
+        each.unlink()
+        each.symlink_to(directory)
+    engine.process.send_signal(signal.SIGHUP)
+    old, new = (read_manifest(d).bundle_id for d in (tiny_bundle, other_bundle))
+    for number in (1, 2):
+        assert f"worker {number}: bundle {new} takes over from {old} after" in next_line()
+    wait_until(lambda: f"canary refused, {old} goes on" in (tmp_path / "stderr.txt").read_text())
+    os.kill(min(children(engine.process)), signal.SIGKILL)
+    assert next_line().endswith(f"serving {new} again")
+
+
+def test_a_worker_for_which_there_is_no_room_is_started_later(tiny_bundle, tmp_path, following):
+    engine, next_line = following(tiny_bundle, tmp_path, "--workers", "2")
+    pid, log = engine.process.pid, tmp_path / "stderr.txt"
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))  # no pipe can be opened
+    os.kill(min(children(engine.process)), signal.SIGKILL)
+    wait_until(lambda: "cannot be started: [Errno 24]" in log.read_text())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert next_line().endswith("again")
+    assert len(children(engine.process)) == 2
 
 
 def test_a_bundle_that_a_worker_refuses_is_complained_of_once_and_the_old_one_serves(

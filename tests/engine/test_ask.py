@@ -8,23 +8,36 @@ from typer.testing import CliRunner
 
 from engine.ask import print_answer
 from engine.cli import app
-from queryrec.client import Recommendation, Suggestion
+from queryrec.client import Omission, Recommendation, Suggestion
 
 
-@pytest.mark.parametrize("text", ["plain", "[red]x", "x[/b]", "x\\[/b]", "x \\", "[link=http://a]"])
-def test_texts_that_look_like_markup_are_printed_as_they_are(text):
+def printed(text: str, *omissions: Omission) -> list[str]:
     answer = Recommendation(
         request_id="r",
         suggestions=(Suggestion(text=text, click_probability=0.1, sources=("log",), position=1),),
         auxiliary_text=text,
         attribution_token="",
         stage_us={},
-        omissions=(),
+        omissions=omissions,
         bundle_id="b",
     )
     console = Console(file=io.StringIO(), width=100)
     print_answer(console, text, answer)
-    lines = console.file.getvalue().splitlines()
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("omissions", "shown"),
+    [([], "0.100"), ([Omission("score", "skipped", "not_in_bundle")], "-")],
+)
+def test_a_probability_that_no_click_model_gave_is_not_shown(omissions, shown):
+    (row,) = [line for line in printed("wireless mouse", *omissions) if " log " in line]
+    assert row.split()[-2] == shown
+
+
+@pytest.mark.parametrize("text", ["plain", "[red]x", "x[/b]", "x\\[/b]", "x \\", "[link=http://a]"])
+def test_texts_that_look_like_markup_are_printed_as_they_are(text):
+    lines = printed(text)
     assert lines[0] == text
     assert any(f" {text} " in line for line in lines[1:])
 
@@ -38,3 +51,11 @@ def test_what_no_request_can_have_ends_with_one_line(option, value):
     assert done.exit_code == 1
     (line,) = done.output.splitlines()
     assert line.startswith("cannot ask: ")
+
+
+def test_an_engine_that_is_not_there_is_asked_for_by_its_address():
+    done = CliRunner().invoke(app, ["ask", "hi", "--target", "127.0.0.1:1"])
+    assert done.exit_code == 1
+    why, hint = done.output.splitlines()
+    assert why.count("UNAVAILABLE") == 1
+    assert hint == "is an engine running at 127.0.0.1:1?"

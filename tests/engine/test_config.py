@@ -31,8 +31,25 @@ def test_all_mistakes_are_reported_together(tmp_path):
 
 
 def test_variables_that_kubernetes_sets_for_a_service_are_let_pass():
-    environment = {"QUERYREC_SERVICE_HOST": "10.0.0.1", "QUERYREC_PORT": "tcp://10.0.0.1:50051"}
-    assert load_config(None, environment, {}) == Config()
+    address = "tcp://10.0.0.1:50051"
+    for service in ("QUERYREC", "QUERYREC_CANARY"):
+        environment = {
+            f"{service}_SERVICE_HOST": "10.0.0.1",
+            f"{service}_SERVICE_PORT": "50051",
+            f"{service}_SERVICE_PORT_GRPC": "50051",
+            f"{service}_PORT": address,
+            f"{service}_PORT_50051_TCP": address,
+            f"{service}_PORT_50051_TCP_PROTO": "tcp",
+            f"{service}_PORT_50051_TCP_PORT": "50051",
+            f"{service}_PORT_50051_TCP_ADDR": "10.0.0.1",
+        }
+        assert load_config(None, environment, {}) == Config()
+
+
+@pytest.mark.parametrize("name", ["SERVR_PORT", "SERVER_PRT", "PORT", "WORKERS", "CACHE_TTL"])
+def test_a_variable_that_is_no_setting_is_refused(name):
+    with pytest.raises(ValueError, match=f"QUERYREC_{name} is no setting"):
+        load_config(None, {f"QUERYREC_{name}": "1"}, {})
 
 
 def test_a_file_that_is_no_toml_is_named(tmp_path):
@@ -65,6 +82,14 @@ def test_a_broken_key_file_is_named_without_its_secrets(tmp_path, content):
     with pytest.raises(ValueError, match="keys") as failure:
         load_keys(str(path))
     assert "not-base64" not in str(failure.value)
+
+
+def test_two_keys_of_one_id_are_refused(tmp_path):
+    path = tmp_path / "keys"
+    new, old, other = (base64.b64encode(c * 32).decode() for c in (b"n", b"o", b"p"))
+    path.write_text(f"2026-11 {new}\n2026-05 {old}\n2026-11 {other}\n")
+    with pytest.raises(ValueError, match=r"keys:3: key '2026-11' is there twice"):
+        load_keys(str(path))
 
 
 def test_without_a_file_each_start_has_a_key_of_its_own():

@@ -95,6 +95,8 @@ def test_a_valid_event_keeps_every_field():
     [
         ({"event_id": None}, "EVENT_INVALID", "event_id"),
         ({"event_id": "x" * 129}, "FIELD_TOO_LONG", "event_id"),
+        ({"event_id": "a\nb"}, "TEXT_INVALID", "event_id"),
+        ({"user_key": "\x85"}, "TEXT_INVALID", "user_key"),
         ({"user_key": "a\x00b"}, "TEXT_INVALID", "user_key"),
         ({"kind": None}, "EVENT_INVALID", "kind"),
         ({"kind": 99}, "EVENT_INVALID", "kind"),

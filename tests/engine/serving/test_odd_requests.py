@@ -170,6 +170,19 @@ def test_noncharacters_and_control_characters_are_refused(bundle, character):
         translated(bundle, query=f"blue{character}shirt")
 
 
+@pytest.mark.parametrize("field", ["session_id", "user_key"])
+@pytest.mark.parametrize("character", ["\n", "\r", "\t", "\x1c", "\x85", "\x00", "\uffff"])
+def test_white_space_that_is_a_control_character_is_refused_in_ids(bundle, field, character):
+    with pytest.raises(InvalidRequest) as refusal:
+        translated(bundle, **{field: f"a{character}b"})
+    assert refusal.value.metadata["field"] == field
+
+
+@pytest.mark.parametrize("text", ["two words", "a\u00a0b", "\u0915\u094d\u200d\u0937"])
+def test_other_characters_are_taken_in_ids(bundle, text):
+    assert translated(bundle, session_id=text, user_key=text)
+
+
 def test_no_more_side_information_is_tokenised_than_a_prompt_has_room_for(bundle, monkeypatch):
     num_read = 0
 

@@ -98,6 +98,23 @@ def test_nothing_is_refused_once_the_probe_is_given_up(traffic):
     assert not any(traffic.shedding.refuses() for _ in range(100))
 
 
+@pytest.mark.parametrize("budget_s", [0.05, 1.0, 10.0, 60.0])
+async def test_a_probe_waits_for_longer_than_a_long_wait(clock, budget_s):
+    shedding = Shedding(budget_s, clock, random.Random(0))
+    probe = QueueProbe(shedding, clock)
+    given_up_s = 0.0
+
+    async def send(request: bytes, **options) -> None:
+        nonlocal given_up_s
+        given_up_s = options["timeout"]
+
+    await probe._sent(send, "secret")
+    for _ in range(20):  # such waits, one after another
+        shedding.waits(given_up_s)
+        clock.advance(given_up_s)
+    assert all(shedding.refuses() for _ in range(100))
+
+
 def test_only_its_own_probe_counts(clock):
     waits: list[float] = []
     shedding = Shedding(BUDGET_S, clock)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.answering.answer import Question
+from engine.answering.answer import Answer, Question
 from engine.answering.pipeline import Pipeline
 from engine.config import Config, ModelsConfig
 from engine.execution.runtime import Runtime
 from engine.formats.manifest import read_manifest
 from engine.scheduling.deadline import Deadline, MonotonicClock
-from engine.scheduling.stages import Probe
+from engine.scheduling.stages import Left, Omission, Probe, Stage, Why
 from engine.serving.loading import load_pipeline
 from engine.serving.places import Places
 from engine.serving.releases import Release, Releases
@@ -66,13 +66,17 @@ def served(releases: Releases) -> str:
 
 
 async def ask(pipeline: Pipeline) -> int:
+    return len((await answered(pipeline)).suggestions)
+
+
+async def answered(pipeline: Pipeline) -> Answer:
     question = Question(
         scenario=pipeline.bundle.scenarios["suggestion"],
         query="never searched before",
         num_suggestions=6,
         deadline=Deadline.after(30.0, CLOCK),
     )
-    return len((await pipeline.recommend(question, Probe(CLOCK))).suggestions)
+    return await pipeline.recommend(question, Probe(CLOCK))
 
 
 async def test_the_old_release_ends_with_its_last_request_and_is_freed(
@@ -108,6 +112,7 @@ async def test_another_index_takes_over_without_loading_a_model(
     generator = releases.main.pipeline.bundle.generator
     vocabulary = weakref.ref(releases.main.pipeline.bundle.vocabulary)
     newer = changed_bundle(tiny_bundle, "newer")
+    await ask(releases.main.pipeline)
     with releases.main.answering():
         assert await releases.refresh(Places(newer), is_asked=True)
         assert runtime.num_sessions == 3
@@ -117,7 +122,9 @@ async def test_another_index_takes_over_without_loading_a_model(
     assert pipeline.bundle.vocabulary is vocabulary()  # and what it remembers
     for work in {rung.work for rungs in pipeline.bundle.rungs.values() for rung in rungs}:
         assert pipeline.worker.models.costs.predict_s(work, 1) > 0  # known without a run of it
-    assert await ask(pipeline)
+    answer = await answered(pipeline)
+    assert answer.suggestions
+    assert Omission(Stage.GENERATE, Left.SKIPPED, Why.CACHED) in answer.omissions
 
 
 async def test_a_corrupt_release_is_refused_and_complained_of_once(

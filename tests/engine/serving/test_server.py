@@ -2,6 +2,12 @@
 
 import asyncio
 import base64
+import random
+import socket
+import string
+import struct
+import threading
+import time
 
 import grpc
 import msgspec
@@ -10,18 +16,31 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.config import Config, FeedbackConfig, ModelsConfig, ServerConfig
+from engine.feedback.attribution import (
+    MAX_POSITIONS,
+    MAX_TOKEN_BYTES,
+    AttributionToken,
+    KeyRing,
+    Shown,
+    Source,
+)
+from engine.feedback.events import MAX_EVENTS_PER_CALL, MAX_ID_BYTES
+from engine.feedback.segments import Segment
 from engine.formats.manifest import BundleError, read_manifest
+from engine.serving import server as serving
 from engine.serving.places import Places
 from engine.serving.server import Server
-from queryrec.client import QueryRecClient, QueryRecError
+from engine.telemetry.metrics import Metrics
+from queryrec.client import FeedbackEvent, QueryRecClient, QueryRecError
 
 STATUS = health_pb2.HealthCheckResponse
+KEYS = KeyRing(active_key_id="k", secrets={"k": b"x" * 32})
 
 
 @pytest.fixture
 def config(tmp_path) -> Config:
     return Config(
-        server=ServerConfig(port=0),
+        server=ServerConfig(port=0, default_budget_ms=10_000),  # never overloaded
         models=ModelsConfig(num_threads=1, shared_thread_pool=False, max_batch_size=2),
         feedback=FeedbackConfig(directory=str(tmp_path / "feedback")),
     )
@@ -151,6 +170,196 @@ async def test_feedback_for_another_replica_is_taken_if_the_keys_are_shared(
             await server.drain()
 
 
+def longest_token() -> str:
+    """A token of as many characters as there may be: texts that hardly compress."""
+    letters = random.Random(0)
+    texts = ["".join(letters.choices(string.ascii_letters, k=58)) for _ in range(MAX_POSITIONS)]
+    token = AttributionToken(
+        request_id="r" * 64,
+        bundle_id="b",
+        time_unix_ms=1,
+        scenario="suggestion",
+        query="a lamp",
+        session_id="s",
+        suggestions=tuple(Shown(text=text, sources=Source.LOG) for text in texts),
+    ).seal(KEYS)
+    assert len(token) > MAX_TOKEN_BYTES - 64
+    return token
+
+
+def click(token: str, number: int = 0) -> FeedbackEvent:
+    return FeedbackEvent(
+        attribution_token=token,
+        kind="click",
+        position=1,
+        event_id=f"{number:0{MAX_ID_BYTES}}",
+        user_key="u" * MAX_ID_BYTES,
+    )
+
+
+@pytest.fixture
+def held_disk(monkeypatch):
+    """Nothing reaches the disk until the event is set."""
+    append, may_go_on = Segment.append, threading.Event()
+
+    def held(segment: Segment, lines: bytes) -> None:
+        assert may_go_on.wait(30)
+        append(segment, lines)
+
+    monkeypatch.setattr(Segment, "append", held)
+    yield may_go_on
+    may_go_on.set()
+
+
+async def test_as_many_events_as_allowed_with_the_longest_tokens_are_taken(config):
+    server = Server(config, keys=KEYS)
+    try:
+        target = f"127.0.0.1:{await server.start()}"
+        token = longest_token()
+        async with QueryRecClient(target, timeout_s=30) as client:
+            events = [click(token, i) for i in range(MAX_EVENTS_PER_CALL)]
+            assert (await client.record_feedback(events)).num_accepted == MAX_EVENTS_PER_CALL
+    finally:
+        await server.drain()
+
+
+async def test_feedback_that_its_deadline_ends_counts_as_such(config, held_disk):
+    metrics = Metrics()
+    server = Server(config, keys=KEYS, metrics=metrics)
+
+    def num_calls(status: str) -> float:
+        labels = {"method": "RecordFeedback", "scenario": "", "status": status}
+        name = "queryrec_request_duration_seconds_count"
+        return metrics.registry.get_sample_value(name, labels) or 0.0
+
+    try:
+        target = f"127.0.0.1:{await server.start()}"
+        async with QueryRecClient(target, timeout_s=0.5) as client:
+            # The client's clock may cancel a call a moment before the server's does.
+            for i in range(5):
+                with pytest.raises(QueryRecError) as failure:
+                    await client.record_feedback([click(longest_token(), i)])
+                assert failure.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        while num_calls("DEADLINE_EXCEEDED") + num_calls("CANCELLED") < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert num_calls("DEADLINE_EXCEEDED") > 0
+        held_disk.set()
+    finally:
+        await server.drain()
+    misses = {"scenario": ""}
+    assert metrics.registry.get_sample_value("queryrec_budget_misses_total", misses) is None
+
+
+async def test_draining_waits_for_feedback_on_its_way_and_refuses_what_comes_later(
+    config, held_disk
+):
+    slow = msgspec.structs.replace(config.server, grace_s=60)
+    server = Server(msgspec.structs.replace(config, server=slow), keys=KEYS)
+    target = f"127.0.0.1:{await server.start()}"
+    async with QueryRecClient(target, timeout_s=30) as client:
+        stored = asyncio.ensure_future(client.record_feedback([click(longest_token())]))
+        await client.record_feedback([])  # comes after it on the same connection
+        draining = asyncio.ensure_future(server.drain())
+        async with asyncio.timeout(20):
+            reason = ""
+            while not reason:
+                try:
+                    await client.record_feedback([])
+                except QueryRecError as error:
+                    reason = error.reason
+        assert reason == "ERROR_REASON_NOT_READY"
+        assert not stored.done()
+        held_disk.set()
+        assert (await stored).num_accepted == 1
+        await draining
+
+
+async def test_whoever_watches_its_health_does_not_keep_it_from_ending(config):
+    patient = msgspec.structs.replace(config.server, grace_s=600)
+    server = Server(msgspec.structs.replace(config, server=patient))
+    target = f"127.0.0.1:{await server.start()}"
+    async with aio.insecure_channel(target) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == STATUS.NOT_SERVING
+        async with asyncio.timeout(60):
+            await server.drain()
+
+
+async def test_questions_beyond_the_limit_do_not_keep_feedback_out(config):
+    few = msgspec.structs.replace(config.server, max_concurrent_calls=1)
+    server = Server(msgspec.structs.replace(config, server=few), keys=KEYS)
+    try:
+        target = f"127.0.0.1:{await server.start()}"
+        async with QueryRecClient(target, timeout_s=30) as client:
+            with server._service._questions, server._service._questions:  # as if two were asked
+                with pytest.raises(QueryRecError) as refusal:
+                    await client.list_scenarios()
+                assert refusal.value.reason == "ERROR_REASON_QUEUE_FULL"
+                assert (await client.record_feedback([click(longest_token())])).num_accepted == 1
+    finally:
+        await server.drain()
+
+
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    """An HTTP/2 frame of the connection."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, 0, 0) + payload
+
+
+SETTINGS, PING, GOAWAY = 4, 6, 7
+
+
+def connected(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
+    return connection
+
+
+def kinds(connection: socket.socket, last: int) -> list[int]:
+    """Reads frames until one of that kind, or the end. Returns their kinds."""
+    found = [-1]
+    with connection.makefile("rb") as frames:
+        while found[-1] not in (last, GOAWAY) and len(head := frames.read(9)) == 9:
+            frames.read(int.from_bytes(head[:3]))
+            found.append(head[3])
+    return found[1:]
+
+
+async def test_idle_connections_may_ask_for_signs_of_life(config, monkeypatch):
+    monkeypatch.setattr(serving, "_MIN_PING_INTERVAL_MS", 100)
+    server = Server(config)
+
+    def ping(port: int) -> list[int]:
+        with connected(port) as connection:
+            found: list[int] = []
+            for _ in range(6):
+                time.sleep(0.2)
+                connection.sendall(frame(PING, b"01234567"))
+                found += kinds(connection, PING)
+            return found
+
+    try:
+        found = await asyncio.to_thread(ping, await server.start())
+    finally:
+        await server.drain()
+    assert GOAWAY not in found
+    assert found.count(PING) == 6
+
+
+async def test_idle_connections_are_asked_for_signs_of_life(config, monkeypatch):
+    monkeypatch.setattr(serving, "_KEEPALIVE_MS", 200)
+    server = Server(config)
+
+    def listen(port: int) -> list[int]:
+        with connected(port) as connection:
+            return kinds(connection, PING)
+
+    try:
+        found = await asyncio.to_thread(listen, await server.start())
+    finally:
+        await server.drain()
+    assert found[-1:] == [PING]
+
+
 async def test_a_port_in_use_is_refused(config):
     first = Server(config)
     try:
@@ -158,7 +367,7 @@ async def test_a_port_in_use_is_refused(config):
         taken = msgspec.structs.replace(config, server=ServerConfig(port=port))
         second = Server(taken)
         try:
-            with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}"):
+            with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*in use"):
                 await second.start()
         finally:
             await second.drain()

@@ -1,6 +1,7 @@
 """Every call is counted by how it ended, whatever way that was."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -45,14 +46,16 @@ def num_calls(metrics: Metrics, status: str, *, scenario: str = "suggestion") ->
     return value(metrics, "request_duration_seconds_count", **labels)
 
 
-def recommend(observer, clock, *, lasts_s: float, error: BaseException | None = None) -> None:
+def recommend(
+    observer, clock, *, lasts_s: float, error: BaseException | None = None, num_suggestions: int = 6
+) -> None:
     with observer.call("Recommend", Context()) as call:
         call.asked("suggestion")
         call.due(Deadline.after(0.05, clock))
         clock.advance(lasts_s)
         if error is not None:
             raise error
-        call.answered(())
+        call.answered((), num_suggestions)
 
 
 def test_an_answer_in_time_counts_by_scenario_and_status(observer, clock, metrics):
@@ -62,6 +65,13 @@ def test_an_answer_in_time_counts_by_scenario_and_status(observer, clock, metric
     assert value(metrics, "request_duration_seconds_sum", **seconds) == pytest.approx(0.03)
     assert value(metrics, "answers_total", scenario="suggestion", effort="full") == 1
     assert value(metrics, "budget_misses_total", scenario="suggestion") == 0
+
+
+def test_an_answer_without_suggestions_is_counted(observer, clock, metrics):
+    recommend(observer, clock, lasts_s=0.03)
+    recommend(observer, clock, lasts_s=0.03, num_suggestions=0)
+    assert value(metrics, "answers_total", scenario="suggestion", effort="full") == 2
+    assert value(metrics, "empty_answers_total", scenario="suggestion") == 1
 
 
 def test_an_answer_after_its_budget_is_a_miss(observer, clock, metrics):
@@ -107,7 +117,7 @@ def test_stage_times_and_omissions_of_answers_are_counted(observer, clock, metri
         with call.probe.during(Stage.GENERATE):
             clock.advance(0.012)
         call.asked("completion")
-        call.answered((Omission(Stage.SCORE, Left.SKIPPED, Why.OVERLOAD),))
+        call.answered((Omission(Stage.SCORE, Left.SKIPPED, Why.OVERLOAD),), 6)
     assert value(metrics, "stage_duration_seconds_sum", stage="generate") == pytest.approx(0.012)
     omission = {"stage": "score", "kind": "skipped", "reason": "overload"}
     assert value(metrics, "omissions_total", **omission) == 1
@@ -174,6 +184,32 @@ GENERATE, SCORE, ENCODE = Stage.GENERATE, Stage.SCORE, Stage.ENCODE
 )
 def test_effort_is_what_took_part_in_an_answer(omissions, effort):
     assert Effort.of(omissions) is effort
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("errors_total", {"method": "Recommend", "reason": "internal"}),
+        ("errors_total", {"method": "ListScenarios", "reason": "queue_full"}),
+        ("errors_total", {"method": "RecordFeedback", "reason": "feedback_not_stored"}),
+        ("omissions_total", {"stage": "generate", "kind": "skipped", "reason": "failure"}),
+        ("omissions_total", {"stage": "retrieve", "kind": "degraded", "reason": "failure"}),
+    ],
+)
+def test_what_alerts_look_for_starts_at_zero(metrics, name, labels):
+    assert metrics.registry.get_sample_value(f"queryrec_{name}", labels) == 0.0
+
+
+def test_late_feedback_is_no_late_answer(observer, clock, metrics):
+    with suppress(asyncio.CancelledError), observer.call("RecordFeedback", Context()) as call:
+        call.due(Deadline.after(0.05, clock))
+        clock.advance(0.06)
+        raise asyncio.CancelledError
+    labels = {"method": "RecordFeedback", "scenario": "", "status": "DEADLINE_EXCEEDED"}
+    assert value(metrics, "request_duration_seconds_count", **labels) == 1
+    assert (
+        metrics.registry.get_sample_value("queryrec_budget_misses_total", {"scenario": ""}) is None
+    )
 
 
 def test_state_is_asked_at_each_scrape(metrics):
