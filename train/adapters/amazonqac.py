@@ -71,10 +71,10 @@ def _from_json(path: Path, left_out: LeftOut) -> Iterator[tuple[int, _Fields | N
     for number, line in read_lines(path, left_out):
         try:
             row = decoder.decode(line)
-        except msgspec.MsgspecError:
+        except msgspec.MsgspecError as error:
             if is_first:
                 expected = f"parquet, or JSON lines, with {_EXPECTED}"
-                raise header_error(path, expected, line) from None
+                raise header_error(path, expected, f"is not that: {error}") from None
             yield number, None
             continue
         is_first = False

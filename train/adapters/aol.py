@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from train.adapters.adapter import BadRow, Impression, LeftOut, Search
-from train.adapters.lines import header_error, read_lines
+from train.adapters.lines import header_error, num_columns, read_lines
 from train.adapters.times import TimeReader
 
 DESCRIPTION = "AOL 2006: AnonID, Query, QueryTime, ItemRank, ClickURL"
@@ -35,7 +35,8 @@ def rows(path: Path, left_out: LeftOut) -> Iterator[Search | Impression]:
         if is_first:
             is_first = False
             if [f.lower() for f in fields] != _HEADER:
-                raise header_error(path, f"the header {' | '.join(_HEADER)}, tab separated", line)
+                expected = f"the header {' | '.join(_HEADER)}, tab separated"
+                raise header_error(path, expected, f"{num_columns(fields)} and is another")
             continue
         try:
             if not 3 <= len(fields) <= len(_HEADER):

@@ -47,7 +47,9 @@ def import_logs(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
     for path in files:
         if not path.is_file():
             raise ValueError(f"{path}: there is no such file")
-        if names.count(path.name) > 1:
+        if sum(path.samefile(other) for other in files if other.exists()) > 1:
+            raise ValueError(f"{path}: is given twice")
+        if adapter.IS_RECONSTRUCTED and names.count(path.name) > 1:
             raise ValueError(f"{path}: files must differ in name, which tells their rows apart")
     for table in (out / SEARCHES, out / IMPRESSIONS):
         if table.exists():

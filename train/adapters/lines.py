@@ -3,7 +3,7 @@
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,9 +47,19 @@ def read_lines(path: Path, left_out: LeftOut) -> Iterator[tuple[int, str]]:
 
 
 def header_error(path: Path, expected: str, found: str) -> ValueError:
-    """Returns the error for a file whose columns are not those of its format."""
-    shown = found[:120].replace("\t", " | ")
-    return ValueError(f"{path}: expected {expected}; its first line is: {shown}")
+    """Returns the error for a file whose columns are not those of its format.
+
+    Args:
+        path: of the file.
+        expected: what the format has.
+        found: what is different in the first line, without its content: it may be anyone's search.
+    """
+    return ValueError(f"{path}: expected {expected}; its first line {found}")
+
+
+def num_columns(fields: Sequence[str]) -> str:
+    """Returns how many columns a line has, as `header_error` says it."""
+    return f"has {len(fields)} column{'' if len(fields) == 1 else 's'}"
 
 
 @contextmanager

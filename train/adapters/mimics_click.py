@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from train.adapters.adapter import BadRow, Impression, LeftOut, Search
-from train.adapters.lines import header_error, read_lines
+from train.adapters.lines import header_error, num_columns, read_lines
 from train.adapters.times import nominal_share, nominal_time
 
 DESCRIPTION = "MIMICS-Click: clarification panes with aggregated clicks; impressions reconstructed"
@@ -50,7 +50,8 @@ def rows(path: Path, left_out: LeftOut) -> Iterator[Search | Impression]:
         fields = _fields(line)
         if not places:
             if sorted(fields) != sorted(_COLUMNS):
-                raise header_error(path, f"a header of {', '.join(_COLUMNS)}", line)
+                expected = f"a header of {', '.join(_COLUMNS)}"
+                raise header_error(path, expected, f"{num_columns(fields)} and is another")
             places = {name: i for i, name in enumerate(fields)}
             continue
         try:

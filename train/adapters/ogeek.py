@@ -2,8 +2,9 @@
 
 Lines of prefix, query_prediction (JSON, query -> probability), title, tag and label, parted by
 tabs, without a header. Lines are single impressions: nothing says which were shown together, at
-which position, when, or to whom. A title that starts with what was typed is a completion, and a
-click on it a search of it; others are answers of another kind and left out.
+which position, when, or to whom. A title that starts with what was typed is a completion; others
+are answers of another kind and left out. A completion counts as a search of its title, clicked or
+not: the click model reads how often a text was searched, and must not read its own label there.
 """
 
 from collections.abc import Iterator
@@ -11,13 +12,15 @@ from pathlib import Path
 
 from engine.formats.text import normalise, normalise_prefix
 from train.adapters.adapter import BadRow, Impression, LeftOut, Search
-from train.adapters.lines import header_error, read_lines
+from train.adapters.lines import header_error, num_columns, read_lines
 from train.adapters.times import nominal_time
 
 DESCRIPTION = "OGeek: prefix, query_prediction, title, tag, label; completions reconstructed"
 NOTES: tuple[str, ...] = (
-    "titles that start with what was typed are taken as completions, clicked ones also as "
-    "searches; query_prediction and tag are not used",
+    "titles that start with what was typed are taken as completions; query_prediction and tag "
+    "are not used",
+    "each completion that was shown is also a search of its title, clicked or not: were it a "
+    "search only when clicked, how often a title was searched would tell the click",
     "each line is a panel of its own at position 1: positions are not in the data, so nothing can "
     "be learnt about them",
     "times are nominal, on 1970-01-01, one per prefix: the validation split is by prefix",
@@ -38,8 +41,10 @@ def rows(path: Path, left_out: LeftOut) -> Iterator[Search | Impression]:
     is_first = True
     for number, line in read_lines(path, left_out):
         fields = line.split("\t")
-        if is_first and (len(fields) != _NUM_COLUMNS or fields[1].strip()[:1] not in ("{", "")):
-            raise header_error(path, _EXPECTED, line)
+        if is_first and len(fields) != _NUM_COLUMNS:
+            raise header_error(path, _EXPECTED, num_columns(fields))
+        if is_first and fields[1].strip()[:1] not in ("{", ""):
+            raise header_error(path, _EXPECTED, "has no JSON object in its second column")
         is_first = False
         try:
             if len(fields) != _NUM_COLUMNS:
@@ -59,6 +64,5 @@ def _shown(fields: list[str], name: str) -> Iterator[Search | Impression]:
     if not normalise(title).startswith(typed):
         raise BadRow("title does not start with what was typed: no completion")
     time_us, clicked = nominal_time(typed), label.strip() == "1"
-    if clicked:
-        yield Search(name, time_us, title, None)
+    yield Search(name, time_us, title, None)
     yield Impression(name, time_us, name, _SCENARIO, prefix, 1, title, clicked, None)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from train.adapters.adapter import BadRow, Impression, LeftOut, Search
-from train.adapters.lines import header_error, read_lines
+from train.adapters.lines import header_error, num_columns, read_lines
 from train.adapters.times import TimeReader
 
 DESCRIPTION = "your own searches: session, time, query and optionally user, tab separated"
@@ -36,13 +36,14 @@ def rows(path: Path, left_out: LeftOut) -> Iterator[Search | Impression]:
             header = _header(fields)
             columns = header or list(range(num_fields))
             if not 3 <= num_fields <= 4:
-                raise header_error(path, _EXPECTED, line)
+                raise header_error(path, _EXPECTED, num_columns(fields))
             if header:
                 continue
             try:
                 TimeReader()(fields[1])
-            except BadRow:
-                raise header_error(path, _EXPECTED, line) from None
+            except BadRow as bad:
+                found = f"{num_columns(fields)}, and of the second: {bad}"
+                raise header_error(path, _EXPECTED, found) from None
         try:
             if len(fields) != num_fields:
                 raise BadRow(f"not {num_fields} columns")

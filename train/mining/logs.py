@@ -9,6 +9,8 @@ may differ in what is optional. `side_information` is a list of (kind, text); `p
 from 1. Knows nothing of what is mined from them.
 """
 
+import glob
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import ibis
 import ibis.expr.datatypes as dt
 
+from train.mining.failures import told_without_values
 from train.settings import MineConfig, Places, places_of
 
 # Ibis types columns by their base class only, so a type checker refuses every expression.
@@ -55,6 +58,7 @@ def _is_side_information(kind: dt.DataType) -> bool:
 
 _ID = "string or integer"
 _SIDE_INFORMATION = "list of struct(kind string, text string)"
+_ENDS = ("min", "max")
 # What columns become, so that tables of several places are of one type.
 _TYPES = {
     _ID: "string",
@@ -130,8 +134,13 @@ def open_tables(connection: Backend, *, searches: Places, impressions: Places) -
 
     Raises:
         ValueError: files that cannot be read, missing columns, wrong types, no rows, no clicks,
-            positions below 1, requests in two places; the message names them all.
+            positions below 1, requests in two places or of two panels; the message names them all.
     """
+    with told_without_values(searches, impressions):
+        return _open_tables(connection, searches, impressions)
+
+
+def _open_tables(connection: Backend, searches: Places, impressions: Places) -> LogTables:
     errors: list[str] = []
     searched = _opened(connection, "searches", places_of(searches), _SEARCHES, errors)
     shown = _opened(connection, "impressions", places_of(impressions), _IMPRESSIONS, errors)
@@ -154,6 +163,13 @@ def open_tables(connection: Backend, *, searches: Places, impressions: Places) -
             )
         if found["num_low"]:
             errors.append(f"table impressions has {found['num_low']} rows with position < 1")
+        num_mixed = _num_mixed_requests(shown)
+        if num_mixed:
+            errors.append(
+                f"table impressions: {num_mixed} request_ids stand for several panels, with more "
+                "than one scenario or query: give each panel an id of its own, such as that of "
+                "the page with the scenario added to it"
+            )
     if errors:
         raise ValueError("; ".join(errors))
     return LogTables(searched, shown, all(found["num_user_keys"] for found in checks))
@@ -166,6 +182,18 @@ def _checked(name: str, table: Table, errors: list[str], **sums: Any) -> dict[st
     if not row["num_rows"]:
         errors.append(f"table {name} has no rows")
     return {key: int(value or 0) for key, value in row.items()}
+
+
+def _num_mixed_requests(impressions: Table) -> int:
+    """Returns how many request_ids have rows of more than one scenario or query."""
+    rows = impressions.filter(impressions.request_id.notnull())
+    requests = rows.group_by("request_id").agg(
+        **{f"{end}_{c}": getattr(rows[c], end)() for c in ("scenario", "query") for end in _ENDS}
+    )
+    is_mixed = (requests.min_scenario != requests.max_scenario) | (
+        requests.min_query != requests.max_query
+    )
+    return _scalar(requests.filter(is_mixed).count())
 
 
 def open_impressions(connection: Backend, places: Places) -> Table:
@@ -215,7 +243,8 @@ def _open(
     connection: Backend, name: str, place: str, columns: tuple[_Column, ...], errors: list[str]
 ) -> Table | None:
     path = Path(place)
-    pattern = str(path / "*.parquet") if path.is_dir() else place
+    pattern = as_pattern(connection, path) if path.exists() else place
+    pattern += "/*.parquet" if path.is_dir() else ""
     if not path.exists() and not any(c in place for c in "*?["):
         errors.append(f"table {name}: there is no {place}")
         return None
@@ -236,6 +265,13 @@ def _open(
     if missing or wrong:
         return None
     return table.select(**{c.name: _column(table, c, schema) for c in columns})
+
+
+def as_pattern(connection: Backend, path: Path) -> str:
+    """Returns the pattern that fits a path alone, whatever characters are in its name."""
+    if connection.name == "pyspark":
+        return re.sub(r"([\\*?\[\]{}])", r"\\\1", str(path))
+    return glob.escape(str(path))
 
 
 def _column(table: Table, column: _Column, schema: ibis.Schema) -> Any:

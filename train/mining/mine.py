@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 from train.config import TrainConfig
 from train.mining import cooccurrence, logs, sessions, shown, variants
 from train.mining.anonymity import CLEAN_SCHEMA, TextFilter, read_unsafe_words
+from train.mining.failures import told_without_values
 from train.mining.logs import Table
 from train.mining.workspace import Workspace, number_of, rows_of
 from train.settings import MineConfig, Places
 
-QUERIES = "queries.parquet"  # text (sorted by UTF-8 bytes), num_searches, num_users
+# text (sorted by UTF-8 bytes), num_searches, num_searches_before_cut (of validation), num_users
+QUERIES = "queries.parquet"
 PAIRS = "pairs.parquet"  # source, target, num_pairs, num_users, association in [-1, 1]
 CONTEXTS = "contexts.parquet"  # query, target, session_queries (oldest first), weight, split
 SUMMARY = "summary.json"
@@ -53,8 +55,10 @@ class _Searches(NamedTuple):
     """The log of searches, normalised."""
 
     events: Table  # session, time, user, text
-    counts: Table  # text, num_searches, num_users
+    counts: Table  # text, num_searches, num_searches_before_cut, num_users
     clean: Table  # anonymity.CLEAN_SCHEMA; near-duplicates merged
+    robots: Table | None  # when their sessions were, see `sessions.spans`; None without a limit
+    split: int  # see `sessions.split_second`
     dropped: dict[str, int]  # rows by reason
 
 
@@ -88,7 +92,8 @@ def mine(
             report("reading the tables")
             tables = logs.open_tables(connection, searches=searches, impressions=impressions)
             workspace = Workspace(connection, scratch)
-            summary = _mine(config, tables, workspace, scratch / "mined", report)
+            with told_without_values(searches, impressions):
+                summary = _mine(config, tables, workspace, scratch / "mined", report)
         finally:
             connection.disconnect()
         out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +113,7 @@ def _mine(
     report("normalising texts")
     clean = _clean_texts(tables, workspace, TextFilter(read_unsafe_words(settings.unsafe_words)))
     report("sessions")
-    events, counts, clean, dropped = _searches(tables, clean, workspace, settings)
+    events, counts, clean, robots, split, dropped = _searches(tables, clean, workspace, settings)
     public = counts.filter(counts.num_users >= settings.min_users)
     public = workspace.write(public.order_by("text"), out / QUERIES)
     num_queries = number_of(public.count())
@@ -122,7 +127,6 @@ def _mine(
     dropped["search_below_k"] = number_of(events.count()) - number_of(public.num_searches.sum())
 
     report("pairs of queries")
-    split = sessions.split_second(events, settings.valid_share)
     steps = keep("steps", sessions.steps(events, public, split))
     pairs = keep("all_pairs", cooccurrence.all_pairs(steps, settings.max_pair_steps))
     anonymous = cooccurrence.anonymous_pairs(pairs, public, settings.min_users)
@@ -133,6 +137,11 @@ def _mine(
     contexts = cooccurrence.contexts(steps, anonymous, settings.max_session_queries)
     ordered = contexts.order_by("query", "session_queries", "target", "split")
     workspace.write(ordered, out / CONTEXTS)
+    if not pq.read_metadata(out / CONTEXTS).num_rows:
+        report(
+            "warning: no anonymous query follows another in any session, so nothing teaches what "
+            "comes next; does session_id name single searches?"
+        )
 
     result = shown.Shown(num_rows=0, num_clicks=0, position_ctr={}, dropped={})
     if tables.impressions is not None:
@@ -142,7 +151,7 @@ def _mine(
             _with_counted_user(tables.impressions, tables.counts_users),
             clean=clean,
             public=public,
-            split=split,
+            robots=robots,
             workspace=workspace,
             out=out,
         )
@@ -197,11 +206,14 @@ def _searches(
     }
     usable = joined.filter(is_usable).select("session_id", "time", "user", "text")
     events = workspace.keep("events", sessions.sessions(usable, settings.session_gap_s))
+    robots = None
     if settings.max_session_searches:
         is_robot = events.session_size > settings.max_session_searches
+        robots = workspace.keep("robots", sessions.spans(events.filter(is_robot)))
         dropped["search_of_robot"] = number_of(events.filter(is_robot).count())
         events = events.filter(~is_robot)
-    counts = workspace.keep("counts", _counts(events))
+    split = sessions.split_second(events, settings.valid_share)
+    counts = workspace.keep("counts", _counts(events, split))
     if settings.near_duplicates != "keep":
         canonical = variants.canonical_texts(
             counts,
@@ -211,12 +223,16 @@ def _searches(
         )
         clean = workspace.keep("merged_clean", variants.replaced(clean, canonical))
         events = workspace.keep("merged_events", variants.replaced(events, canonical))
-        counts = workspace.keep("merged_counts", _counts(events))
-    return _Searches(events, counts, clean, dropped)
+        counts = workspace.keep("merged_counts", _counts(events, split))
+    return _Searches(events, counts, clean, robots, split, dropped)
 
 
-def _counts(events: Table) -> Table:
-    return events.group_by("text").agg(num_searches=events.count(), num_users=events.user.nunique())
+def _counts(events: Table, split: int) -> Table:
+    return events.group_by("text").agg(
+        num_searches=events.count(),
+        num_searches_before_cut=events.count(where=~sessions.is_valid(events.time, split)),
+        num_users=events.user.nunique(),
+    )
 
 
 def _with_counted_user(table: Table, counts_users: bool) -> Table:

@@ -19,18 +19,42 @@ def sessions(searches: Table, gap_s: int) -> Table:
         gap_s: in whole seconds.
 
     Returns:
-        session, time, user, text, session_size (searches of the session).
+        session, session_id, time, user, text, session_size (searches of the session).
     """
     order = ibis.window(group_by="session_id", order_by=ORDER)
     second = _second(searches.time)
     starts = searches.mutate(starts=ibis.ifelse(second - second.lag(1).over(order) > gap_s, 1, 0))
     running = ibis.cumulative_window(group_by="session_id", order_by=ORDER)
     parts = starts.mutate(part=starts.starts.sum().over(running))
-    named = parts.select(
-        "time", "user", "text", session=parts.session_id + "#" + parts.part.cast("string")
-    )
+    named = parts.mutate(session=parts.session_id + "#" + parts.part.cast("string"))
     size = named.count().over(ibis.window(group_by="session"))
-    return named.select("session", "time", "user", "text", session_size=size)
+    return named.select("session", "session_id", "time", "user", "text", session_size=size)
+
+
+def spans(events: Table) -> Table:
+    """Returns when sessions were: session_id, start_s, end_s (seconds since 1970)."""
+    second = _second(events.time)
+    found = events.group_by("session", "session_id").agg(start_s=second.min(), end_s=second.max())
+    return found.drop("session")
+
+
+def outside(rows: Table, spans: Table, gap_s: int) -> Table:
+    """Returns the rows that are of none of these sessions.
+
+    Args:
+        rows: session_id, which may be null, and time.
+        spans: see above.
+        gap_s: see `sessions`: so near to a session, a row is of it.
+    """
+    second = _second(rows.time)
+    return rows.anti_join(
+        spans,
+        [
+            rows.session_id == spans.session_id,
+            second >= spans.start_s - gap_s,
+            second <= spans.end_s + gap_s,
+        ],
+    )
 
 
 def split_second(events: Table, valid_share: float) -> int:

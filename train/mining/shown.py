@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ibis
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.formats.prompt import COOCCURRING, SESSION
 from train.config import TrainConfig
 from train.mining.logs import Table
-from train.mining.sessions import is_valid
+from train.mining.sessions import is_valid, outside, split_second
 from train.mining.workspace import Workspace, number_of, rows_of
 
 IMPRESSIONS = "impressions.parquet"
@@ -47,18 +48,21 @@ def mine_shown(
     *,
     clean: Table,
     public: Table,
-    split: int,
+    robots: Table | None,
     workspace: Workspace,
     out: Path,
 ) -> Shown:
     """Writes impressions.parquet into `out`.
+
+    Which rows are for validation goes by the impressions' own times: feedback on a bundle is all
+    younger than the searches that it was trained on.
 
     Args:
         config: sections mine, prompt and scenarios are read.
         impressions: validated table with `user`, what k counts.
         clean: raw texts and what they became (anonymity.CLEAN_SCHEMA).
         public: the k-anonymous queries.
-        split: second from which on rows are for validation, see `sessions.split_second`.
+        robots: when robots' sessions were, see `sessions.spans`; None: nobody is taken for one.
         workspace: runs expressions.
         out: directory.
     """
@@ -67,10 +71,11 @@ def mine_shown(
     completing = [s.name for s in config.scenarios if s.completes_prefix]
     seen = impressions.filter(impressions.shown & impressions.scenario.isin(names))
     known = seen.filter(seen.request_id.notnull() & seen.time.notnull() & seen.position.notnull())
+    human = known if robots is None else outside(known, robots, config.mine.session_gap_s)
     queries = clean.select(raw_query="raw", query_text="text", query_prefix="prefix")
     texts = clean.select(raw_text="raw", clean_text="text")
     auxiliary = clean.select(raw_auxiliary="raw", clean_auxiliary="text")
-    rows = known.left_join(queries, known.query == queries.raw_query)
+    rows = human.left_join(queries, human.query == queries.raw_query)
     rows = rows.left_join(texts, rows.text == texts.raw_text)
     rows = rows.left_join(auxiliary, rows.auxiliary_text == auxiliary.raw_auxiliary)
     completes = rows.scenario.isin(completing) if completing else ibis.literal(False)
@@ -93,6 +98,7 @@ def mine_shown(
             auxiliary_text=rows.clean_auxiliary,
         ),
     )
+    split = split_second(rows, config.mine.valid_share)
     position_ctr = _position_ctr(rows)
     items = keep("side_items", _side_items(rows, clean, public, config))
     unknown = rows.filter(rows.side_information.isnull()).select("request_id")
@@ -122,8 +128,8 @@ def mine_shown(
     order = ["time", "request_id", "position", "text"]
     ties = ["query", "source", "clicked", "propensity", "auxiliary_text"]
     workspace.write(result.order_by(*order, *ties), out / IMPRESSIONS)
-    num_total, num_seen, num_known, num_with_text = (
-        number_of(t.count()) for t in (impressions, seen, rows, with_text)
+    num_total, num_seen, num_known, num_human, num_with_text = (
+        number_of(t.count()) for t in (impressions, seen, known, rows, with_text)
     )
     num_left = pq.read_metadata(out / IMPRESSIONS).num_rows
     return Shown(
@@ -133,10 +139,47 @@ def mine_shown(
         dropped={
             "impression_not_shown_or_unknown_scenario": num_total - num_seen,
             "impression_missing_value": num_seen - num_known,
-            "impression_text_refused_or_below_k": num_known - num_with_text,
+            "impression_of_robot": num_known - num_human,
+            "impression_text_refused_or_below_k": num_human - num_with_text,
             "impression_query_refused_or_below_k": num_with_text - num_left,
         },
     )
+
+
+def check_clicks(split: str, num_shown: int, num_clicks: int) -> None:
+    """Checks that a click model has something to learn, or to be measured on.
+
+    Args:
+        split: "train" or "valid".
+        num_shown: impressions of the split.
+        num_clicks: how many of them were clicked.
+
+    Raises:
+        ValueError: no impressions, none clicked or all.
+    """
+    if not num_shown:
+        raise ValueError(f"the {split} split has no impressions: bring a longer log")
+    if num_clicks in (0, num_shown):
+        raise ValueError(
+            f"{'all' if num_clicks else 'none'} of the {num_shown} shown impressions of the "
+            f"{split} split are clicked: there is nothing to learn; check the column 'clicked'"
+        )
+
+
+def check_mined_clicks(mined: Path) -> None:
+    """Checks both splits of a directory of mined tables; see `check_clicks`.
+
+    Without impressions in it there is nothing to check, and no click model.
+    """
+    path = mined / IMPRESSIONS
+    if not path.exists():
+        return
+    table = pq.read_table(path, columns=["split", "clicked"])
+    if not table.num_rows:
+        return
+    for split in ("train", "valid"):
+        clicked = table.filter(pc.field("split") == split)["clicked"].to_numpy()
+        check_clicks(split, len(clicked), int(clicked.sum()))
 
 
 def _anonymous_texts(rows: Table, public: Table, k: int) -> Table:

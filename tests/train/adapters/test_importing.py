@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,13 +122,24 @@ def test_bad_lines_are_counted_by_reason_with_the_first_place(tmp_path: Path) ->
 
 
 def test_a_file_of_other_columns_is_refused_with_what_was_expected(tmp_path: Path) -> None:
-    assert_refused(own(tmp_path, "a,b,c\n"), tmp_path, "session, time, query", "a,b,c")
+    assert_refused(own(tmp_path, "a,b,c\n"), tmp_path, "session, time, query", "has 1 column")
     assert_refused(own(tmp_path, "id\twhen\twhat\n"), tmp_path, "with or without a header")
     assert_refused(own(tmp_path, "s\t1\t2\t3\t4\n"), tmp_path, "session, time, query")
     for name in ("aol", "mimics-click", "ogeek", "amazonqac"):
         expected = {"ogeek": "query_prediction", "aol": "anonid", "amazonqac": "final_search_term"}
         part = expected.get(name, "option_cctr_5")
         assert_refused(FIXTURES / "own.tsv", tmp_path, part, name=name)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "line", ["secret-id\tsoon\tsecret query\tsecret user", "secret", "a\tb\tc\td\tsecret"]
+)
+def test_a_refused_file_is_not_quoted(tmp_path: Path, name: str, line: str) -> None:
+    result = called(name, own(tmp_path, line + "\n"), "--out", tmp_path / "logs")
+    assert result.exit_code == 2
+    assert "first line" in result.stderr
+    assert "secret" not in result.output + result.stderr
 
 
 def test_files_without_usable_rows_are_refused(tmp_path: Path) -> None:
@@ -149,12 +161,23 @@ def test_one_bad_file_of_several_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bad\.tsv: is empty"):
         import_logs("tsv", [good, bad], tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
-    with pytest.raises(ValueError, match="differ in name"):
+    with pytest.raises(ValueError, match="is given twice"):
         import_logs("tsv", [good, good], tmp_path / "logs")
     with pytest.raises(ValueError, match="no such file"):
         import_logs("tsv", [tmp_path], tmp_path / "logs")
     with pytest.raises(ValueError, match="known are tsv, aol"):
         import_logs("csv", [good], tmp_path / "logs")
+
+
+def test_only_formats_whose_rows_have_no_ids_want_files_of_different_names(tmp_path: Path) -> None:
+    days = [tmp_path / name for name in ("day1", "day2")]
+    for day in days:
+        day.mkdir()
+    parts = [own(day, f"{day.name}\t1772354400\tq\n", "part-0.tsv") for day in days]
+    assert import_logs("tsv", parts, tmp_path / "logs").num_searches == 2
+    shown = [Path(shutil.copy(FIXTURES / "ogeek.txt", day)) for day in days]
+    with pytest.raises(ValueError, match="must differ in name"):
+        import_logs("ogeek", shown, tmp_path / "others")
 
 
 @pytest.mark.parametrize("table", ["searches.parquet", "impressions.parquet"])

@@ -41,6 +41,7 @@ TEXTS = ["tea", "Tea pot", "pot, tea", "tea pots", "teas ", "te", "  ", "bob@x.o
 OTHERS = ["why tea?", "so it is", "which tea?", "nobody knows"]  # answers and lead-ins
 USERS = ["u1", "u2", "u3", "u4", "u5", None]
 SESSIONS = ["s1", "s2", "s3", "s4", "s5", None]
+REQUESTS = ["r1", "r2", "r3", "r4", "r5", "r6"]
 # What is written by mining itself, not by people.
 STRUCTURE = {"request_id", "split", "scenario", "kind"}
 
@@ -81,11 +82,9 @@ def impressions(draw: st.DrawFn) -> list[dict]:
     )
     row = st.fixed_dictionaries(
         {
-            "request_id": st.sampled_from(["r1", "r2", "r3", "r4", "r5", "r6"]),
+            "request_id": st.sampled_from(REQUESTS),
             "time": st.just(START),
             "session_id": st.sampled_from(SESSIONS),
-            "scenario": st.sampled_from(["suggestion", "completion", "clarification", "other"]),
-            "query": text,
             "side_information": st.one_of(st.none(), st.lists(item, max_size=2)),
             "position": st.integers(1, 3),
             "text": st.one_of(text, other),
@@ -98,7 +97,11 @@ def impressions(draw: st.DrawFn) -> list[dict]:
             "auxiliary_text": st.one_of(st.none(), other),
         }
     )
-    return draw(st.lists(row, max_size=40))
+    scenario = st.sampled_from(["suggestion", "completion", "clarification", "other"])
+    panel = st.fixed_dictionaries({"scenario": scenario, "query": text})
+    panels = draw(st.fixed_dictionaries(dict.fromkeys(REQUESTS, panel)))
+    rows: list[dict[str, Any]] = draw(st.lists(row, max_size=40))
+    return [{**row, **panels[row["request_id"]]} for row in rows]
 
 
 def person(row: dict, counts_users: bool) -> str | None:

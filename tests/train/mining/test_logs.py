@@ -156,3 +156,29 @@ def test_overlapping_impressions_are_refused(simulated_logs: Any, tmp_path: Path
             str(simulated_logs.searches),
             [str(simulated_logs.impressions), str(tmp_path / "i.parquet")],
         )
+
+
+@pytest.mark.parametrize("column", ["scenario", "query"])
+def test_a_request_id_of_several_panels_is_refused(
+    simulated_logs: Any, tmp_path: Path, column: str
+) -> None:
+    table = pq.read_table(simulated_logs.impressions)
+    values = table[column].to_pylist()
+    values[0] = "another"  # two rows more have its request_id
+    place = changed(simulated_logs.impressions, tmp_path / "i.parquet", **{column: values})
+    with pytest.raises(ValueError, match="1 request_ids stand for several panels"):
+        opened(tmp_path, str(simulated_logs.searches), place)
+
+
+@pytest.mark.parametrize("name", ["logs[1]", "what?", "a*b", "{a,b}"])
+def test_names_with_signs_of_patterns_are_names(
+    simulated_logs: Any, tmp_path: Path, name: str
+) -> None:
+    directory = tmp_path / name
+    directory.mkdir()
+    searches = pq.read_table(simulated_logs.searches)
+    for part in range(2):
+        pq.write_table(searches.slice(part * 900, 900), directory / f"{name}{part}.parquet")
+    for place, num in ((directory, 1800), (directory / f"{name}0.parquet", 900)):
+        tables = opened(tmp_path, str(place))
+        assert tables.searches.count().to_pyarrow().as_py() == num

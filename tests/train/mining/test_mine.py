@@ -1,11 +1,13 @@
 import math
 import shutil
+import traceback
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,6 +15,7 @@ from engine.formats.manifest import PromptSpec, ScenarioSpec
 from train.config import TrainConfig, read_config
 from train.mining.anonymity import TextFilter
 from train.mining.mine import MineSummary, mine
+from train.mining.shown import check_mined_clicks
 
 START = datetime(2024, 1, 1)
 Write = Callable[[list[dict], list[dict]], Any]
@@ -81,7 +84,8 @@ def test_queries_are_normalised_counted_and_sorted_by_bytes(
     found = rows(out, "queries")
     texts = [r["text"] for r in found]
     assert texts == sorted(["tea", "zebra", "äpfel", "tea pot", "東京"], key=str.encode)
-    assert found[0] == {"text": "tea", "num_searches": 4, "num_users": 2}
+    counts = {"num_searches": 4, "num_searches_before_cut": 4, "num_users": 2}
+    assert found[0] == {"text": "tea", **counts}
     assert summary.num_impressions == 0
     assert summary.position_ctr_from == "default"
     scenarios = msgspec.json.decode((out / "scenarios.json").read_bytes(), type=list[ScenarioSpec])
@@ -129,9 +133,39 @@ def test_personal_data_and_unsafe_words_never_leave(
     }
 
 
-@pytest.mark.parametrize("text", ["iphone 15 pro max 256gb", "1080p 4k", "2023 2024 cars"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("iphone 15 pro max 256gb", "1080p 4k", "2023 2024 cars", "monitor 1920 x 1080 - 2024"),
+        *(
+            "2019 - 2020 - 2021",
+            "season 2023/24 - 2024/25",
+            "2023 \u2013 2024 cars",
+            "10 - 20 - 30",
+        ),
+    ],
+)
 def test_ordinary_numbers_are_kept(text: str) -> None:
     assert TextFilter()(text).text == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "212\u2011555\u20110143",
+            "212\u2013555\u20130143",
+            "212_555_0143",
+            "212\u00b7555\u00b70143",
+        ),
+        *("212 - 555 - 0143", "212 - 555 - 2043", "212 \u2212 555 \u2212 0143", "212 / 555 / 0143"),
+        *("+49 (0) 30 / 123 45 67", "4111\u20131111\u20131111\u20131111"),
+        *("4111 - 1111 - 1111 - 1111", "123-45-6789", "123\u201145\u20116789", "123 - 45 - 6789"),
+    ],
+)
+def test_numbers_of_people_are_refused_however_they_are_parted(text: str) -> None:
+    assert TextFilter()(text).reason == "long_number"
+    assert TextFilter()(f"call {text} now").reason == "long_number"
 
 
 def test_pairs_are_ordered_distinct_and_within_reach(
@@ -168,6 +202,30 @@ def test_sessions_of_robots_count_for_nothing(write_log_tables: Write, tmp_path:
     assert summary.dropped == {"search_of_robot": 18}
     out, summary = mined(write_log_tables, tmp_path, searches + robots, [], max_session_searches=0)
     assert [r["text"] for r in rows(out, "queries")] == ["a", "b", "x", "y"]
+
+
+def test_impressions_of_robots_are_left_out(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
+    searches += [search(f"r{n}", 60 + i / 10, "pills") for n in range(3) for i in range(6)]
+    searches += [search(f"r{n}", 300, "tea") for n in range(3)]  # later, a session of its own
+
+    def at(minute: float) -> dict[str, Any]:
+        return {"time": START + timedelta(minutes=minute)}
+
+    impressions = [shown("u1", "tea"), shown("nobody", "tea", session_id=None, **at(60))]
+    impressions += [shown(f"r{n}", "cheap pills", **at(61)) for n in range(3)]
+    impressions += [
+        shown("r0", "tea", request_id="before", **at(31)),
+        shown("r0", "tea", request_id="long before", **at(29)),
+        shown("r0", "tea", request_id="after", **at(90)),
+        shown("r0", "tea", request_id="long after", **at(91)),
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions, max_session_searches=5)
+    found = {(r["request_id"], r["text"]) for r in rows(out, "impressions")}
+    assert found == {(r, "tea") for r in ("r-u1", "r-nobody", "long before", "long after")}
+    assert summary.dropped == {"search_of_robot": 18, "impression_of_robot": 5}
+    out, _ = mined(write_log_tables, tmp_path, searches, impressions, max_session_searches=0)
+    assert len(rows(out, "impressions")) == len(impressions)
 
 
 def test_rows_without_session_time_or_position_are_left_out_and_counted(
@@ -249,6 +307,31 @@ def test_the_last_share_of_time_is_for_validation(write_log_tables: Write, tmp_p
         ("b", "valid"),
     }
     assert [(r["source"], r["target"]) for r in rows(out, "pairs")] == [("a", "b")]
+
+
+@pytest.mark.parametrize("near_duplicates", ["keep", "words"])
+def test_searches_before_the_validation_cut_are_counted_apart(
+    write_log_tables: Write, tmp_path: Path, near_duplicates: str
+) -> None:
+    days = [["tea", "soup"]] * 8 + [["tea", "cake"]] * 2
+    searches = [
+        search(user, day * 1440 + i, query, session=f"s{day}-{user}")
+        for day, queries in enumerate(days)
+        for user in ("u1", "u2")
+        for i, query in enumerate(queries)
+    ]
+    out, _ = mined(
+        write_log_tables,
+        tmp_path,
+        searches,
+        [],
+        valid_share=0.2,
+        near_duplicates=near_duplicates,
+    )
+    counts = {
+        r["text"]: (r["num_searches"], r["num_searches_before_cut"]) for r in rows(out, "queries")
+    }
+    assert counts == {"cake": (4, 0), "soup": (16, 16), "tea": (20, 16)}
 
 
 def test_impressions_keep_what_is_anonymous(write_log_tables: Write, tmp_path: Path) -> None:
@@ -393,3 +476,117 @@ def test_what_a_generator_wrote_from_public_text_stays_below_k(
     assert {r["text"] for r in rows(out, "impressions")} == {"tea", "tea for two"}
     queries = {r["text"] for r in rows(out, "queries")}
     assert queries == {"tea", "tea pot"}  # shown, but nobody's search
+
+
+def no_text(texts: list[bytes]) -> pa.Array:
+    """Returns a column of strings that are not UTF-8, as files of other writers may have it."""
+    return pa.array(texts, pa.binary()).view(pa.string())
+
+
+def test_what_an_engine_cannot_read_is_told_without_the_log(tmp_path: Path) -> None:
+    columns = {
+        "session_id": ["s1", "s2"],
+        "time": pa.array([START] * 2, pa.timestamp("us")),
+        "query": ["my secret"] * 2,
+    }
+    (tmp_path / "parts").mkdir()
+    pq.write_table(pa.table({**columns, "user_key": ["u1", "u2"]}), tmp_path / "parts/0.parquet")
+    pq.write_table(pa.table(columns), tmp_path / "parts/1.parquet")
+    broken = {**columns, "query": no_text([b"my secret \xff", b"my secret"])}
+    pq.write_table(pa.table(broken), tmp_path / "bytes.parquet")
+    damaged = bytearray((tmp_path / "parts/1.parquet").read_bytes())
+    damaged[4:40] = b"\xff" * 36
+    (tmp_path / "damaged.parquet").write_bytes(damaged)
+    out = tmp_path / "run/mined"
+    for name, why in {
+        "parts": "files of one place differ in their columns",
+        "bytes.parquet": "a text is not UTF-8",
+        "damaged.parquet": "a file is damaged",
+    }.items():
+        place = str(tmp_path / name)
+        with pytest.raises(ValueError, match=why) as raised:
+            mine(configured(), searches=place, impressions="", out=out, report=lambda _: None)
+        assert f"searches ({place})" in str(raised.value)
+        assert "secret" not in "".join(traceback.format_exception(raised.value))
+        assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_an_interrupted_or_killed_mine_leaves_no_raw_text(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    tables = write_log_tables([search(u, 0, "tea") for u in ("u1", "u2")], [])
+    run = tmp_path / "run"
+    (run / "mined.scratch").mkdir(parents=True)
+    (run / "mined.scratch/clean.input.parquet").write_text("of one that was killed")
+    seen: list[list[Path]] = []
+
+    def interrupt(step: str) -> None:
+        seen.append(sorted(run.rglob("clean*")))
+        if step == "pairs of queries":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mine(
+            configured(),
+            searches=str(tables.searches),
+            impressions="",
+            out=run / "mined",
+            report=interrupt,
+        )
+    assert not seen[0]
+    assert seen[-1]
+    assert not list(run.rglob("*"))
+
+
+def test_logs_that_no_click_model_can_learn_from_are_told_once_mined(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, day * 1440, "tea") for u in ("u1", "u2") for day in range(10)]
+    late = {"time": START + timedelta(days=9, hours=1)}
+    train = [shown("u1", "tea"), shown("u2", "tea", clicked=False)]
+    valid = [shown(f"v{i}", "tea", clicked=i == 0, **late) for i in range(2)]
+    unclicked = [shown(f"u{i}", "tea", clicked=False) for i in range(2)]
+    for why, impressions in {
+        "all of the 1 shown impressions of the valid split": [*train, valid[0]],
+        "none of the 2 shown impressions of the train split": [*unclicked, *valid],
+    }.items():
+        out, _ = mined(write_log_tables, tmp_path, searches, impressions, valid_share=0.5)
+        with pytest.raises(ValueError, match=why):
+            check_mined_clicks(out)
+    out, _ = mined(write_log_tables, tmp_path, searches, train + valid)
+    with pytest.raises(ValueError, match="the valid split has no impressions"):
+        check_mined_clicks(out)
+    out, _ = mined(write_log_tables, tmp_path, searches, train + valid, valid_share=0.5)
+    check_mined_clicks(out)
+    out, _ = mined(write_log_tables, tmp_path, searches, [])
+    check_mined_clicks(out)
+
+
+def test_impressions_younger_than_all_searches_are_split_by_their_own_times(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    """As feedback on a bundle is that was trained on these searches."""
+    searches = [search(u, day * 1440, "tea") for u in ("u1", "u2") for day in range(10)]
+    impressions = [
+        shown(f"u{i}", "tea", request_id=f"r{i}", time=START + timedelta(days=20 + i))
+        for i in range(10)
+    ]
+    out, _ = mined(write_log_tables, tmp_path, searches, impressions, valid_share=0.2)
+    found = sorted(rows(out, "impressions"), key=lambda row: row["time"])
+    assert [row["split"] for row in found] == ["train"] * 8 + ["valid"] * 2
+
+
+@pytest.mark.parametrize("is_lone", [True, False])
+def test_a_log_of_lone_searches_is_warned_of(
+    write_log_tables: Write, tmp_path: Path, is_lone: bool
+) -> None:
+    searches = [
+        search(u, minute, text, session=f"{u} {minute}" if is_lone else None)
+        for u in ("u1", "u2")
+        for minute, text in enumerate(["tea", "tea pot"])
+    ]
+    said: list[str] = []
+    place = str(write_log_tables(searches, []).searches)
+    out = tmp_path / "run/mined"
+    mine(configured(), searches=place, impressions="", out=out, report=said.append)
+    assert any(line.startswith("warning: no anonymous query follows") for line in said) == is_lone
