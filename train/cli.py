@@ -5,6 +5,7 @@ is done once and skipped afterwards, unless its settings or its inputs changed, 
 given. Errors in what the user brought end the command with one line and exit code 2.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,15 @@ import typer
 from rich.console import Console
 
 from train.adapters import ADAPTERS
-from train.config import IMPRESSIONS, SEARCHES, TrainConfig, read_config, to_toml
+from train.config import (
+    IMPRESSIONS,
+    SEARCHES,
+    TrainConfig,
+    check_logs_given,
+    check_places,
+    read_config,
+    to_toml,
+)
 from train.pipeline import stages_of
 from train.stages import StageRunner, is_first_process
 
@@ -113,7 +122,7 @@ def teach(
         str, typer.Option(help="Language model: hub id, directory or GGUF file; slow on a CPU.")
     ],
     out: Annotated[Path, typer.Option(help="Parquet file for generator.teacher_lists.")],
-    lists: Annotated[int, typer.Option(min=1, help="To write, over all scenarios.")] = 2000,
+    lists: Annotated[int, typer.Option(min=1, help="To write at most, over all scenarios.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the draw of queries.")] = 0,
 ) -> None:
     """Have a language model write lists for the queries of a mined log."""
@@ -160,15 +169,18 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
 ) -> None:
     """Evaluate a bundle against simple rivals; writes JSON and a page."""
-    from train.evaluation.sections import evaluation_page
-    from train.evaluation.suite import JSON_NAME, PAGE_NAME, Data
-    from train.evaluation.suite import evaluate as evaluate_bundle
-
     with user_errors():
+        from train.evaluation.sections import evaluation_page
+        from train.evaluation.suite import JSON_NAME, PAGE_NAME, Data
+        from train.evaluation.suite import evaluate as evaluate_bundle
+        from train.evaluation.summary import describe
+
         data = Data(heldout, web, sessions, minilm, real_clicks)
         evaluation = evaluate_bundle(
             bundle, run, data, num_queries=queries, seed=seed, report=_report
         )
+        for line in describe(evaluation):
+            _console.print(line, markup=False)
         _write_results(out / JSON_NAME, evaluation, out / PAGE_NAME, evaluation_page(evaluation))
 
 
@@ -199,10 +211,10 @@ def report(
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
 ) -> None:
     """Report what each step of training adds, by the truth of simulated logs."""
-    from train.report.page import report_page
-    from train.report.report import make_report
-
     with user_errors():
+        from train.report.page import report_page
+        from train.report.report import make_report
+
         made = make_report(
             run,
             bundle,
@@ -234,9 +246,9 @@ def replay(
     seed: Annotated[int, typer.Option(help="Of their draw.")] = 0,
 ) -> None:
     """Compare a bundle with what a log showed, where no truth is known."""
-    from train.report.own_log import replay as replay_log
-
     with user_errors():
+        from train.report.own_log import replay as replay_log
+
         made = replay_log(
             run, bundle, judge=judge, num_requests=requests, seed=seed, report=_report
         )
@@ -268,6 +280,9 @@ def _run_stages(
 ) -> None:
     with user_errors():
         settings = read_config(config, size=size, logs=logs or ())
+        check_places(settings.logs)
+        if config is None and not logs:
+            check_logs_given(run)
         runner = StageRunner(run, stages_of(settings, run, _report))
         chosen = choose(runner.names)
         for name in chosen:
@@ -276,6 +291,8 @@ def _run_stages(
                     f"stage {name} has nothing to do: logs.searches is set, so logs are not "
                     "simulated"
                 )
+        if "simulate" in chosen:
+            _console.print("no logs given: simulating")
         _console.rule("effective configuration", style="dim")
         _console.print(to_toml(settings), markup=False, style="dim", end="")
         _console.rule(style="dim")
@@ -285,24 +302,38 @@ def _run_stages(
             _write_config(run, settings)
             state = "done already, skipped" if outcome.was_skipped else f"{outcome.took_s:.1f} s"
             _console.print(f"  {state}: {outcome.summary}", markup=False)
+            if name == "mine" and "click" in chosen:  # to know it before hours of training
+                from train.mining.shown import check_mined_clicks
+
+                check_mined_clicks(run / "mined")
         _console.print(f"run directory: {run}", markup=False)
 
 
 @contextmanager
 def user_errors(interrupted: str = "the same command goes on from here") -> Iterator[None]:
-    """Turns the user's mistakes into one line and exit code 2; interruption into 130.
+    """Turns the user's mistakes into one line and exit code 2; SIGINT and SIGTERM into 130.
 
     Args:
         interrupted: what an interruption means.
     """
+    # As Ctrl-C does, so that what has to be cleaned up is.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("train", "engine"):
+            raise
+        _errors.print(f"error: training needs more packages ({missing}): run `make setup`")
+        raise typer.Exit(2) from None
     except ValueError as error:
         _errors.print(f"error: {' '.join(str(error).split())}", markup=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         _errors.print(f"interrupted; {interrupted}", markup=False)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(message: str) -> None:

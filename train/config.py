@@ -1,17 +1,21 @@
 """The training configuration: one TOML file, read once, all errors reported together.
 
-Priority: command-line flag > file > the defaults of `train.settings`. Knows nothing of how stages
-use it.
+Priority: command-line flag > file > the size's defaults > the others of `train.settings`. Knows
+nothing of how stages use it.
 """
 
+import glob
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
 from train.settings import (
+    SIZE_DEFAULTS,
     AlignmentConfig,
     ClickModelConfig,
     EncoderConfig,
@@ -19,12 +23,14 @@ from train.settings import (
     IndexConfig,
     LogsConfig,
     MineConfig,
+    Places,
     PromptConfig,
     ScenarioConfig,
     Section,
     SimulateConfig,
     Size,
     default_scenarios,
+    places_of,
 )
 
 SEARCHES, IMPRESSIONS = "searches.parquet", "impressions.parquet"
@@ -77,7 +83,7 @@ def read_config(
             file's section logs.
 
     Raises:
-        ValueError: the file cannot be read or is wrong; the message lists every wrong section.
+        ValueError: the file cannot be read or is wrong; the message lists every wrong setting.
     """
     content: dict[str, object] = {}
     if path is not None:
@@ -99,11 +105,14 @@ def read_config(
         if name not in types:
             errors.append(f"unknown setting {name!r}; known are {', '.join(types)}")
             continue
-        try:
-            msgspec.convert(value, types[name])
+        wrong = _mistakes(name, value, types[name])
+        errors += wrong
+        if not wrong:
             sound[name] = value
-        except msgspec.ValidationError as error:
-            errors.append(f"{name}: {error}")
+    for name, values in SIZE_DEFAULTS.get(str(sound.get("size")), {}).items():
+        section = sound.get(name, {})
+        assert isinstance(section, dict), "its type was checked"
+        sound[name] = {**values, **section}
     config: TrainConfig | None = None
     try:
         config = msgspec.convert(sound, TrainConfig)
@@ -114,6 +123,78 @@ def read_config(
     return config
 
 
+def _mistakes(name: str, value: Any, kind: Any) -> list[str]:
+    """Returns every mistake in a setting or a section."""
+    if name == "scenarios" and isinstance(value, list):
+        parts = [(f"{name}[{i}]", part) for i, part in enumerate(value)]
+        return [e for place, part in parts for e in _mistakes(place, part, ScenarioConfig)]
+    if get_origin(kind) is Literal:
+        return [] if value in (known := get_args(kind)) else [_not_among(name, value, known)]
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        if not isinstance(value, dict):
+            return [f"{name}: {error}"]
+        return _mistakes_in_section(name, value, kind, str(error))
+    return []
+
+
+def _mistakes_in_section(
+    name: str, section: dict[str, Any], kind: type[Section], message: str
+) -> list[str]:
+    """Returns the mistake of the message, and those that it hid: found without its setting."""
+    fields = {f.name: f for f in msgspec.structs.fields(kind)}
+    wrong = next((k for k in section if re.search(rf"\b{re.escape(k)}\b", message)), None)
+    if wrong is None:
+        return [f"{name}: {message}"]
+    rest = {k: v for k, v in section.items() if k != wrong}
+    if wrong not in fields:
+        found = f"unknown field {wrong!r}"
+    elif get_origin(fields[wrong].type) is Literal:
+        found = _not_among(wrong, section[wrong], get_args(fields[wrong].type))
+    else:
+        found = message
+        if fields[wrong].required:  # it would be missed
+            return [f"{name}: {found}"]
+    return [f"{name}: {found}", *_mistakes(name, rest, kind)]
+
+
+def _not_among(name: str, value: object, known: Sequence[str]) -> str:
+    return f"{name} is {value!r}, must be one of {', '.join(known)}"
+
+
+def check_places(logs: LogsConfig) -> None:
+    """Checks that there is something where the log tables should be.
+
+    Raises:
+        ValueError: naming the places where there is nothing.
+    """
+    tables: dict[str, Places] = {"searches": logs.searches, "impressions": logs.impressions}
+    missing = [
+        f"logs.{name}: there is no {place}"
+        for name, places in tables.items()
+        for place in places_of(places)
+        if not Path(place).exists() and not glob.glob(place, recursive=True)
+    ]
+    if missing:
+        raise ValueError("; ".join(missing))
+
+
+def check_logs_given(run: Path) -> None:
+    """Checks that a run was not made from logs, which would have to be given again.
+
+    Raises:
+        ValueError: it was.
+    """
+    path = run / "config.toml"
+    try:
+        logs = tomllib.loads(path.read_text(encoding="utf-8")).get("logs", {})
+    except (OSError, ValueError):  # none yet, or not ours
+        return
+    if isinstance(logs, dict) and (places := places_of(logs.get("searches", ""))):
+        raise ValueError(f"{run} was made from {', '.join(places)}: give --logs or --config {path}")
+
+
 def _logs_in(directories: Sequence[Path]) -> dict[str, object]:
     """Returns the section logs for directories that hold tables by their usual names."""
     places: dict[str, list[str]] = {}
@@ -121,6 +202,11 @@ def _logs_in(directories: Sequence[Path]) -> dict[str, object]:
         found = [str(d / name) for d in directories if (d / name).exists()]
         places[name.removesuffix(".parquet")] = found
     for directory in directories:
+        if directory.is_file():
+            raise ValueError(
+                f"--logs {directory}: is a file; give the directory of the tables, or import it "
+                f"first (queryrec-train import tsv {directory} --out logs)"
+            )
         if not any((directory / name).exists() for name in (SEARCHES, IMPRESSIONS)):
             raise ValueError(f"--logs {directory}: holds neither {SEARCHES} nor {IMPRESSIONS}")
     if not places["searches"]:

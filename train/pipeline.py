@@ -24,6 +24,7 @@ from train.stages import Stage
 
 SIMULATED = "simulated"
 Report = Callable[[str], None]
+FileIdentity = tuple[str, int, int]
 Section = TypeVar("Section", EncoderConfig, GeneratorConfig, ClickModelConfig, AlignmentConfig)
 DEFAULT_GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -149,8 +150,10 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             shape=shape,
             seed=config.seed,
             output=out,
+            max_edges=config.index.max_edges,
             model=model,
             teacher=teacher.sources,
+            report=report,
         )
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in metrics.valid_loss.items())
         stop = " (stopped by generator.max_train_s)" if metrics.stopped_by_time else ""
@@ -171,6 +174,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             max_edges=config.index.max_edges,
             seed=config.seed,
             output=out,
+            mined_with=config.mine,
             raw_impressions=(
                 config.logs.impressions
                 if own_logs
@@ -245,7 +249,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             name="tokenizer",
             output="tokenizer.json",
             needs=("mine",),
-            settings={"size": config.size, "base": config.generator.base_checkpoint},
+            settings={"size": config.size, "base": _files(config.generator.base_checkpoint)},
             make=tokenizer,
             is_file=True,
         ),
@@ -253,7 +257,11 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             name="encoder",
             output="encoder",
             needs=("mine", "tokenizer"),
-            settings={**common, "encoder": config.encoder},
+            settings={
+                **common,
+                "encoder": config.encoder,
+                "base": _files(config.encoder.base_checkpoint),
+            },
             make=encoder,
         ),
         Stage(
@@ -263,7 +271,9 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             settings={
                 **common,
                 "generator": config.generator,
+                "base": _files(config.generator.base_checkpoint),
                 "teacher_lists": _identity(config.generator.teacher_lists),
+                "max_edges": config.index.max_edges,
             },
             make=sft,
         ),
@@ -324,15 +334,27 @@ def _content(path: str) -> str | None:
     return sha256_of(Path(path)) if Path(path).is_file() else None
 
 
-def _identity(places: Places) -> list[tuple[str, int, int]]:
-    """Returns name, size and time of change of the files at the places, which tell logs apart."""
+def _files(checkpoint: str) -> list[FileIdentity]:
+    """Returns the identity of a checkpoint's files here; of a hub id its name alone."""
+    return _identity(checkpoint, "*")
+
+
+def _identity(places: Places, inside: str = "*.parquet") -> list[FileIdentity]:
+    """Returns name, size and time of change of the files at the places, which tell them apart.
+
+    Args:
+        places: files, directories, and globs.
+        inside: which files of a directory count.
+    """
     found: list[Path] = []
     for place in places_of(places):
         path = Path(place)
-        if any(c in place for c in "*?["):
+        if path.is_dir():
+            found += sorted(f for f in path.glob(inside) if f.is_file())
+        elif not path.exists() and any(c in place for c in "*?["):
             found += sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
         else:
-            found += sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+            found.append(path)
     return [
         (str(f), f.stat().st_size, f.stat().st_mtime_ns) if f.exists() else (str(f), 0, 0)
         for f in found

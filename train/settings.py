@@ -3,12 +3,18 @@
 Each checks itself. Knows nothing of files, or of how stages use it.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
-from engine.formats.manifest import PromptSpec, ScenarioSpec, check_scenario_name
+from engine.formats.manifest import (
+    MAX_QUERY_TOKENS,
+    PromptSpec,
+    ScenarioSpec,
+    check_scenario_name,
+)
 from engine.formats.prompt import ANSWER, COOCCURRING, SESSION
 from engine.formats.vocabulary import MAX_SLOTS
 
@@ -99,7 +105,7 @@ class PromptConfig(Section, frozen=True, kw_only=True):
     """Lengths of the prompt in tokens; see engine.formats.manifest.PromptSpec."""
 
     max_tokens: int = 64
-    max_query_tokens: int = 24
+    max_query_tokens: int = MAX_QUERY_TOKENS
     max_item_tokens: int = 10
     max_cooccurring: int = 5
     side_information_kinds: list[str] = msgspec.field(
@@ -160,7 +166,6 @@ class EncoderConfig(Section, frozen=True, kw_only=True):
     batch_size: int = 128  # in-batch negatives: larger is better
     learning_rate: float = 1e-3
     temperature: float = 0.05
-    max_tokens: int = 16
     bf16: bool = False  # compute in bfloat16 where the hardware does that fast
     max_train_s: float = 0  # stop cleanly after that long; 0: no limit
 
@@ -168,7 +173,6 @@ class EncoderConfig(Section, frozen=True, kw_only=True):
         """Checks ranges."""
         _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
         _at_least("batch_size", self.batch_size, 2)
-        _at_least("max_tokens", self.max_tokens, 4)
         _within("temperature", self.temperature, 1e-4, 10)
 
 
@@ -293,6 +297,15 @@ class IndexConfig(Section, frozen=True, kw_only=True):
         _within("min_recall", self.min_recall, 0.5, 1)
 
 
+# Of what starts from a public checkpoint: at the rates for random weights it would unlearn.
+SIZE_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    "base": {
+        "encoder": {"batch_size": 256, "learning_rate": 5e-5},
+        "generator": {"batch_size": 16, "learning_rate": 2e-4, "matrix_learning_rate": 0.0},
+    }
+}
+
+
 def default_scenarios() -> list[ScenarioConfig]:
     """Returns the three panels of the paper."""
     return [
@@ -312,6 +325,8 @@ def default_scenarios() -> list[ScenarioConfig]:
 
 
 def _at_least(name: str, value: float, minimum: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, must be a finite number")
     if value < minimum:
         raise ValueError(f"{name} is {value}, must be at least {minimum}")
 

@@ -50,6 +50,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     took_s: float
     summary: str
     has_output: bool = True  # there may have been nothing to make
+    needs: dict[str, int] = {}  # stages whose outputs it read, and when these were finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,36 @@ class Outcome:
     was_skipped: bool
     took_s: float
     summary: str
+
+
+def check_whole(run: Path) -> None:
+    """Checks that all that a run directory holds was made to its end, and from one another.
+
+    What it was made from outside, such as log files, may have changed since.
+
+    Raises:
+        ValueError: a stage was never finished, or builds on what another has replaced since.
+    """
+    records = {p.stem: _read_record(p) for p in (run / _RECORDS).glob("*.json")}
+    found = {name: record for name, record in records.items() if record is not None}
+    again = f"run `queryrec-train run --run {run}` with its settings to the end"
+    for path in sorted((run / _RECORDS).glob("*.started")):
+        if path.stem not in found:
+            raise ValueError(f"{run}: stage {path.stem} was begun and not finished; {again}")
+    for name, record in sorted(found.items()):
+        for needed, finished_at_ns in record.needs.items():
+            if needed not in found or found[needed].finished_at_ns != finished_at_ns:
+                raise ValueError(
+                    f"{run}: stage {name} was made from what stage {needed} has replaced since; "
+                    f"{again}"
+                )
+
+
+def _read_record(path: Path) -> StageRecord | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StageRecord)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
 
 
 class StageRunner:
@@ -75,11 +106,8 @@ class StageRunner:
         return list(self._stages)
 
     def is_done(self, name: str) -> bool:
-        """Returns whether a stage has finished with the present settings and has its output."""
-        record = self._record(name)
-        if record is None or record.fingerprint != self._fingerprint(name):
-            return False
-        return not record.has_output or (self._run / self._stages[name].output).exists()
+        """Returns whether a stage and all that it builds on are finished, as presently set."""
+        return all(self._is_up_to_date(n) for n in (*self._upstream(name), name))
 
     def check(self, name: str) -> None:
         """Checks that what a stage builds on is there.
@@ -87,8 +115,8 @@ class StageRunner:
         Raises:
             ValueError: naming the stage to run first.
         """
-        for needed in self._stages[name].needs:
-            if not self.is_done(needed):
+        for needed in self._upstream(name):
+            if not self._is_up_to_date(needed):
                 has_run = self._record(needed) is not None
                 why = "was run with other settings or inputs, or lost" if has_run else "has not run"
                 raise ValueError(
@@ -105,8 +133,8 @@ class StageRunner:
 
         Raises:
             ValueError: what it builds on is missing, its input is wrong, another process works on
-                this run, or several were started for what one does alone. Then nothing of the
-                stage is left behind.
+                this run, or several were started for what one does alone. Nothing of the stage is
+                left behind but checkpoints, from which the same command goes on.
         """
         stage = self._stages[name]
         self.check(name)
@@ -140,9 +168,10 @@ class StageRunner:
         begun_s = time.monotonic()
         try:
             summary = stage.make(partial)
-        except ValueError:  # going on would fail again
-            self._discard(partial)
-            started.unlink()
+        except ValueError:
+            if not any((partial / _CHECKPOINTS).glob("*")):  # nothing was learnt so far
+                self._discard(partial)
+                started.unlink()
             raise
         took_s = round(time.monotonic() - begun_s, 2)
         record_path = self._record_path(stage.name)
@@ -162,12 +191,30 @@ class StageRunner:
             took_s=took_s,
             summary=summary,
             has_output=has_output,
+            needs={n: r.finished_at_ns for n in stage.needs if (r := self._record(n)) is not None},
         )
         written = record_path.with_suffix(".partial")
         written.write_bytes(msgspec.json.encode(record))
         written.rename(record_path)
         started.unlink()
         return Outcome(was_skipped=False, took_s=took_s, summary=summary)
+
+    def _upstream(self, name: str) -> list[str]:
+        """Returns the stages that a stage builds on, directly or not, in their order."""
+        needed: set[str] = set()
+        waiting = [*self._stages[name].needs]
+        while waiting:
+            if (one := waiting.pop()) not in needed:
+                needed.add(one)
+                waiting += self._stages[one].needs
+        return [n for n in self._stages if n in needed]
+
+    def _is_up_to_date(self, name: str) -> bool:
+        """Returns whether a stage was made with its settings, from what is there, and is there."""
+        record = self._record(name)
+        if record is None or record.fingerprint != self._fingerprint(name):
+            return False
+        return not record.has_output or (self._run / self._stages[name].output).exists()
 
     def _fingerprint(self, name: str) -> str:
         stage = self._stages[name]
@@ -179,10 +226,7 @@ class StageRunner:
         return hashlib.sha256(content).hexdigest()
 
     def _record(self, name: str) -> StageRecord | None:
-        try:
-            return msgspec.json.decode(self._record_path(name).read_bytes(), type=StageRecord)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
+        return _read_record(self._record_path(name))
 
     def _record_path(self, name: str) -> Path:
         return self._run / _RECORDS / f"{name}.json"

@@ -78,6 +78,7 @@ def write_mined(run: Path) -> None:
             {
                 "text": texts,
                 "num_searches": [searches[t] for t in texts],
+                "num_searches_before_cut": [searches[t] - 2 - i % 3 for i, t in enumerate(texts)],
                 "num_users": [5] * len(texts),
             }
         ),

@@ -1,13 +1,19 @@
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
 from export.checkpoint import Run
 from train.cli import app
+from train.config import read_config
+from train.pipeline import stages_of
 
 
 def called(*arguments: object) -> Result:
@@ -43,6 +49,72 @@ def test_wrong_settings_end_with_one_line_and_write_nothing(tmp_path: Path) -> N
     assert_refused(called("run", "--config", tmp_path / "no.toml", "--run", run), "no.toml")
     assert_refused(called("run", "--size", "huge", "--run", run), "huge")
     assert not run.exists()
+
+
+def test_a_wrong_place_of_logs_is_told_in_place_of_the_settings(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    config = config_file(tmp_path, simulated_logs.searches, tmp_path / "*/no.parquet")
+    result = called("run", "--config", config, "--run", tmp_path / "run")
+    assert_refused(result, f"logs.impressions: there is no {tmp_path}/*/no.parquet")
+    assert not result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_real_logs_is_not_gone_on_with_simulated_ones(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    config, run = config_file(tmp_path, simulated_logs.searches), tmp_path / "run"
+    assert called("mine", "--config", config, "--run", run).exit_code == 0
+    kept = (run / "config.toml").read_bytes()
+    for stage in ("run", "mine", "simulate"):
+        result = called(stage, "--size", "tiny", "--run", run)
+        wanted = f"{run} was made from {simulated_logs.searches}: give --logs or --config {run}"
+        assert_refused(result, f"{wanted}/config.toml")
+        assert not result.stdout
+    assert (run / "config.toml").read_bytes() == kept
+    assert not (run / "simulated").exists()
+    again = called("mine", "--config", run / "config.toml", "--run", run)
+    assert "done already, skipped" in again.stdout
+
+
+def test_simulating_for_want_of_logs_is_said_once(simulated_logs: Any, tmp_path: Path) -> None:
+    small = tmp_path / "small.toml"
+    small.write_text(
+        "[simulate]\nnum_queries = 300\nnum_searches = 2000\nnum_users = 200\nnum_requests = 60\n"
+    )
+    result = called("simulate", "--config", small, "--run", tmp_path / "simulated")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("no logs given: simulating") == 1
+    config = config_file(tmp_path, simulated_logs.searches)
+    result = called("mine", "--config", config, "--run", tmp_path / "real")
+    assert "no logs given" not in result.stdout
+
+
+@pytest.mark.parametrize("command", ["mine", "evaluate", "replay"])
+def test_packages_of_training_that_are_missing_are_told_in_one_line(
+    command: str, simulated_logs: Any, tmp_path: Path
+) -> None:
+    arguments = {
+        "mine": ["--config", config_file(tmp_path, simulated_logs.searches)],
+        "evaluate": ["--bundle", tmp_path, "--out", tmp_path / "out"],
+        "replay": ["--bundle", tmp_path, "--out", tmp_path / "out"],
+    }
+    # As after `make demo`, which installs what the engine needs.
+    missing = ("ibis", "pandas", "pyarrow", "torch", "transformers")
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+        "from train.cli import app; app()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, command, "--run", tmp_path / "run", *arguments[command]],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "error: training needs more packages (" in result.stderr
+    assert "run `make setup`" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_wrong_table_ends_with_one_line_and_writes_nothing(
@@ -115,6 +187,65 @@ def test_other_unsafe_words_in_the_same_file_are_mined_for_again(
     words.write_text(f"{query}\n")
     assert "skipped" not in called("mine", "--config", config, "--run", run).stdout
     assert query not in pq.read_table(run / "mined/queries.parquet")["text"].to_pylist()
+
+
+def test_places_with_brackets_and_local_checkpoints_are_told_apart_by_their_files(
+    tmp_path: Path,
+) -> None:
+    place, checkpoint = tmp_path / "logs[1]", tmp_path / "checkpoint"
+    for directory in (place, checkpoint):
+        directory.mkdir()
+    files = [place / "searches.parquet", checkpoint / "model.safetensors"]
+    for path in files:
+        path.write_text("old")
+
+    def settings() -> dict[str, bytes]:
+        config = tmp_path / "config.toml"
+        config.write_text(
+            f'size = "base"\n[logs]\nsearches = "{files[0]}"\n'
+            f'[encoder]\nbase_checkpoint = "{checkpoint}"\n'
+            f'[generator]\nbase_checkpoint = "{checkpoint}"\n'
+        )
+        stages = stages_of(read_config(config), tmp_path / "run", print)
+        return {s.name: msgspec.json.encode(s.settings) for s in stages}
+
+    def changed(before: dict[str, bytes]) -> set[str]:
+        return {name for name, value in settings().items() if value != before[name]}
+
+    before = settings()
+    assert not changed(before)
+    files[0].write_text("new and longer")
+    assert changed(before) == {"mine"}
+    before = settings()
+    files[1].write_text("new and longer")
+    assert changed(before) == {"tokenizer", "encoder", "sft"}
+
+
+def test_lists_of_another_length_are_trained_on_anew() -> None:
+    def settings(max_edges: int) -> dict[str, bytes]:
+        config = read_config(None)
+        index = msgspec.structs.replace(config.index, max_edges=max_edges)
+        stages = stages_of(msgspec.structs.replace(config, index=index), Path("run"), print)
+        return {s.name: msgspec.json.encode(s.settings) for s in stages}
+
+    few, many = settings(8), settings(32)
+    assert {n for n in few if few[n] != many[n]} == {"sft", "click", "align", "index"}
+
+
+def test_a_terminated_command_leaves_no_raw_texts(simulated_logs: Any, tmp_path: Path) -> None:
+    config, run = config_file(tmp_path, simulated_logs.searches), tmp_path / "run"
+    command = [sys.executable, "-m", "train", "mine", "--config", config, "--run", run]
+    scratch = run / "mined.partial.scratch"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not scratch.exists():
+            assert process.poll() is None, "mining should take longer than a look"
+            time.sleep(0.01)
+        process.terminate()
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert said == "interrupted; the same command goes on from here\n"
+    assert not scratch.exists()
+    assert called("mine", "--config", config, "--run", run).exit_code == 0
 
 
 def test_all_stages_run_from_logs_to_checkpoints(simulated_logs: Any, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from train.stages import Stage, StageRunner
+from train.stages import Stage, StageRunner, check_whole
 
 
 class Interrupted(Exception):
@@ -53,6 +53,28 @@ def test_a_stage_runs_again_after_what_it_needs_ran_again(tmp_path: Path) -> Non
     assert not runner.is_done("b")
 
 
+def test_what_a_stage_builds_on_is_looked_at_down_to_the_first(tmp_path: Path) -> None:
+    def runner(settings: int) -> StageRunner:
+        first = stage("a", writer([]), settings=settings)
+        return StageRunner(
+            tmp_path, [first, stage("b", writer([]), "a"), stage("c", writer([]), "b")]
+        )
+
+    for name in ("a", "b", "c"):
+        runner(1).run(name)
+    changed = runner(2)
+    assert not any(changed.is_done(name) for name in ("a", "b", "c"))
+    with pytest.raises(
+        ValueError, match="stage c needs stage a, which was run with other settings"
+    ):
+        changed.run("c")
+    changed.run("a")
+    with pytest.raises(ValueError, match="stage c needs stage b"):
+        changed.run("c")
+    changed.run("b")
+    assert not changed.run("c").was_skipped
+
+
 def test_a_stage_refuses_to_run_before_what_it_needs(tmp_path: Path) -> None:
     runner = StageRunner(tmp_path / "run", [stage("a", writer([])), stage("b", writer([]), "a")])
     with pytest.raises(ValueError, match="stage b needs stage a, which has not run"):
@@ -80,6 +102,29 @@ def test_an_interrupted_stage_looks_unfinished_and_finds_what_it_left(tmp_path: 
     runner.run("a")
     assert found == [False, True]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_an_error_keeps_what_was_learnt_for_the_same_command_alone(tmp_path: Path) -> None:
+    found: list[bool] = []
+
+    def make(out: Path) -> str:
+        found.append((out / "checkpoints/checkpoint-500").exists())
+        (out / "checkpoints/checkpoint-500").mkdir(parents=True, exist_ok=True)
+        if len(found) == 1:
+            raise UnicodeDecodeError("utf-8", b"", 0, 1, "a file that was changed meanwhile")
+        (out / "file").touch()
+        return ""
+
+    with pytest.raises(ValueError, match="changed meanwhile"):
+        StageRunner(tmp_path, [stage("a", make, settings=1)]).run("a")
+    StageRunner(tmp_path, [stage("a", make, settings=1)]).run("a")
+    assert found == [False, True]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
+    found.clear()
+    with pytest.raises(ValueError, match="changed meanwhile"):
+        StageRunner(tmp_path, [stage("a", make, settings=2)]).run("a")
+    StageRunner(tmp_path, [stage("a", make, settings=3)]).run("a")
+    assert found == [False, False]
 
 
 def test_leftovers_of_other_settings_are_not_used(tmp_path: Path) -> None:
@@ -185,3 +230,31 @@ def test_a_file_is_an_output_too(tmp_path: Path) -> None:
     a = Stage(name="a", output="a.json", needs=(), settings=1, make=make, is_file=True)
     StageRunner(tmp_path, [a]).run("a")
     assert (tmp_path / "a.json").read_text() == "x"
+
+
+def test_a_run_is_whole_while_all_that_is_there_was_made_from_one_another(tmp_path: Path) -> None:
+    def interrupted(out: Path) -> str:
+        raise KeyboardInterrupt
+
+    def stages(setting: int, make: Callable[[Path], str] | None = None) -> StageRunner:
+        last = stage("last", make or writer([]), "second")
+        first = stage("first", writer([]), settings=setting)
+        return StageRunner(tmp_path, [first, stage("second", writer([]), "first"), last])
+
+    stages(1).run("first")
+    check_whole(tmp_path)
+    stages(1).run("second")
+    with pytest.raises(KeyboardInterrupt):
+        stages(1, interrupted).run("last")
+    with pytest.raises(ValueError, match="stage last was begun and not finished"):
+        check_whole(tmp_path)
+    stages(1).run("last")
+    check_whole(tmp_path)
+    stages(2).run("first")
+    with pytest.raises(ValueError, match="second was made from what stage first has replaced"):
+        check_whole(tmp_path)
+    stages(2).run("second")
+    with pytest.raises(ValueError, match="last was made from what stage second has replaced"):
+        check_whole(tmp_path)
+    stages(2).run("last")
+    check_whole(tmp_path)

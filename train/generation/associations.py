@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from train.mining.mine import PAIRS, QUERIES
+from train.retrieval.pairs import (
+    BEFORE_CUT,
+    EVER,
+    Pairs,
+    edge_lists,
+    read_pairs,
+    read_queries,
+)
+from train.settings import IndexConfig
 
-_MAX_NEXT = 32
+_MAX_NEXT = 32  # recommended queries kept per query
+_MAX_EDGES = IndexConfig().max_edges
 _WORDS_SIZE = 200  # most searched queries kept per word
 _PRIOR_IMPRESSIONS = 5.0  # pulls click rates of few impressions towards 0
 
@@ -44,52 +53,57 @@ class Associations:
         self,
         texts: Sequence[str],
         num_searches: NDArray[np.int64],
-        pairs: Iterable[tuple[str, str, int, float]],
+        pairs: Pairs,
         clicks: Iterable[Clicks] = (),
+        *,
+        max_edges: int = _MAX_EDGES,
     ) -> None:
-        """Takes queries sorted by their UTF-8 bytes, pairs with (num_users, npmi), and clicks."""
+        """Takes the queries.
+
+        Args:
+            texts: sorted by their UTF-8 bytes.
+            num_searches: of each.
+            pairs: by row of `texts`.
+            clicks: of the training time.
+            max_edges: following queries kept per query, as `index.max_edges`.
+        """
         self.texts = list(texts)
         self._bytes = [t.encode("utf-8") for t in self.texts]
         self.num_searches = num_searches
         self._row = {t: i for i, t in enumerate(self.texts)}
-        following: dict[str, list[tuple[float, str]]] = defaultdict(list)
-        scores: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for source, target, num_users, npmi in pairs:
-            following[source].append((npmi, target))
-            if npmi > 0:
-                scores[source][target] += num_users * npmi
-        for query, text, num_clicks, num_seen in clicks:
-            # Like num_users * npmi: how many people, times a rate in [0, 1].
-            scores[query][text] += num_clicks * num_clicks / (num_seen + _PRIOR_IMPRESSIONS)
-        self._following = {
-            source: [t for _, t in sorted(found, key=lambda f: (-f[0], f[1]))[:_MAX_NEXT]]
-            for source, found in following.items()
-        }
-        self._next = {
-            source: [
-                Scored(t, s)
-                for t, s in sorted(found.items(), key=lambda f: (-f[1], f[0]))[:_MAX_NEXT]
-                if s > 0
-            ]
-            for source, found in scores.items()
-        }
+        self._edges = edge_lists(pairs, len(self.texts), max_edges)
+        self._next = self._best_by_query(pairs, clicks)
         self._by_word = self._rows_by_word()
         self._completions: dict[tuple[str, int], list[str]] = {}
 
     @classmethod
-    def load(cls, mined: Path, clicks: Iterable[Clicks] = ()) -> "Associations":
-        """Reads the mined tables."""
-        queries = pq.read_table(mined / QUERIES, columns=["text", "num_searches"])
-        pairs = pq.read_table(
-            mined / PAIRS, columns=["source", "target", "num_users", "association"]
-        )
-        columns = (c.to_pylist() for c in pairs.columns)
-        return cls(
-            queries["text"].to_pylist(),
-            queries["num_searches"].to_numpy(),
-            zip(*columns, strict=True),
-            clicks,
-        )
+    def load(
+        cls,
+        mined: Path,
+        clicks: Iterable[Clicks] = (),
+        *,
+        max_edges: int = _MAX_EDGES,
+        only_training: bool = False,
+    ) -> "Associations":
+        """Reads the mined tables.
+
+        Args:
+            mined: their directory.
+            clicks: of the training time.
+            max_edges: following queries kept per query, as `index.max_edges`.
+            only_training: as the log was before the validation cut; else as an index has it.
+
+        Raises:
+            ValueError: a pair names a query that was not mined, or an older release mined.
+        """
+        searches = BEFORE_CUT if only_training else EVER
+        queries = read_queries(mined, searches)
+        pairs = read_pairs(mined, queries["text"].to_pylist())
+        if only_training:
+            is_known_Q = queries[BEFORE_CUT].to_numpy() > 0
+            queries, pairs = queries.filter(pa.array(is_known_Q)), pairs.among(is_known_Q)
+        texts, counts = queries["text"].to_pylist(), queries[searches].to_numpy()
+        return cls(texts, counts, pairs, clicks, max_edges=max_edges)
 
     def __contains__(self, text: str) -> bool:
         """Returns whether the text is a k-anonymous query."""
@@ -100,9 +114,16 @@ class Associations:
         row = self._row.get(text)
         return 0 if row is None else int(self.num_searches[row])
 
-    def following(self, query: str, k: int) -> list[str]:
-        """Returns up to k queries that follow `query`, best association first, as served."""
-        return self._following.get(query, [])[:k]
+    def following(self, query: str, k: int | None = None) -> list[str]:
+        """Returns up to k queries that follow `query`, best association first, as served.
+
+        None: as many as the index holds.
+        """
+        row = self._row.get(query)
+        if row is None:
+            return []
+        first, end = self._edges.offsets[row : row + 2]
+        return [self.texts[r] for r in self._edges.rows[first:end][:k]]
 
     def best_next(self, query: str) -> list[Scored]:
         """Returns what to recommend after `query` by num_users * npmi and clicks, best first."""
@@ -169,6 +190,24 @@ class Associations:
         end = bisect_left(self._bytes, True, lo=first, key=lambda b: not b.startswith(encoded))
         return first, end
 
+    def _best_by_query(self, pairs: Pairs, clicks: Iterable[Clicks]) -> dict[str, list[Scored]]:
+        scores: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        worth = pairs.num_users * pairs.npmi
+        good = np.flatnonzero(worth > 0)
+        ends = pairs.sources[good].tolist(), pairs.targets[good].tolist()
+        for source, target, score in zip(*ends, worth[good].tolist(), strict=True):
+            scores[self.texts[source]][self.texts[target]] += score
+        for query, text, num_clicks, num_seen in clicks:
+            # Like num_users * npmi: how many people, times a rate in [0, 1].
+            scores[query][text] += num_clicks * num_clicks / (num_seen + _PRIOR_IMPRESSIONS)
+        return {
+            source: [
+                Scored(t, s)
+                for t, s in sorted(found.items(), key=lambda f: (-f[1], f[0]))[:_MAX_NEXT]
+            ]
+            for source, found in scores.items()
+        }
+
     def _rows_by_word(self) -> dict[str, tuple[list[int], float]]:
         """Returns per word its most searched queries (best first) and its rarity."""
         rows: dict[str, list[int]] = defaultdict(list)
@@ -180,3 +219,9 @@ class Associations:
             word: (found[:_WORDS_SIZE], float(np.log(1 + total / len(found))))
             for word, found in rows.items()
         }
+
+
+def known_in_training(mined: Path) -> list[str]:
+    """Returns the mined queries that were searched before the validation cut, sorted."""
+    queries = read_queries(mined, BEFORE_CUT)
+    return queries["text"].filter(pa.array(queries[BEFORE_CUT].to_numpy() > 0)).to_pylist()

@@ -22,14 +22,13 @@ import pyarrow.parquet as pq
 from engine.formats.manifest import PromptSpec, ScenarioSpec
 from engine.formats.prompt import COOCCURRING, SESSION, SideInformation
 from engine.formats.text import match_key, normalise_prefix
-from train.generation.associations import Associations, Clicks
-from train.mining.mine import CONTEXTS, QUERIES
+from train.generation.associations import Associations, Clicks, known_in_training
+from train.mining.mine import CONTEXTS
 from train.mining.shown import IMPRESSIONS
 
 Context = tuple[tuple[str, tuple[str, ...]], list[str]]  # query and session; what followed
 _EXACT_SHARE = 0.6  # of the examples with side information; the others get similar queries' lists
 _BATCH_ROWS = 20_000
-_MAX_LISTED = 32  # co-occurring queries per query that the index keeps
 
 
 class Example(NamedTuple):
@@ -73,7 +72,7 @@ class ExampleMaker:
 
     def __init__(self, config: ExampleConfig, associations: Associations) -> None:
         """Takes the configuration and the look-ups."""
-        self._config = config
+        self.config = config
         self._scenarios = {s.name: s for s in config.scenarios}
         self._associations = associations
 
@@ -90,7 +89,7 @@ class ExampleMaker:
             known, most = self._associations, 2 * num_wanted
             others = (
                 known.sample_starting_with(query, most, rng)
-                if self._config.samples_completions
+                if self.config.samples_completions
                 else known.starting_with(query, most)
             )
             wanted = [t for t in source.wanted if t.startswith(query)]
@@ -100,7 +99,7 @@ class ExampleMaker:
         if not suggestions:
             return None
         session = [SideInformation(SESSION, t) for t in source.session_queries]
-        is_cold = rng.random() < self._config.cold_share
+        is_cold = rng.random() < self.config.cold_share
         found = [] if is_cold else self._retrieved(source, query, rng)
         cooccurring = [SideInformation(COOCCURRING, t) for t in reversed(found)]
         side_information = [*cooccurring, *source.further, *session]
@@ -123,10 +122,10 @@ class ExampleMaker:
 
     def _retrieved(self, source: Source, query: str, rng: random.Random) -> list[str]:
         """Returns what the engine's look-up might find for a query or prefix, best first."""
-        known, k = self._associations, self._config.prompt.max_cooccurring
+        known, k = self._associations, self.config.prompt.max_cooccurring
         if self._scenarios[source.scenario].completes_prefix:
             last = source.session_queries[-1:]
-            following = known.following(last[0], _MAX_LISTED) if last else []
+            following = known.following(last[0]) if last else []
             fitting = [t for t in following if t.startswith(query)]
             return _distinct([*fitting, *known.starting_with(query, k + 1)], {query}, k)
         own = known.following(query, k) if rng.random() < _EXACT_SHARE else []
@@ -200,37 +199,18 @@ def read_clicks(mined: Path, split: str, specs: Sequence[ScenarioSpec]) -> list[
     return [Clicks(q, t, n, max(views[q, t], n)) for (q, t), n in clicks.items() if n]
 
 
-def known_in_training(mined: Path) -> list[str]:
-    """Returns the mined queries but those that occur in contexts after the cut only, sorted.
-
-    When a query was searched that occurs in no context is not known: it is among them.
-    """
-    known: set[str] = set(pq.read_table(mined / QUERIES, columns=["text"])["text"].to_pylist())
-    rows = {
-        split: pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
-        for split in ("train", "valid")
-    }
-    early, late = (
-        {text for name in ("query", "target") for text in rows[split][name].to_pylist()}
-        for split in ("train", "valid")
-    )
-    return sorted(known - (late - early))
-
-
 def _contexts(mined: Path, config: ExampleConfig, split: str) -> list[Context]:
     """Returns ((query, session), what followed, most often first), capped per query."""
-    rows = pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])
-    columns = ("query", "session_queries", "target", "weight")
-    followed: dict[tuple[str, tuple[str, ...]], Counter[str]] = defaultdict(Counter)
-    for query, session, target, weight in zip(*(rows[c].to_pylist() for c in columns), strict=True):
-        followed[query, _last_distinct(session, query)][target] += weight
-    num_of: Counter[str] = Counter()
+    rows = pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])  # sorted by query
     kept: list[Context] = []
-    by_weight = sorted(followed.items(), key=lambda f: (-f[1].total(), f[0]))
-    for context, found in by_weight:
-        num_of[context[0]] += 1
-        if num_of[context[0]] <= config.max_contexts_per_query:
-            kept.append((context, sorted(found, key=lambda target: (-found[target], target))))
+    for query, own in groupby(_rows(rows), key=itemgetter("query")):
+        followed: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+        for row in own:
+            followed[_last_distinct(row["session_queries"], query)][row["target"]] += row["weight"]
+        by_weight = sorted(followed.items(), key=lambda f: (-f[1].total(), f[0]))
+        for session, found in by_weight[: config.max_contexts_per_query]:
+            targets = sorted(found, key=lambda target: (-found[target], target))
+            kept.append(((query, session), targets))
     return kept
 
 

@@ -4,9 +4,10 @@ Knows nothing of how examples are chosen (`examples`) or laid out (`responses`).
 """
 
 # B batch, L packed tokens, N tokens to predict, D model dim, V vocab
+import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from train.mining.mine import PROMPT, SCENARIOS
 from train.models.backbone import Shape, llama_config
 from train.models.pace import PacedTrainer, trainer_arguments
 from train.models.shared_prefix import IGNORED_LABEL, Packed
-from train.settings import GeneratorConfig
+from train.settings import GeneratorConfig, IndexConfig
 
 METRICS = "metrics.json"
+_MAX_TRIED = 1000  # sources of a scenario; if none of them gives an example, nothing teaches it
 _MAX_VALID = 400  # examples per scenario that the validation loss is measured on
 
 
@@ -94,6 +96,22 @@ def read_prompts(run: Path) -> RunPrompts:
     return RunPrompts(scenarios, prompt, PromptRenderer(vocabulary, prompt, scenarios))
 
 
+def example_maker(
+    mined: Path, config: GeneratorConfig, prompts: RunPrompts, *, max_edges: int
+) -> ExampleMaker:
+    """Returns what makes examples from the log as it was known before the validation cut."""
+    example_config = ExampleConfig(
+        scenarios=prompts.scenarios,
+        prompt=prompts.prompt,
+        cold_share=config.cold_share,
+        max_contexts_per_query=config.max_contexts_per_query,
+        samples_completions=config.mode == "beam",
+    )
+    clicks = read_clicks(mined, "train", prompts.scenarios)
+    associations = Associations.load(mined, clicks, max_edges=max_edges, only_training=True)
+    return ExampleMaker(example_config, associations)
+
+
 def train_generator(
     run: Path,
     config: GeneratorConfig,
@@ -101,8 +119,10 @@ def train_generator(
     shape: Shape,
     seed: int,
     output: Path,
+    max_edges: int = IndexConfig().max_edges,
     model: PreTrainedModel | None = None,
     teacher: Sequence[Source] = (),
+    report: Callable[[str], None] = print,
 ) -> GeneratorMetrics:
     """Trains on `run`/mined and writes the model and metrics.json into `output`.
 
@@ -114,8 +134,10 @@ def train_generator(
         shape: of a new model; not used where `model` is given.
         seed: of weights, examples and their order.
         output: directory.
+        max_edges: of the index that will be served.
         model: to start from; its vocabulary must be the run's.
         teacher: what to learn beside the log, see `train.generation.teacher`.
+        report: called with how far the training is, and with what nothing teaches.
 
     Raises:
         ValueError: nothing was mined to train on.
@@ -129,22 +151,18 @@ def train_generator(
         # 12,000 (demo size, one core of an EPYC with AVX512-BF16, torch 2.13); equal in float32.
         model.set_attn_implementation("eager")
     mined = run / "mined"
-    example_config = ExampleConfig(
-        scenarios=prompts.scenarios,
-        prompt=prompts.prompt,
-        cold_share=config.cold_share,
-        max_contexts_per_query=config.max_contexts_per_query,
-        samples_completions=config.mode == "beam",
-    )
-    clicks = read_clicks(mined, "train", prompts.scenarios)
-    maker = ExampleMaker(example_config, Associations.load(mined, clicks))
+    maker = example_maker(mined, config, prompts, max_edges=max_edges)
     encoder = ResponseEncoder(prompts.renderer, prompts.scenarios, config.mode)
 
     def make(source: Source, rng: random.Random) -> Packed | None:
         example = maker(source, rng)
         return None if example is None else encoder(example, rng)
 
-    sources = read_sources(mined, example_config, "train", seed, further=teacher)
+    sources = read_sources(mined, maker.config, "train", seed, further=teacher)
+    for spec in prompts.scenarios:
+        own = itertools.islice((s for s in sources if s.scenario == spec.name), _MAX_TRIED)
+        if not any(make(source, random.Random(0)) for source in own):
+            report(_untaught(spec, config.mode))
     dataset = Responses(
         sources,
         make,
@@ -171,11 +189,12 @@ def train_generator(
         max_train_s=config.max_train_s,
         warmup_share=config.warmup_share,
         matrix_learning_rate=config.matrix_learning_rate,
+        report=report,
     )
     started_s = time.monotonic()
     trainer.train_resumable()
     train_s = time.monotonic() - started_s
-    valid = read_sources(mined, example_config, "valid", seed)
+    valid = read_sources(mined, maker.config, "valid", seed)
     metrics = GeneratorMetrics(
         mode=config.mode,
         num_parameters=model.num_parameters(),
@@ -194,6 +213,18 @@ def train_generator(
         (output / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
     trainer.remove_checkpoints()
     return metrics
+
+
+def _untaught(spec: ScenarioSpec, mode: str) -> str:
+    lacking = "no clicked panels"
+    if not spec.has_auxiliary_text:
+        lacking = "no searches that follow one another, and no clicked panels"
+    elif mode == "list":
+        lacking = "no clicked panels with an auxiliary text"
+    return (
+        f"warning: nothing teaches {spec.name}: {lacking}; leave it out of [[scenarios]] or bring "
+        "impressions, or it answers nonsense"
+    )
 
 
 class _CountingCollator:

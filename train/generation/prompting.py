@@ -166,10 +166,9 @@ def _prompt(scenario: ScenarioSpec, query: str) -> str:
 @torch.inference_mode()
 def _continued(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> list[str]:
     """Returns what follows each prompt, up to the first empty line; a line that was cut goes."""
-    own = model.generation_config.eos_token_id
-    vocabulary = tokenizer.get_vocab()
-    ends = {i for token, i in vocabulary.items() if _EMPTY_LINE in token}
-    ends |= set(own if isinstance(own, list) else [own])
+    own = model.generation_config.eos_token_id  # one, several, or None
+    ends = {i for token, i in tokenizer.get_vocab().items() if _EMPTY_LINE in token}
+    ends |= set(own if isinstance(own, list) else [own]) - {None}
     width = max(map(len, prompts))
     ids_BL = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
     mask_BL = torch.tensor(
@@ -181,7 +180,7 @@ def _continued(model: Any, tokenizer: Tokenizer, prompts: list[list[int]]) -> li
         max_new_tokens=_MAX_NEW_TOKENS,
         do_sample=False,
         pad_token_id=0,
-        eos_token_id=list(ends),
+        eos_token_id=list(ends) or None,
     )
     new = [list(takewhile(lambda i: i not in ends, ids)) for ids in output_BL[:, width:].tolist()]
     texts: list[str] = []

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.text import match_key, normalise_prefix
-from train.generation.examples import Source, known_in_training
+from train.generation.associations import known_in_training
+from train.generation.examples import Source
 from train.generation.prompting import prompted_texts
 from train.mining.anonymity import TextFilter
 
@@ -112,12 +113,14 @@ def write_lists(
 ) -> int:
     """Has a language model write lists for known queries, in turns for each scenario.
 
+    The same prefix of two queries is asked for once.
+
     Args:
         checkpoint: hub id, directory or GGUF file of a causal language model.
         mined: tables of the log.
         scenarios: of the run.
         out: parquet file. What is written is kept beside it until all of it is.
-        num_lists: over all scenarios.
+        num_lists: at most, over all scenarios.
         seed: of the draw of queries.
         report: called with how far it is.
 
@@ -132,11 +135,12 @@ def write_lists(
     rng = random.Random(seed)
     texts = known_in_training(mined)
     drawn = rng.sample(texts, min(len(texts), num_lists))
-    asked: list[tuple[str, str]] = []
+    questions: dict[tuple[str, str], None] = {}
     for spec, text in zip(cycle(scenarios), drawn, strict=False):
         if spec.completes_prefix:
             text = normalise_prefix(text[: rng.randint(1, min(len(text), _LONGEST_PREFIX))])
-        asked.append((spec.name, text))
+        questions[spec.name, text] = None
+    asked = list(questions)
     kept = out.with_name(out.name + ".written")
     written = prompted_texts(
         checkpoint, asked, {s.name: s for s in scenarios}, kept=kept, report=report

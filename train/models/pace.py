@@ -19,14 +19,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import (
+    PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
 from train.models.backbone import has_fast_bf16
+from train.models.callbacks import Progress, TimedCheckpoints, TimeLimit
 from train.models.optimizer import make_optimizer
 
 # In bfloat16, oneDNN keeps the kernels of the last 1,024 shapes that it met. Batches have lengths
@@ -42,34 +41,8 @@ def learning_rate_factor(progress: float, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * rest))
 
 
-class TimeLimit(TrainerCallback):
-    """Stops training cleanly when its time is over; counts from the start or resumption."""
-
-    def __init__(self, max_train_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Takes the limit; 0 means none."""
-        self._max_train_s = max_train_s
-        self._clock = clock
-        self._started_s: float | None = None
-
-    @property
-    def progress(self) -> float:
-        """Returns the share of the time that has passed, in [0, 1]; 0 without a limit."""
-        if not self._max_train_s or self._started_s is None:
-            return 0.0
-        return min(1.0, (self._clock() - self._started_s) / self._max_train_s)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Starts the clock."""
-        self._started_s = self._clock()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Asks the trainer to stop once the time is over."""
-        if self.progress >= 1:
-            control.should_training_stop = True
+def _print(line: str) -> None:
+    print(f"  {line}", flush=True)
 
 
 class PacedTrainer(Trainer):
@@ -85,17 +58,23 @@ class PacedTrainer(Trainer):
         max_train_s: float,
         warmup_share: float,
         matrix_learning_rate: float = 0.0,
+        report: Callable[[str], None] = _print,
+        clock: Callable[[], float] = time.monotonic,
         **kwargs: Any,
     ) -> None:
         """Takes Trainer's arguments, the pace, and Muon's learning rate (see `optimizer`).
 
+        `report` is called with a line every so often, in the first process; `clock` is in seconds.
+
         Raises:
             ValueError: a time limit with several processes, which would not stop together.
         """
-        self._limit = TimeLimit(max_train_s)
+        self._limit = TimeLimit(max_train_s, clock)
         self._warmup_share = warmup_share
         self._matrix_learning_rate = matrix_learning_rate
-        super().__init__(**kwargs, callbacks=[self._limit])
+        progress = Progress(self._limit, report, clock)
+        super().__init__(**kwargs, callbacks=[self._limit, TimedCheckpoints(clock), progress])
+        self.remove_callback(PrinterCallback)  # what Trainer has in place of a bar: raw figures
         if max_train_s and self.args.world_size > 1:
             raise ValueError(
                 f"max_train_s is {max_train_s:g} with {self.args.world_size} processes: "
@@ -178,7 +157,7 @@ def trainer_arguments(
         bf16: compute in bfloat16 under autocast where the hardware does that fast; weights stay
             float32.
         seed: of dropout and initial weights.
-        checkpoint_steps: a checkpoint is written every so many steps.
+        checkpoint_steps: a checkpoint is written every so many steps, and every ten minutes.
     """
     has_gpu = torch.cuda.is_available()
     return TrainingArguments(
@@ -195,6 +174,7 @@ def trainer_arguments(
         save_steps=checkpoint_steps,
         save_total_limit=1,
         logging_steps=50,
+        disable_tqdm=True,  # a log keeps every state of a bar; see `Progress`
         report_to=[],
         seed=seed,
     )

@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from engine.formats.vocabulary import Vocabulary
 
-TOKENIZER_FILE = "encoder_tokenizer.json"  # in the run directory, if the encoder has its own
+TOKENIZER_FILE = "encoder_tokenizer.json"  # among the encoder's files, if it has its own
 _BATCHES_A_LINE = 50  # of progress
 
 
@@ -63,6 +63,15 @@ class HuggingFaceTokenizer:
         return [e.ids for e in self._tokenizer.encode_batch(list(texts))]
 
 
+def encoder_tokenizer(run: Path) -> Path:
+    """Returns the file of the tokenizer that a run's encoder reads, its own or that of all models.
+
+    Its name is that of the same file in a bundle.
+    """
+    own = run / "encoder" / TOKENIZER_FILE
+    return own if own.is_file() else run / "tokenizer.json"
+
+
 class Encoder(nn.Module):
     """A bidirectional transformer whose mean-pooled, normalised output embeds a query."""
 
@@ -77,11 +86,11 @@ class Encoder(nn.Module):
     def load(cls, run: Path) -> "Encoder":
         """Reads the encoder of a run directory, ready to embed (no dropout)."""
         backbone = AutoModel.from_pretrained(run / "encoder", add_pooling_layer=False)
-        own = run / TOKENIZER_FILE
+        path = encoder_tokenizer(run)
         tokenizer: BatchTokenizer = (
-            HuggingFaceTokenizer(Tokenizer.from_file(str(own)))
-            if own.exists()
-            else Vocabulary.load(run / "tokenizer.json")
+            HuggingFaceTokenizer(Tokenizer.from_file(str(path)))
+            if path.name == TOKENIZER_FILE
+            else Vocabulary.load(path)
         )
         return cls(backbone, tokenizer).eval()
 

@@ -9,16 +9,14 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
-from engine.formats.index import GRAPH, Edges, Report, write_index
+from engine.formats.index import GRAPH, Report, write_index
 from engine.formats.manifest import IndexSpec, sha256_of
 from train.mining.mine import SUMMARY, MineSummary
 from train.retrieval.effort import least_effort, probe_texts
 from train.retrieval.encoder import Encoder
+from train.retrieval.pairs import read_edges
 from train.settings import IndexConfig
-
-Ids = NDArray[np.int64]
 
 
 def build_index(
@@ -74,45 +72,3 @@ def build_index(
     )
     (output / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec)))
     return spec
-
-
-def read_edges(run: Path, texts: list[str], max_edges: int) -> Edges:
-    """Returns the mined pairs between rows of `texts` as co-occurrence lists.
-
-    Best association first, then the more frequent pair; at most `max_edges` per query. The click
-    model's features are made from the same lists, so that it is trained on what it will see.
-
-    Raises:
-        ValueError: a pair names a query that is not in `texts`.
-    """
-    row_of = {text: row for row, text in enumerate(texts)}
-    pairs = pq.read_table(run / "mined/pairs.parquet")
-    try:
-        sources = np.array([row_of[t] for t in pairs["source"].to_pylist()], np.int64)
-        targets = np.array([row_of[t] for t in pairs["target"].to_pylist()], np.int64)
-    except KeyError as error:
-        raise ValueError(
-            f"{run}/mined/pairs.parquet has the query {len(error.args[0])} characters long that "
-            "queries.parquet lacks: mine again"
-        ) from None
-    npmi = pairs["association"].to_numpy().astype(np.float32)
-    num_pairs = pairs["num_pairs"].to_numpy()
-    return edge_lists(sources, targets, npmi, num_pairs, len(texts), max_edges)
-
-
-def edge_lists(
-    sources: Ids,
-    targets: Ids,
-    npmi: NDArray[np.float32],
-    num_pairs: Ids,
-    num_queries: int,
-    max_edges: int,
-) -> Edges:
-    """Returns pairs as lists per source: best NPMI first, ties by count, then by row."""
-    order = np.lexsort((targets, -num_pairs, -npmi, sources))
-    sources, targets, npmi = sources[order], targets[order], npmi[order]
-    first = np.searchsorted(sources, np.arange(num_queries + 1))
-    kept = np.arange(len(sources)) - first[sources] < max_edges
-    counts = np.bincount(sources[kept], minlength=num_queries)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Edges(offsets, targets[kept].astype(np.int32), npmi[kept])

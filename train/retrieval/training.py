@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import BertModel, set_seed
 
+from engine.formats.manifest import MAX_ENCODER_TOKENS
 from engine.formats.vocabulary import Vocabulary
+from train.mining.mine import CONTEXTS
 from train.models.backbone import Shape, bert_config
 from train.models.pace import PacedTrainer, trainer_arguments
 from train.retrieval.contrast import CooccurrenceGraph, Ids, hard_negatives, info_nce
 from train.retrieval.encoder import TOKENIZER_FILE, Encoder, HuggingFaceTokenizer, padded
+from train.retrieval.pairs import Pairs, read_pairs, rows_of
 from train.settings import EncoderConfig
 
 _RECALL_AT = 20
@@ -53,21 +56,18 @@ def train_encoder(
     """Trains on `run`/mined and writes the model and metrics.json into `output`.
 
     A call that was interrupted goes on from its last checkpoint in `output`. An encoder with a
-    tokenizer of its own (base checkpoint) also writes `run`/encoder_tokenizer.json.
+    tokenizer of its own (base checkpoint) also writes that.
 
     Raises:
-        ValueError: nothing was mined to train on, or the base checkpoint cannot be used.
+        ValueError: nothing was mined to train on, a pair names a query that was not mined, or the
+            base checkpoint cannot be used.
     """
     set_seed(seed)
     queries: list[str] = pq.read_table(run / "mined/queries.parquet")["text"].to_pylist()
     if len(queries) < 2:
         raise ValueError(f"{run}/mined/queries.parquet has {len(queries)} queries, needs 2 or more")
-    row_of = {text: row for row, text in enumerate(queries)}
-    pairs = pq.read_table(run / "mined/pairs.parquet", columns=["source", "target", "association"])
-    sources = np.array([row_of[t] for t in pairs["source"].to_pylist()], np.int64)
-    targets = np.array([row_of[t] for t in pairs["target"].to_pylist()], np.int64)
-    npmi = pairs["association"].to_numpy().astype(np.float32)
-    graph = CooccurrenceGraph(sources, targets, npmi, len(queries))
+    pairs = read_pairs(run / "mined", queries)
+    graph = CooccurrenceGraph(pairs.sources, pairs.targets, pairs.npmi, len(queries))
 
     encoder = _new_encoder(run, config, shape)
     dataset = _Pairs.of(graph, len(queries), config, seed)
@@ -92,10 +92,9 @@ def train_encoder(
 
     encoder.eval()
     encoder.backbone.save_pretrained(output)
-    (run / TOKENIZER_FILE).unlink(missing_ok=True)
     if isinstance(encoder.tokenizer, HuggingFaceTokenizer):
-        encoder.tokenizer.save(run / TOKENIZER_FILE)
-    recall = _measure(encoder, run, queries, (sources, targets, npmi))
+        encoder.tokenizer.save(output / TOKENIZER_FILE)
+    recall = _measure(encoder, run, queries, pairs)
     metrics = {f"recall_at_{_RECALL_AT}": recall._asdict(), "num_queries": len(queries)}
     (output / "metrics.json").write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
     trainer.remove_checkpoints()
@@ -149,33 +148,22 @@ def recall_at_20(
     )
 
 
-def _measure(
-    encoder: Encoder,
-    run: Path,
-    queries: list[str],
-    pairs: tuple[Ids, Ids, NDArray[np.float32]],
-) -> Recall:
-    row_of = {text: row for row, text in enumerate(queries)}
-    contexts = pq.read_table(run / "mined/contexts.parquet", columns=["query", "target", "split"])
-    held_out = sorted(
-        {
-            (row_of[row["query"]], row_of[row["target"]])
-            for row in contexts.to_pylist()
-            if row["split"] == "valid"
-            and row["query"] in row_of
-            and row["target"] in row_of
-            and row["query"] != row["target"]
-        }
+def _measure(encoder: Encoder, run: Path, queries: list[str], pairs: Pairs) -> Recall:
+    contexts = pq.read_table(
+        run / "mined" / CONTEXTS, columns=["query", "target"], filters=[("split", "==", "valid")]
     )
+    ends = np.stack([rows_of(contexts[name], queries) for name in ("query", "target")], axis=1)
+    is_usable = (ends >= 0).all(1) & (ends[:, 0] != ends[:, 1])
+    held_out = np.unique(ends[is_usable], axis=0)
     chosen = np.random.default_rng(0).permutation(len(held_out))[:_MAX_EVALUATED]
-    return recall_at_20(encoder.embed(queries), pairs, [held_out[i] for i in chosen])
+    return recall_at_20(encoder.embed(queries), pairs[:3], held_out[chosen].tolist())
 
 
 def _new_encoder(run: Path, config: EncoderConfig, shape: Shape) -> Encoder:
     if config.base_checkpoint:
         return Encoder.of_checkpoint(config.base_checkpoint)
     vocabulary = Vocabulary.load(run / "tokenizer.json")
-    bert = bert_config(shape, vocabulary.size, config.max_tokens)
+    bert = bert_config(shape, vocabulary.size, MAX_ENCODER_TOKENS)
     bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = _DROPOUT
     return Encoder(BertModel(bert, add_pooling_layer=False), vocabulary)
 

@@ -1,5 +1,4 @@
 import random
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +24,11 @@ from train.generation.examples import (
     read_clicks,
     read_sources,
 )
+from train.generation.generator import RunPrompts, example_maker
 from train.mining.mine import CONTEXTS, QUERIES, mine
-from train.settings import default_scenarios
+from train.mining.mine import PAIRS as MINED_PAIRS
+from train.retrieval.pairs import Pairs
+from train.settings import GeneratorConfig, default_scenarios
 
 SCENARIOS = [s.spec([1.0, 0.5]) for s in default_scenarios()]
 SEARCHES = {
@@ -39,19 +41,27 @@ SEARCHES = {
     "mouse pad": 10,
     "keyboard": 5,
 }
-PAIRS = [
-    ("laptop", "mouse", 10, 0.5),  # 10 users * 0.5
-    ("laptop", "laptop bag", 30, 0.4),
-    ("laptop", "keyboard", 20, -0.1),
-    ("laptop", "laptop-bag", 1, 0.9),
-    ("gaming laptop", "mouse pad", 7, 0.3),
+PAIRS = [  # source, target, npmi, num_pairs, num_users
+    ("laptop", "mouse", 0.5, 11, 10),  # 10 users * 0.5
+    ("laptop", "laptop bag", 0.4, 40, 30),
+    ("laptop", "keyboard", -0.1, 20, 20),
+    ("laptop", "laptop-bag", 0.9, 2, 1),
+    ("laptop", "gaming laptop", -0.1, 21, 20),
+    ("gaming laptop", "mouse pad", 0.3, 7, 7),
 ]
 
 
-def associations(clicks: Sequence[Clicks] = ()) -> Associations:
+def associations(clicks: Sequence[Clicks] = (), max_edges: int = 32) -> Associations:
     texts = sorted(SEARCHES, key=str.encode)
     counts = np.array([SEARCHES[t] for t in texts], np.int64)
-    return Associations(texts, counts, PAIRS, clicks)
+    sources, targets, npmi, *counted = zip(*PAIRS, strict=True)
+    pairs = Pairs(
+        np.array([texts.index(t) for t in sources]),
+        np.array([texts.index(t) for t in targets]),
+        np.array(npmi, np.float32),
+        *(np.array(column) for column in counted),
+    )
+    return Associations(texts, counts, pairs, clicks, max_edges=max_edges)
 
 
 def configured(cold_share: float = 0.0, *, samples_completions: bool = False) -> ExampleConfig:
@@ -84,13 +94,12 @@ def source(scenario: str = "suggestion", query: str = "laptop", **changes: Any) 
     return Source(**{**fields, **changes})
 
 
-def test_following_queries_are_ordered_by_association() -> None:
-    assert associations().following("laptop", 9) == [
-        "laptop-bag",
-        "mouse",
-        "laptop bag",
-        "keyboard",
-    ]
+def test_following_queries_are_ordered_as_the_index_has_them() -> None:
+    """Best association first, then the pair that occurs more often."""
+    served = ["laptop-bag", "mouse", "laptop bag", "gaming laptop", "keyboard"]
+    assert associations().following("laptop") == served
+    assert associations().following("laptop", 2) == served[:2]
+    assert associations(max_edges=4).following("laptop", 9) == served[:4]
     assert associations().following("unknown", 9) == []
 
 
@@ -263,32 +272,73 @@ def test_all_scenarios_get_examples_from_the_log_in_a_fixed_order(mined_logs: Pa
         )
 
 
-def test_every_query_of_the_training_time_is_completed_once_alone(
-    mined_logs: Path, tmp_path: Path
-) -> None:
+def test_every_query_of_the_training_time_is_completed_once_alone(mined_logs: Path) -> None:
     config = logged(mined_logs)
-    mined = shutil.copytree(mined_logs, tmp_path / "mined")
-    queries = pq.read_table(mined / QUERIES)
-    lonely = queries.slice(0, 1).set_column(0, "text", pa.array(["a query without a session"]))
-    assert queries.column_names[0] == "text"
-    pq.write_table(pa.concat_tables([queries, lonely]), mined / QUERIES)
-    rows = pq.read_table(mined / CONTEXTS).to_pylist()
-    early, late = (
-        {r[name] for r in rows if r["split"] == split for name in ("query", "target")}
-        for split in ("train", "valid")
-    )
-    known = {*queries["text"].to_pylist(), "a query without a session"}
-    alone = {
+    queries = pq.read_table(mined_logs / QUERIES).to_pylist()
+    alone = [
         s.query
-        for s in read_sources(mined, config, "train", seed=1)
+        for s in read_sources(mined_logs, config, "train", seed=1)
         if s.scenario == "completion" and not s.session_queries and not s.is_typed
-    }
-    assert alone == {t for t in (known | early) - (late - early) if len(t) > 1}
+    ]
+    early = [q["text"] for q in queries if q["num_searches_before_cut"] and len(q["text"]) > 1]
+    assert sorted(alone) == early
     # Held-out sources are those of the held-out time alone.
     assert not any(
         s.scenario == "completion" and not s.session_queries and not s.is_typed
-        for s in read_sources(mined, config, "valid", seed=1)
+        for s in read_sources(mined_logs, config, "valid", seed=1)
     )
+
+
+def write_tables(
+    mined: Path, before_cut: dict[str, int], pairs: list[Any], steps: list[Any]
+) -> None:
+    """Writes mined tables: pairs of (source, target), steps of (query, target, split)."""
+    mined.mkdir(parents=True)
+    columns = {"text": [*before_cut], "num_searches": [9] * len(before_cut)}
+    counted = {"num_searches_before_cut": [*before_cut.values()]}
+    pq.write_table(pa.table({**columns, **counted}), mined / QUERIES)
+    ends = [{"source": s, "target": t} for s, t in pairs]
+    counted = {"num_pairs": 9, "num_users": 9, "association": 0.5}
+    pq.write_table(pa.Table.from_pylist([{**e, **counted} for e in ends]), mined / MINED_PAIRS)
+    rows = [
+        {"query": q, "target": t, "session_queries": [], "weight": 1.0, "split": split}
+        for q, t, split in steps
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), mined / CONTEXTS)
+
+
+def test_queries_after_the_cut_alone_are_in_no_example_of_the_training(tmp_path: Path) -> None:
+    mined = tmp_path / "mined"
+    write_tables(
+        mined,
+        {"abc early": 9, "abc late": 0, "abc lonely": 1, "abd early": 9, "abe": 9},
+        # The first search of a session may be before the cut, and the next one after it.
+        [("abd early", "abc late"), ("abd early", "abe"), ("abc early", "abd early")],
+        [("abc early", "abd early", "train"), ("abd early", "abc late", "valid")],
+    )
+    prompt = PromptSpec(side_information_kinds=[SESSION, COOCCURRING])
+    prompts = RunPrompts(SCENARIOS, prompt, None)  # pyright: ignore[reportArgumentType]
+    maker = example_maker(mined, GeneratorConfig(), prompts, max_edges=32)
+    taught = set[str]()
+    for number, item in enumerate(40 * read_sources(mined, maker.config, "train", seed=0)):
+        example = maker(item, random.Random(number))
+        if example is not None:
+            taught |= {
+                item.query,
+                *example.suggestions,
+                *(i.text for i in example.side_information),
+            }
+    assert taught == {"abc early", "abc lonely", "abd early", "abe"}
+    # What is served knows all queries of the index.
+    assert "abc late" in Associations.load(mined).starting_with("abc", 9)
+
+
+def test_a_pair_of_a_query_that_was_not_mined_is_told_without_its_text(tmp_path: Path) -> None:
+    write_tables(tmp_path / "mined", {"tea": 1}, [("tea", "a secret")], [("tea", "tea", "valid")])
+    with pytest.raises(
+        ValueError, match=r"the query 8 characters long that queries\.parquet lacks"
+    ):
+        Associations.load(tmp_path / "mined")
 
 
 def test_what_followed_is_ordered_by_all_that_is_told_of_a_context(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 import random
+import shutil
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -9,6 +12,7 @@ from transformers import LlamaForCausalLM
 from engine.formats.completion import completed
 from engine.formats.prompt import COOCCURRING, SideInformation, spread
 from engine.formats.vocabulary import EOS_ID, LIST, SEP_ID, slot_token
+from tests.train.conftest import write_impressions
 from train.generation.examples import Example, Source
 from train.generation.generator import (
     GeneratorMetrics,
@@ -233,8 +237,40 @@ def test_a_time_limit_stops_cleanly_and_says_so(clicked_run: Path, tmp_path: Pat
 
 
 def test_a_run_without_training_examples_is_refused(mined_run: Path, tmp_path: Path) -> None:
+    """Its contexts are all for validation, and no query was searched before."""
+    run = shutil.copytree(mined_run, tmp_path / "run")
+    queries = pq.read_table(run / "mined/queries.parquet")
+    place = queries.schema.get_field_index("num_searches_before_cut")
+    none = pa.array([0] * len(queries))
+    queries = queries.set_column(place, "num_searches_before_cut", none)
+    pq.write_table(queries, run / "mined/queries.parquet")
     with pytest.raises(ValueError, match="nothing was mined"):
-        trained(mined_run, tmp_path / "generator")  # its contexts are all for validation
+        trained(run, tmp_path / "generator")
+
+
+def warnings_of(run: Path, output: Path, mode: Mode = "slots") -> list[str]:
+    lines: list[str] = []
+    config = GeneratorConfig(mode=mode, num_epochs=0.01)
+    train_generator(run, config, shape=SHAPE, seed=0, output=output, report=lines.append)
+    return [line for line in lines if line.startswith("warning: ")]
+
+
+def test_a_scenario_that_nothing_teaches_is_named(clicked_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(clicked_run, run)
+    write_impressions(run, num_requests=200, swap_rate=0.0, scenario="clarification")
+    assert warnings_of(run, tmp_path / "suggestion_without_contexts") == [
+        "warning: nothing teaches suggestion: no searches that follow one another, and no clicked "
+        "panels; leave it out of [[scenarios]] or bring impressions, or it answers nonsense"
+    ]
+    # One sequence begins with the lead-in, and there is none in these impressions.
+    (clarification,) = (
+        w for w in warnings_of(run, tmp_path / "list", "list") if "clarification" in w
+    )
+    assert "no clicked panels with an auxiliary text" in clarification
+    (run / "mined/impressions.parquet").unlink()
+    (clarification,) = (w for w in warnings_of(run, tmp_path / "bare") if "clarification" in w)
+    assert "nothing teaches clarification: no clicked panels; leave it out of" in clarification
 
 
 class Interrupted(Exception):

@@ -1,5 +1,7 @@
 """What is taken from a numbered list that a language model wrote, and what is kept of it."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,17 @@ def test_what_was_written_before_an_interruption_is_not_written_again(
     assert found == texts(checkpoint, tmp_path / "other")
     assert found == texts(checkpoint, tmp_path / "kept")
     assert len(calls) == 2 * len(QUESTIONS), "nothing for what was kept"
+
+
+def test_a_checkpoint_without_an_end_token_writes_too(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompting, "_MAX_NEW_TOKENS", 8)
+    endless = shutil.copytree(checkpoint, tmp_path / "endless")
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((endless / name).read_text())
+        (endless / name).write_text(json.dumps({**settings, "eos_token_id": None}))
+    assert len(texts(str(endless), tmp_path / "kept")) == len(QUESTIONS)
 
 
 def test_what_was_written_for_other_questions_is_not_taken(

@@ -15,7 +15,7 @@ from train.generation import teacher
 from train.generation.generator import train_generator
 from train.generation.teacher import read_lists, write_lists
 from train.mining.anonymity import TextFilter
-from train.mining.mine import CONTEXTS
+from train.mining.mine import CONTEXTS, QUERIES
 from train.models.backbone import shapes_of
 from train.settings import GeneratorConfig, default_scenarios
 
@@ -28,14 +28,19 @@ def run(tmp_path: Path) -> Path:
     """Tables in which all queries but that of LATE were searched before the cut."""
     run = tmp_path / "run"
     write_mined(run)
+    queries = pq.read_table(run / "mined" / QUERIES)
+    early = [0 if text == LATE else 5 for text in queries["text"].to_pylist()]
+    place = queries.schema.get_field_index("num_searches_before_cut")
+    queries = queries.set_column(place, "num_searches_before_cut", pa.array(early))
+    pq.write_table(queries, run / "mined" / QUERIES)
     held_out = pq.read_table(run / "mined" / CONTEXTS)
-    early = [
+    steps = [
         {"query": q, "target": queries[(i + 1) % len(queries)], "session_queries": []}
         for queries in topic_queries()
         for i, q in enumerate(queries)
         if LATE not in (q, queries[(i + 1) % len(queries)])
     ]
-    rows = pa.Table.from_pylist([{**r, "weight": 1.0, "split": "train"} for r in early])
+    rows = pa.Table.from_pylist([{**r, "weight": 1.0, "split": "train"} for r in steps])
     both = pa.concat_tables([held_out, rows.select(held_out.column_names).cast(held_out.schema)])
     pq.write_table(both, run / "mined" / CONTEXTS)
     return run
@@ -141,19 +146,25 @@ def test_a_generator_learns_what_only_its_teacher_says(run: Path, tmp_path: Path
 def test_a_checkpoint_writes_lists_that_can_be_read(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    all_asked: list[tuple[str, str]] = []
+
     def echoed(_: str, asked: list[tuple[str, str]], *__: Any, kept: Path, **___: Any) -> Any:
+        all_asked.extend(asked)
         kept.write_text(json.dumps(asked))
         return [[f"{query} more"] if i else [] for i, (_, query) in enumerate(asked)]
 
     monkeypatch.setattr(teacher, "prompted_texts", echoed)
     out = tmp_path / "lists.parquet"
     num = write_lists(
-        "some checkpoint", run / "mined", SCENARIOS, out, num_lists=30, seed=0, report=print
+        "some checkpoint", run / "mined", SCENARIOS, out, num_lists=150, seed=0, report=print
     )
-    assert num == 29
+    # Of 50 prefixes, some are the same.
+    assert 100 < len(all_asked) < 150
+    assert len(set(all_asked)) == len(all_asked)
+    assert num == len(all_asked) - 1
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["lists.parquet"]
     found = read_lists(out, run / "mined", SCENARIOS, TextFilter())
-    assert len(found.sources) == 29
+    assert len(found.sources) == num
     assert not found.left_out
     assert {s.scenario for s in found.sources} == {s.name for s in SCENARIOS}
     with pytest.raises(ValueError, match="is there already"):

@@ -102,9 +102,9 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_smollm2_gives_the_same_logits_in_the_new_order() -> None:
-    place = os.environ.get("QUERYREC_SMOLLM2_DIR")
+    place = os.environ.get("SMOLLM2_DIR")
     if not place:
-        pytest.skip("QUERYREC_SMOLLM2_DIR names no directory with SmolLM2-135M-Instruct")
+        pytest.skip("SMOLLM2_DIR names no directory with SmolLM2-135M-Instruct")
     files = sorted(Path(place).glob("*.gguf"))
     texts = ["wireless earbuds for running under $50", "best laptop 2024", "coffee grinder"]
     if files:

@@ -1,17 +1,20 @@
 import math
+import shutil
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import BertModel, BertTokenizerFast
 
+from engine.formats.vocabulary import Vocabulary
 from train.models.backbone import bert_config, shapes_of
 from train.models.pace import TimeLimit, learning_rate_factor, trainer_arguments
 from train.retrieval.contrast import CooccurrenceGraph, hard_negatives, info_nce
-from train.retrieval.encoder import Encoder
+from train.retrieval.encoder import Encoder, encoder_tokenizer
 from train.retrieval.training import recall_at_20, train_encoder
 from train.settings import EncoderConfig
 
@@ -122,9 +125,33 @@ def test_a_base_checkpoint_keeps_its_own_tokenizer(mined_run: Path, tmp_path: Pa
     assert encoder.embedding_dim == 32  # the checkpoint's, not the size's
     assert encoder.token_ids(["ab"]) == [[2, words.index("a"), words.index("##b"), 3]]
 
-    own = EncoderConfig(num_epochs=0.1, batch_size=16)
-    train_encoder(run, own, shape=shapes_of("tiny").encoder, seed=0, output=run / "encoder")
-    assert not (run / "encoder_tokenizer.json").exists()
+    assert encoder_tokenizer(run) == run / "encoder/encoder_tokenizer.json"
+
+    # Another encoder that is not finished, or was interrupted, leaves this one as it is.
+    own, partial = EncoderConfig(num_epochs=0.1, batch_size=16), run / "encoder.partial"
+    train_encoder(run, own, shape=shapes_of("tiny").encoder, seed=0, output=partial)
+    assert Encoder.load(run).token_ids(["ab"]) == encoder.token_ids(["ab"])
+    shutil.rmtree(run / "encoder")
+    partial.rename(run / "encoder")
+    assert encoder_tokenizer(run) == run / "tokenizer.json"
+    vocabulary = Vocabulary.load(run / "tokenizer.json")
+    assert Encoder.load(run).token_ids(["ab"]) == vocabulary.encode_batch(["ab"])
+
+
+def test_a_pair_of_a_query_that_was_not_mined_is_told_without_its_text(
+    mined_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(mined_run, run)
+    queries = pq.read_table(run / "mined/queries.parquet")
+    pq.write_table(queries.slice(1), run / "mined/queries.parquet")
+    lost: str = queries["text"][0].as_py()
+    with pytest.raises(ValueError, match="mine again") as raised:
+        train_encoder(
+            run, EncoderConfig(), shape=shapes_of("tiny").encoder, seed=0, output=run / "encoder"
+        )
+    assert f"the query {len(lost)} characters long" in str(raised.value)
+    assert lost not in str(raised.value)
 
 
 def test_same_seed_gives_the_same_encoder(mined_run: Path, tmp_path: Path) -> None:

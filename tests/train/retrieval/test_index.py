@@ -12,7 +12,8 @@ from engine.formats.manifest import IndexSpec
 from engine.formats.vocabulary import Vocabulary
 from train.models.backbone import bert_config, shapes_of
 from train.retrieval.encoder import Encoder
-from train.retrieval.index import build_index, edge_lists
+from train.retrieval.index import build_index
+from train.retrieval.pairs import Pairs, edge_lists
 from train.settings import IndexConfig
 
 
@@ -68,14 +69,14 @@ def test_same_seed_gives_the_same_files(run: Path) -> None:
 
 
 def test_edges_are_cut_after_the_best_and_ties_go_to_the_more_frequent() -> None:
-    edges = edge_lists(
+    pairs = Pairs(
         sources=np.array([2, 0, 2, 2, 2]),
         targets=np.array([0, 1, 1, 3, 4]),
         npmi=np.array([0.5, 0.1, 0.9, 0.5, 0.5], np.float32),
         num_pairs=np.array([3, 1, 1, 8, 3]),
-        num_queries=5,
-        max_edges=3,
+        num_users=np.array([3, 1, 1, 8, 3]),
     )
+    edges = edge_lists(pairs, num_queries=5, max_edges=3)
     assert edges.offsets.tolist() == [0, 1, 1, 4, 4, 4]
     assert edges.rows.tolist() == [1, 1, 3, 0]
     assert edges.npmi.tolist() == pytest.approx([0.1, 0.9, 0.5, 0.5])
