@@ -162,15 +162,23 @@ def drawn_texts(drawn: Drawn, draw: int) -> list[str]:
     return [text for texts in drawn.texts_KS[draw] for text in texts]
 
 
+def ranked_texts(drawn: Drawn, worth: Worth, confidence: float) -> list[str]:
+    """Returns the distinct texts of a prompt, picked one by one by what they add to those before.
+
+    Texts compete by reward * (how often they were drawn) ** confidence.
+    """
+    texts = list(_places(drawn))
+    count_of = Counter(t for texts_S in drawn.texts_KS for own in texts_S for t in own)
+    value_C = np.array([worth.reward[t] * count_of[t] ** confidence for t in texts])
+    return [texts[i] for i in ranking(value_C, texts, drawn.prompt.query)]
+
+
 def composed(
     drawn: Drawn, worth: Worth, bytes_of: Callable[[Sequence[int]], bytes], confidence: float
 ) -> list[list[str]]:
     """Returns the distinct texts of a prompt as lists in slots, the best list first."""
     place_of = _places(drawn)
-    texts = list(place_of)
-    count_of = Counter(t for texts_S in drawn.texts_KS for own in texts_S for t in own)
-    value_C = np.array([worth.reward[t] * count_of[t] ** confidence for t in texts])
-    in_order = [texts[i] for i in ranking(value_C, texts, drawn.prompt.query)]
+    in_order = ranked_texts(drawn, worth, confidence)
     size = drawn.ids_KSN.shape[1] - drawn.prompt.scenario.has_auxiliary_text
     return [
         sorted(

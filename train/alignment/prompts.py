@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.formats.manifest import ScenarioSpec
-from engine.formats.prompt import COOCCURRING, Prompt, SideInformation
+from engine.formats.prompt import COOCCURRING, Prompt, SideInformation, token_limits
 from engine.formats.vocabulary import LIST
 from train.generation.associations import Associations
 from train.generation.examples import ExampleConfig, ExampleMaker, Source, read_clicks, read_sources
@@ -38,7 +38,14 @@ class PromptSource:
     """Draws prompts of a split of the mined log, the same number for each scenario."""
 
     def __init__(
-        self, mined: Path, prompts: RunPrompts, *, mode: str, cold_share: float, seed: int
+        self,
+        mined: Path,
+        prompts: RunPrompts,
+        *,
+        mode: str,
+        cold_share: float,
+        max_edges: int,
+        seed: int,
     ) -> None:
         """Reads the log.
 
@@ -47,6 +54,7 @@ class PromptSource:
             prompts: how requests are rendered.
             mode: "slots", "list" or "beam".
             cold_share: of the prompts, without what the index would give.
+            max_edges: of the index.
             seed: of the order.
         """
         self._prompts, self._mode, self._seed = prompts, mode, seed
@@ -57,7 +65,7 @@ class PromptSource:
             max_contexts_per_query=4,  # lists for many queries teach more than many for one
         )
         clicks = read_clicks(mined, "train", prompts.scenarios)
-        self._make = ExampleMaker(config, Associations.load(mined, clicks))
+        self._make = ExampleMaker(config, Associations.load(mined, clicks, max_edges=max_edges))
         self._sources = {split: self._by_scenario(mined, config, split) for split in _SPLITS}
 
     def draw(self, split: str, num_prompts: int, number: int) -> list[AlignmentPrompt]:
@@ -111,12 +119,9 @@ def render(
     renderer = prompts.renderer
     spec = next(s for s in prompts.scenarios if s.name == scenario)
     rendered = renderer.generation_prompt(scenario, query, side_information)
-    slots = renderer.slot_ids(scenario, mode)
-    limits = [spec.max_new_tokens] * len(slots)
-    if spec.has_auxiliary_text:
-        limits[0] = spec.max_auxiliary_tokens
+    slots, limits = renderer.slot_ids(scenario, mode), token_limits(spec, mode)
     if mode == "list":
-        slots, limits = [renderer.vocabulary.control_id(LIST)], [sum(limits) + len(limits)]
+        slots = [renderer.vocabulary.control_id(LIST)]
     kept = [item for item in side_information if item.kind != COOCCURRING]
     is_cold = len(kept) == len(side_information)
     drawn = ListPrompt(rendered.ids, slots, limits, rendered.first_token_range)

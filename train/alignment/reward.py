@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.answering.ranking import QUERY_WORD_WEIGHT
+from train.clicks.calibration import seen_at
 
 _SIMILAR, _SAME = 0.35, 0.9  # similarity from which a text repeats another, and wholly does
 Floats = NDArray[np.float64]
@@ -34,10 +35,7 @@ def list_reward(
         return 0.0
     fresh_C = p_seen_C * freshness(p_seen_C, texts, query)
     best = np.sort(fresh_C)[::-1][:num_shown]
-    if not len(seen_P):
-        return float(best.sum())
-    weights = np.asarray(seen_P)[np.minimum(np.arange(len(best)), len(seen_P) - 1)]
-    return float(weights @ best)
+    return float(seen_at(seen_P, np.arange(len(best))) @ best)
 
 
 def ranking(p_seen_C: Floats, texts: Sequence[str], query: str) -> list[int]:

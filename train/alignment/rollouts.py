@@ -5,6 +5,7 @@ Knows nothing of losses.
 
 # K lists of a prompt, S sequences of a list, N new tokens
 from collections.abc import Sequence
+from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -82,6 +83,13 @@ class Drawer:
         """Whether this process writes the results; the others hold the same ones."""
         return self._processes.is_main_process
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device = self._processes.device
+        assert device is not None
+        return device
+
     def agreed(self, value: T) -> T:
         """Returns the first process' value to all, once all have come here.
 
@@ -110,7 +118,7 @@ class Drawer:
             sampler,
             self._vocabulary,
             [prompts[i] for i in shared],
-            [hash((self._seed, seed, i)) % 2**62 for i in shared],
+            [Random(f"{self._seed} {seed} {i}").getrandbits(62) for i in shared],
             mode=self._mode,
             num_lists=num_lists,
             temperature=temperature,

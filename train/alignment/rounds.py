@@ -121,6 +121,11 @@ class Aligner:
         """Whether this process writes the results; the others hold the same ones."""
         return self._draw.is_first_process
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self._draw.device
+
     def agreed(self, value: T) -> T:
         """Returns the first process' value to all, once all have come here."""
         return self._draw.agreed(value)
@@ -289,13 +294,19 @@ def align(
             "that repeat one another; 1 is better"
         )
     source = PromptSource(
-        run / "mined", prompts, mode=mode, cold_share=config.cold_share, seed=seed
+        run / "mined",
+        prompts,
+        mode=mode,
+        cold_share=config.cold_share,
+        max_edges=max_edges,
+        seed=seed,
     )
     aligner = Aligner(prompts, source, judge, seen, config, mode=mode, seed=seed, report=report)
     checkpoints = output / "checkpoints"
     last = aligner.agreed(_last_round(checkpoints))
     done = _rounds_of(last) if last else []
     model = _load(last or run / "generator", prompts.renderer.vocabulary.size)
+    model.to(aligner.device)
     for number in range(len(done), config.num_rounds):
         done.append(aligner.round(model, number, checkpoints))
         metrics = AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)

@@ -10,7 +10,7 @@ network that made the logits.
 
 # N impressions, P positions
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +57,16 @@ def read_examination(run: Path) -> dict[str, list[float]]:
     if not path.is_file():
         raise ValueError(f"{run}: has no click model, so how positions are seen is not known")
     return msgspec.json.decode(path.read_bytes(), type=dict[str, list[float]])
+
+
+def seen_at(seen_P: Sequence[float] | Floats, places: NDArray[np.int64]) -> Floats:
+    """Returns p(seen) at places, from 0; beyond the end of the curve its last value.
+
+    Without a curve (P = 0) all places are seen.
+    """
+    if not len(seen_P):
+        return np.ones(places.shape)
+    return np.asarray(seen_P)[np.minimum(places, len(seen_P) - 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

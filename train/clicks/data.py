@@ -4,7 +4,7 @@ Rows are impressions, grouped into requests: one context and all candidates show
 rows that were shown count. Knows nothing of the model.
 """
 
-# R requests, N impressions (rows), C candidates of a request, F features
+# R requests, N impressions (rows), C candidates of a request, F features, X runs of moved rows
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from engine.formats.vocabulary import Vocabulary
 from train.clicks.feature_reader import FeatureReader
 from train.clicks.token_statistics import count_tokens
 from train.models.shared_prefix import Packed, PackedBatch, collate, pack
+from train.retrieval.pairs import BEFORE_CUT
 
 Ids = NDArray[np.int64]
 _EXPLORED = 0.5  # rows of a lower propensity were put where they are by a random swap
@@ -93,7 +94,8 @@ def read_requests(
         statistics: of the run's tokens; None: they are counted.
 
     Raises:
-        ValueError: an impression has a scenario that scenarios.json lacks.
+        ValueError: an impression has a scenario that scenarios.json lacks, or an older release
+            mined the run.
     """
     path = run / "mined/impressions.parquet"
     if not path.exists():
@@ -105,9 +107,17 @@ def read_requests(
 
 
 def requests_of(
-    run: Path, table: pa.Table, *, max_edges: int, statistics: TokenStatistics | None = None
+    run: Path,
+    table: pa.Table,
+    *,
+    max_edges: int,
+    statistics: TokenStatistics | None = None,
+    searches: str = BEFORE_CUT,
 ) -> ClickRequests:
-    """Returns the requests of a table that looks like the mined impressions; see above."""
+    """Returns the requests of a table that looks like the mined impressions; see above.
+
+    Popularity is what `searches` says, see `train.clicks.feature_reader.FeatureReader`.
+    """
     table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
     codes = table["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     is_first = np.concatenate([[True], codes[1:] != codes[:-1]])
@@ -152,7 +162,7 @@ def requests_of(
         candidates=candidates,
         candidate_N=candidate_N,
         features_NF=FeatureReader(
-            run, vocabulary, statistics or count_tokens(run, vocabulary), max_edges
+            run, vocabulary, statistics or count_tokens(run, vocabulary), max_edges, searches
         ).of(
             [specs[name] for name in scenario_names],
             queries,
@@ -176,18 +186,31 @@ def intended_ranks(position_N: Ids, propensity_N: NDArray[np.float64], offsets: 
     """Returns the position each row would have without exploration.
 
     Exploration swaps disjoint pairs of neighbours and logs how likely each row was to stand
-    where it stands; rows that were moved were unlikely to. A run of 2n moved rows at consecutive
-    positions is n such pairs. Runs of odd length (part of a pair is not in the table) are taken
-    as they are.
+    where it stands; rows that were moved were unlikely to. Moved rows at consecutive positions
+    are pairs, counted from where the run of them is known to begin or to end: at the first
+    position, or beside a row that stayed. Of other runs a half pair may be missing from the table
+    at both ends; they are taken as they are, as is half a pair.
     """
     request_N = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    rows = np.flatnonzero(propensity_N < _EXPLORED)
-    goes_on = (np.diff(request_N[rows]) == 0) & (np.diff(position_N[rows]) == 1)
-    run = np.cumsum(np.concatenate([[0], ~goes_on]))[: len(rows)]
-    has_pairs = np.bincount(run)[run] % 2 == 0 if len(rows) else np.zeros(0, np.bool_)
-    first, second = rows[has_pairs][::2], rows[has_pairs][1::2]
-    rank_N = position_N.copy()
-    rank_N[first], rank_N[second] = position_N[second], position_N[first]
+    is_moved_N = propensity_N < _EXPLORED
+    rank_N, rows = position_N.copy(), np.flatnonzero(is_moved_N)
+    if not len(rows):
+        return rank_N
+    follows_N = np.zeros(len(position_N) + 1, np.bool_)  # a row, the one above it in the panel
+    follows_N[1:-1] = (np.diff(request_N) == 0) & (np.diff(position_N) == 1)
+    goes_on = follows_N[rows] & is_moved_N[rows - 1]
+    run = np.cumsum(~goes_on) - 1
+    size_X = np.bincount(run)
+    start_X = rows[~goes_on]
+    has_start_X = (position_N[start_X] == 0) | follows_N[start_X]
+    has_end_X = follows_N[start_X + size_X]
+    is_odd_X = size_X % 2 == 1
+    is_sure_X = np.where(is_odd_X, has_start_X ^ has_end_X, has_start_X | has_end_X)
+    half_first_X = is_odd_X & has_end_X  # the first row's partner is missing, not the last one's
+    place = rows - start_X[run] - half_first_X[run]
+    has_next = rows + 1 < (start_X + size_X)[run]
+    first = rows[is_sure_X[run] & (place % 2 == 0) & has_next]
+    rank_N[first], rank_N[first + 1] = position_N[first + 1], position_N[first]
     return rank_N
 
 

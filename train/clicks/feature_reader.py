@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.formats.features import FEATURE_NAMES, candidate_features
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.token_statistics import TokenStatistics
 from engine.formats.vocabulary import Vocabulary
-from train.retrieval.index import read_edges
+from train.retrieval.pairs import BEFORE_CUT, read_edges, read_queries
 
 Ids = NDArray[np.int64]
 
@@ -24,7 +23,12 @@ class FeatureReader:
     """Computes the features of impressions from what was mined."""
 
     def __init__(
-        self, run: Path, vocabulary: Vocabulary, statistics: TokenStatistics, max_edges: int
+        self,
+        run: Path,
+        vocabulary: Vocabulary,
+        statistics: TokenStatistics,
+        max_edges: int,
+        searches: str = BEFORE_CUT,
     ) -> None:
         """Reads what the log knows.
 
@@ -33,12 +37,17 @@ class FeatureReader:
             vocabulary: of its tokenizer.
             statistics: of its tokens.
             max_edges: see `train.clicks.data.read_requests`.
+            searches: `BEFORE_CUT` for clicks to learn from or to predict, since later searches may
+                come of these very clicks; `EVER` for features as a bundle of the run has them.
+
+        Raises:
+            ValueError: an older release mined the run, and did not count searches before the cut.
         """
-        mined = pq.read_table(run / "mined/queries.parquet")
+        mined = read_queries(run / "mined", searches)
         known: list[str] = mined["text"].to_pylist()
         self._vocabulary, self._statistics = vocabulary, statistics
         self._row_of = {text: row for row, text in enumerate(known)}
-        self._searches = mined["num_searches"].to_numpy().astype(np.float32)
+        self._searches = mined[searches].to_numpy().astype(np.float32)
         edges = read_edges(run, known, max_edges)
         sources = np.repeat(np.arange(len(known)), np.diff(edges.offsets))
         keys = sources * len(known) + edges.rows

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.formats.features import FEATURE_NAMES
-from train.clicks.calibration import Examination, Platt, fit_examination, fit_platt
+from train.clicks.calibration import Examination, Platt, fit_examination, fit_platt, seen_at
 from train.clicks.data import ClickRequests
 from train.clicks.model import ClickModel
 from train.clicks.scoring import click_activations, click_logits
@@ -24,6 +24,7 @@ from train.clicks.uncertainty import (
 
 _MAX_SAMPLED = 16_000  # training requests beside the explored ones: curves are then good to 2 %
 _MIN_SPREAD = 1e-4  # of logits; less means that the model says the same for everything
+_MIN_ROWS = 10  # of a scenario, from which on their spread tells something
 _IS_KNOWN = FEATURE_NAMES.index("is_known")
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -113,14 +114,19 @@ def fit_click_model(
     )
 
 
-def check_logits(scenario: str, logits_N: Floats) -> None:
+def check_logits(scenario: str, logits_N: Floats, *, may_be_equal: bool = False) -> None:
     """Refuses a model that says the same for every candidate.
+
+    Args:
+        scenario: name of the panel.
+        logits_N: of its rows.
+        may_be_equal: whether these rows are too few, or too much alike, to tell.
 
     Raises:
         ValueError: the logits are all (nearly) equal, or not numbers.
     """
     spread = float(np.ptp(logits_N))
-    if not spread >= _MIN_SPREAD:  # also where logits are nan
+    if not spread >= (0.0 if may_be_equal else _MIN_SPREAD):  # also where logits are nan
         raise ValueError(
             f"the click model gives every {scenario} candidate the logit {logits_N[0]:.4g} "
             f"(spread {spread:.2g}): it learned nothing; lower click_model.learning_rate "
@@ -144,11 +150,9 @@ def scenario_rows(
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-def seen_probability(examination: Examination | None, position_N: Ids) -> NDArray[np.float64]:
-    """Returns p(seen) of positions; beyond the curve its last value, 1 without a curve."""
-    if examination is None:
-        return np.ones(len(position_N))
-    return examination.seen_P[np.minimum(position_N, len(examination.seen_P) - 1)]
+def seen_probability(examination: Examination | None, position_N: Ids) -> NDArray[np.floating]:
+    """Returns p(seen) of positions, see `train.clicks.calibration.seen_at`."""
+    return seen_at(() if examination is None else examination.seen_P, position_N)
 
 
 def _examinations(requests: ClickRequests, chosen: Ids, logits: Floats) -> dict[str, Examination]:
@@ -190,7 +194,7 @@ def _calibrations(
     rows = requests.rows(chosen)
     result = dict(start or {name: Platt(1.0, 0.0) for name in requests.scenarios})
     for name, every in scenario_rows(requests, rows).items():
-        check_logits(name, logits[every])
+        check_logits(name, logits[every], may_be_equal=_are_alike(requests, rows[every]))
         mask = every if among_N is None else every & among_N
         if not mask.any():
             if start is not None:
@@ -202,6 +206,15 @@ def _calibrations(
         platt = fit_platt(slope * logits[mask] + intercept, seen_N, requests.clicked_N[own])
         result[name] = Platt(platt.slope * slope, platt.slope * intercept + platt.intercept)
     return result
+
+
+def _are_alike(requests: ClickRequests, rows: Ids) -> bool:
+    """Returns whether rows are few, or all of one context and text."""
+    if len(rows) < _MIN_ROWS:
+        return True
+    contexts = [requests.contexts[r] for r in np.unique(requests.request_N[rows])]
+    is_one_text = len(np.unique(requests.candidate_N[rows])) == 1
+    return is_one_text and all(context == contexts[0] for context in contexts)
 
 
 def _last_layer(model: ClickModel) -> NDArray[np.float64]:

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
+import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 
 from engine.formats.features import FEATURE_NAMES
@@ -19,6 +21,7 @@ from train.clicks.data import ClickRequests, requests_of
 from train.clicks.model import load_click_model
 from train.clicks.scoring import click_activations
 from train.clicks.uncertainty import load_uncertainty
+from train.retrieval.pairs import EVER
 
 _IS_KNOWN, _NPMI = FEATURE_NAMES.index("is_known"), FEATURE_NAMES.index("npmi")
 _SCHEMA = pa.schema(
@@ -85,7 +88,8 @@ class ClickJudge:
                 f"{directory}: there is no click model, which alignment takes its rewards from: "
                 "bring impressions, or run `queryrec-train click` first"
             )
-        self._model = load_click_model(directory)
+        device = PartialState(cpu=not torch.cuda.is_available()).device
+        self._model = load_click_model(directory).to(device)
         self._uncertainty = load_uncertainty(directory)
         self._statistics = TokenStatistics.load(directory / TOKEN_STATISTICS)
 
@@ -124,8 +128,10 @@ class ClickJudge:
 def requests_for(
     run: Path, questions: Sequence[Judged], *, max_edges: int, statistics: TokenStatistics
 ) -> ClickRequests:
-    """Returns questions as the click model reads them; see `train.clicks.data.read_requests`."""
-    return requests_of(run, _table(questions), max_edges=max_edges, statistics=statistics)
+    """Returns questions as the served click model reads them; see `train.clicks.data`."""
+    return requests_of(
+        run, _table(questions), max_edges=max_edges, statistics=statistics, searches=EVER
+    )
 
 
 def _check(scenario: str, *probabilities: Floats) -> None:

@@ -33,10 +33,11 @@ from train.clicks.scoring import click_logits
 from train.clicks.token_statistics import count_tokens
 from train.clicks.uncertainty import save_uncertainty
 from train.clicks.unknown import unknown_requests
+from train.mining.shown import check_clicks
 from train.models.backbone import Shape, llama_config
 from train.models.pace import PacedTrainer, last_checkpoint, trainer_arguments
 from train.models.shared_prefix import PackedBatch
-from train.settings import ClickModelConfig, Places
+from train.settings import ClickModelConfig, MineConfig, Places
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -51,6 +52,7 @@ def train_click_model(
     seed: int,
     output: Path,
     raw_impressions: Places = "",
+    mined_with: MineConfig | None = None,
     start: Path | None = None,
 ) -> dict[str, ClickReport] | None:
     """Trains on `run`/mined/impressions.parquet and writes the click model into `output`.
@@ -69,6 +71,7 @@ def train_click_model(
         output: directory of the stage.
         raw_impressions: place of the log that was mined: texts below k are calibrated on its
             held-out rows (see `train.clicks.unknown`); empty: they are calibrated like others.
+        mined_with: how that log was mined; None: with the defaults.
         start: older run directory with the same tokenizer, whose click model learns on from where
             it ended; None: sessions, features and clicks are learnt from nothing.
 
@@ -80,8 +83,7 @@ def train_click_model(
         ValueError: no clicks or nothing but clicks in a split, a model that learned to say the
             same for everything, or one to start from that reads other ids, or none there.
     """
-    if start is not None:
-        _check_start(start, run)
+    older_curves = {} if start is None else _curves_of_start(start, run)
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     statistics = count_tokens(run, vocabulary)
     requests = read_requests(run, max_edges=max_edges, statistics=statistics)
@@ -91,11 +93,17 @@ def train_click_model(
     train = np.flatnonzero(~requests.is_valid_R)
     valid = np.flatnonzero(requests.is_valid_R)
     for name, chosen in (("train", train), ("valid", valid)):
-        _check_clicks(requests, chosen, name)
+        clicked = requests.clicked_N[requests.rows(chosen)]
+        check_clicks(name, len(clicked), int(clicked.sum()))
     raw = None
     if raw_impressions:
         raw = unknown_requests(
-            run, raw_impressions, max_edges=max_edges, statistics=statistics, seed=seed
+            run,
+            raw_impressions,
+            max_edges=max_edges,
+            settings=mined_with,
+            statistics=statistics,
+            seed=seed,
         )
     set_seed(seed)
     course = _Course(config, seed, output / "checkpoints")
@@ -112,7 +120,7 @@ def train_click_model(
         if not has_begun:
             fit_features(loss, requests, train, hidden_share=config.hidden_log_share, seed=seed)
     else:
-        loss = _where_it_ended(start, requests, config)
+        loss = _where_it_ended(start, older_curves, requests, config)
     model = loss.model
     trainer = course.train(
         loss,
@@ -218,9 +226,13 @@ def _read_sessions(
         course.train(loss, sessions, everyone, "sessions", num_epochs=1, hidden_share=0)
 
 
-def _where_it_ended(start: Path, requests: ClickRequests, config: ClickModelConfig) -> ClickLoss:
+def _where_it_ended(
+    start: Path,
+    older_curves: dict[str, list[float]],
+    requests: ClickRequests,
+    config: ClickModelConfig,
+) -> ClickLoss:
     """Returns the loss of an older run's model, with what that run found of examination."""
-    older_curves = read_examination(start)
     model = load_click_model(start / "click_model").train()
     model.head.text_dropout = config.hidden_text_share
     curves = [older_curves.get(name, []) for name in requests.scenarios]
@@ -259,22 +271,13 @@ class _BatchTrainer(PacedTrainer):
         return model(ClickBatch(**{**inputs, "packed": packed}))
 
 
-def _check_start(start: Path, run: Path) -> None:
-    read_examination(start)  # raises where there is no click model
+def _curves_of_start(start: Path, run: Path) -> dict[str, list[float]]:
+    """Returns how positions are seen in a run that can be started from."""
+    curves = read_examination(start)
     one, other = ((d / "tokenizer.json").read_bytes() for d in (start, run))
     if one != other:
         raise ValueError(
             f"{start}: its click model reads the ids of another tokenizer than {run} has: start "
             "from a run with the same tokenizer.json, or from none"
         )
-
-
-def _check_clicks(requests: ClickRequests, chosen: Ids, split: str) -> None:
-    if len(chosen) == 0:
-        raise ValueError(f"the {split} split has no impressions: bring a longer log")
-    clicked = requests.clicked_N[requests.rows(chosen)]
-    if clicked.all() or not clicked.any():
-        raise ValueError(
-            f"{'all' if clicked.any() else 'none'} of the {len(clicked)} shown impressions of the "
-            f"{split} split are clicked: there is nothing to learn; check the column 'clicked'"
-        )
+    return curves

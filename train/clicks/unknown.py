@@ -3,10 +3,13 @@
 Mining leaves out texts below k, and not at random: what stays was searched or clicked more. A
 model trained on what stays is too sure of the others, which the generator will write. So rows of
 the raw log that are for validation are scored once, and two numbers a scenario, from thousands of
-rows, are all that is kept of them. Knows nothing of the model.
+rows, are all that is kept of them. Texts are cleaned as in mining: what mining refuses is left out,
+and what it merges into a known query is that query. Knows nothing of the model.
 """
 
 # R requests, N impressions (rows)
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import ibis
@@ -17,13 +20,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.formats.manifest import ScenarioSpec
-from engine.formats.text import normalise, normalise_prefix
+from engine.formats.text import normalise_prefix
 from engine.formats.token_statistics import TokenStatistics
 from train.clicks.data import ClickRequests, requests_of
 from train.mining import logs
-from train.mining.mine import QUERIES, SCENARIOS
+from train.mining.anonymity import TextFilter, read_unsafe_words
+from train.mining.mine import SCENARIOS
 from train.mining.shown import IMPRESSIONS
-from train.settings import Places
+from train.mining.variants import variant_key
+from train.retrieval.pairs import BEFORE_CUT, read_queries
+from train.settings import MineConfig, Places
 
 MAX_REQUESTS = 10_000
 _MAX_ROWS = 500_000  # of the raw log; the first of the held-out time
@@ -38,56 +44,79 @@ def unknown_requests(
     impressions: Places,
     *,
     max_edges: int,
+    settings: MineConfig | None = None,
     statistics: TokenStatistics | None = None,
     max_requests: int = MAX_REQUESTS,
     seed: int,
 ) -> ClickRequests | None:
     """Returns held-out requests of the raw log that show a text the log does not know.
 
-    None if there are none. All of their shown rows are in it.
+    None if there are none. All of their shown rows are in it, but for those that mining refuses. A
+    text that was first searched in the held-out time is not known, as when it was shown.
 
     Args:
         run: run directory, mined, with its tokenizer.
         impressions: places of the raw table of impressions.
         max_edges: see `train.clicks.data.read_requests`.
-        statistics: the same.
+        settings: that the run was mined with; None: the defaults.
+        statistics: see `train.clicks.data.read_requests`.
         max_requests: a random choice of so many.
         seed: of the choice.
+
+    Raises:
+        ValueError: the log cannot be read, or the run is to be mined again.
     """
     mined = run / "mined"
     specs = msgspec.json.decode((mined / SCENARIOS).read_bytes(), type=list[ScenarioSpec])
-    known = pq.read_table(mined / QUERIES, columns=["text"])["text"]
-    table = _raw_rows(mined, impressions, [s.name for s in specs])
+    searched = read_queries(run / "mined", BEFORE_CUT)
+    clean = _cleaner(searched["text"].to_pylist(), settings or MineConfig())
     completes = {s.name for s in specs if s.completes_prefix}
-    table = table.set_column(
-        table.column_names.index("text"), "text", _normalised(table["text"].to_pylist())
-    )
-    is_known = pc.field("text").isin(known.combine_chunks())
-    requests = table.filter(~is_known)["request_id"].unique().to_pylist()
+    table = _raw_rows(mined, impressions, [s.name for s in specs])
+    scenarios, raw_queries = table["scenario"].to_pylist(), table["query"].to_pylist()
+    queries = [
+        normalise_prefix(raw) if scenario in completes and clean(raw) else clean(raw)
+        for scenario, raw in zip(scenarios, raw_queries, strict=True)
+    ]
+    sides = [
+        [
+            {"kind": item["kind"], "text": text}
+            for item in items or []
+            if item["kind"] and item["text"] and (text := clean(item["text"]))
+        ]
+        for items in table["side_information"].to_pylist()
+    ]
+    texts = [clean(raw) for raw in table["text"].to_pylist()]
+    for name, values in (("query", queries), ("side_information", sides), ("text", texts)):
+        column = table.column_names.index(name)
+        table = table.set_column(column, name, pa.array(values, table.schema.field(name).type))
+    table = table.filter(pc.field("query").is_valid() & pc.field("text").is_valid())
+    known = searched.filter(pc.field(BEFORE_CUT) > 0)["text"].combine_chunks()
+    requests = table.filter(~pc.field("text").isin(known))["request_id"].unique().to_pylist()
     if not requests:
         return None
     order = np.random.default_rng(seed).permutation(len(requests))[:max_requests]
     chosen = [requests[i] for i in order.tolist()]
     table = table.filter(pc.field("request_id").isin(chosen))
-    queries = [
-        (normalise_prefix if scenario in completes else normalise)(query)
-        for scenario, query in zip(
-            table["scenario"].to_pylist(), table["query"].to_pylist(), strict=True
-        )
-    ]
-    sides = [
-        [
-            {"kind": item["kind"], "text": normalise(item["text"])}
-            for item in items or []
-            if item["kind"] and item["text"]
-        ]
-        for items in table["side_information"].to_pylist()
-    ]
-    for name, values in (("query", queries), ("side_information", sides)):
-        column = table.column_names.index(name)
-        table = table.set_column(column, name, pa.array(values, table.schema.field(name).type))
     table = table.append_column("split", pa.array(["valid"] * table.num_rows))
     return requests_of(run, table, max_edges=max_edges, statistics=statistics)
+
+
+def _cleaner(known: Iterable[str], settings: MineConfig) -> Callable[[str], str | None]:
+    """Returns what makes of a raw text what mining makes of it; None: it is refused."""
+    keep = TextFilter(read_unsafe_words(settings.unsafe_words))
+    is_bag = settings.near_duplicates == "words"
+    merged: dict[str, str] = {}
+    if settings.near_duplicates != "keep":
+        merged = {variant_key(text, is_bag=is_bag): text for text in known}
+
+    @cache
+    def clean(raw: str) -> str | None:
+        text = keep(raw).text
+        if text is None or not merged:
+            return text
+        return merged.get(variant_key(text, is_bag=is_bag), text)
+
+    return clean
 
 
 def _raw_rows(mined: Path, impressions: Places, scenarios: list[str]) -> pa.Table:
@@ -107,7 +136,3 @@ def _raw_rows(mined: Path, impressions: Places, scenarios: list[str]) -> pa.Tabl
     if table.num_rows == _MAX_ROWS:  # the last request may have been cut
         table = table.filter(pc.field("request_id") != table["request_id"][-1])
     return table
-
-
-def _normalised(texts: list[str]) -> pa.Array:
-    return pa.array([normalise(t) for t in texts], pa.string())

@@ -2,10 +2,15 @@
 
 The same seed and number of units give the same resamples, so differences and ratios of two
 systems that answered the same questions are paired: both are resampled together.
+
+What depends on each other has to be resampled together, or intervals come out too narrow: a query
+that is asked in three scenarios is easy or hard in all of them. `cluster_U` names what each unit
+belongs to, and clusters are resampled (the cluster bootstrap of Davison and Hinkley, 1997, section
+3.8); without it every unit is a cluster of its own. The mean is over units in either case.
 """
 
-# U units (what is resampled: queries, sessions, panes), R resamples
-from collections.abc import Callable
+# U units (values: queries, sessions, panes), C clusters of them, R resamples
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,24 +28,41 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(value_U: Floats, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Interval:
-    """Returns the mean of the values of U units."""
-    return _interval(_resampled(value_U, num_resamples, seed), float(value_U.mean()))
+def mean_interval(
+    value_U: Floats,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+    *,
+    cluster_U: Sequence[Hashable] | None = None,
+) -> Interval:
+    """Returns the mean of the values of U units; `cluster_U`: see the module's text."""
+    sample_R = _resampled(value_U, num_resamples, seed, cluster_U)
+    return _interval(sample_R, float(value_U.mean()))
 
 
 def difference_interval(
-    value_U: Floats, rival_U: Floats, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    value_U: Floats,
+    rival_U: Floats,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+    *,
+    cluster_U: Sequence[Hashable] | None = None,
 ) -> Interval:
     """Returns the mean of value - rival over units, paired."""
-    return mean_interval(value_U - rival_U, num_resamples, seed)
+    return mean_interval(value_U - rival_U, num_resamples, seed, cluster_U=cluster_U)
 
 
 def ratio_interval(
-    value_U: Floats, rival_U: Floats, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    value_U: Floats,
+    rival_U: Floats,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+    *,
+    cluster_U: Sequence[Hashable] | None = None,
 ) -> Interval:
     """Returns the ratio of the means of two systems over the same units, paired."""
-    top_R = _resampled(value_U, num_resamples, seed)
-    bottom_R = _resampled(rival_U, num_resamples, seed)
+    top_R = _resampled(value_U, num_resamples, seed, cluster_U)
+    bottom_R = _resampled(rival_U, num_resamples, seed, cluster_U)
     mean = float(value_U.mean() / max(float(rival_U.mean()), 1e-12))
     return _interval(top_R / np.maximum(bottom_R, 1e-12), mean)
 
@@ -69,12 +91,18 @@ def statistic_interval(
     return _interval(sample, float(statistic(np.ones(num_units))))
 
 
-def _resampled(value_U: Floats, num_resamples: int, seed: int) -> Floats:
+def _resampled(
+    value_U: Floats, num_resamples: int, seed: int, cluster_U: Sequence[Hashable] | None
+) -> Floats:
     """Returns the means of bootstrap samples, (R,)."""
     rng = np.random.default_rng(seed)
-    num_units = len(value_U)
-    means = [value_U[rng.integers(num_units, size=num_units)].mean() for _ in range(num_resamples)]
-    return np.array(means)
+    clusters = range(len(value_U)) if cluster_U is None else cluster_U
+    place_of = {cluster: c for c, cluster in enumerate(dict.fromkeys(clusters))}
+    place_U = [place_of[cluster] for cluster in clusters]
+    sum_C, size_C = np.bincount(place_U, value_U), np.bincount(place_U)
+    num = len(place_of)
+    draws = (rng.integers(num, size=num) for _ in range(num_resamples))
+    return np.array([sum_C[drawn].sum() / size_C[drawn].sum() for drawn in draws])
 
 
 def _interval(sample_R: Floats, mean: float) -> Interval:

@@ -5,7 +5,10 @@ what was shown then, in three ways that err differently:
 
 * **exact**: places where both have the same text. Clicks there, weighted by 1 / propensity and
   divided by the sum of the weights (SNIPS: Swaminathan and Joachims, NeurIPS 2015; by item and
-  position: Li et al., KDD 2018), over the log's click rate at those positions, weighted alike.
+  position: Li et al., KDD 2018), over the log's click rate at the same places of the other requests
+  with the same query, weighted alike. Which requests agree is no accident: head queries do more
+  often, and are clicked more; so each query is its own yardstick, and queries that were asked once
+  do not count.
 * **order**: texts that both have, wherever. A click at one place is worth p(seen there) / p(seen
   here) at another, as in a position-based click model: is the bundle's order of them better?
   **at_least** holds that against all clicks of the log, so texts that the log never showed count as
@@ -28,6 +31,7 @@ from numpy.typing import NDArray
 
 from engine.answering.candidates import key_of
 from engine.formats.prompt import SideInformation
+from train.clicks.calibration import seen_at
 from train.evaluation.intervals import Interval, ratio_interval, statistic_interval
 
 Floats = NDArray[np.floating]
@@ -53,7 +57,8 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
         coverage: share of the bundle's texts, in places that are compared, that the same request's
             panel had.
         num_exact: places with the same text.
-        effective_exact: how many equally weighted places would know as much, (sum w)^2 / sum w^2.
+        effective_exact: how many equally weighted places would know as much as those of them that
+            are compared, (sum w)^2 / sum w^2.
         exact: see above; None without a place that says something.
         order: see above; None without a click on a text that both have.
         at_least: see above; None without clicks.
@@ -141,16 +146,21 @@ def compare(
             num_covered += 1
             clicked = panel.clicked[then]
             kept_U[u] += clicked
-            moved_U[u] += clicked * _seen(seen_P, place) / _seen(seen_P, then)
+            if clicked:
+                here, there = seen_at(seen_P, np.array([place, then])).tolist()
+                moved_U[u] += here / there
             if then == place:
                 weight_UP[u, place] = 1 / panel.propensity[then]
+    num_exact = int((weight_UP > 0).sum())
+    _, query_U = np.unique([panel.query for panel in panels], return_inverse=True)
+    weight_UP[_by_query(shown_UP, query_U) == shown_UP] = 0  # there is no other request
     return Replayed(
         num_requests=num,
         num_clicks=int(clicks_U.sum()),
         coverage=num_covered / max(1, num_texts),
-        num_exact=int((weight_UP > 0).sum()),
+        num_exact=num_exact,
         effective_exact=float(weight_UP.sum() ** 2 / max((weight_UP**2).sum(), 1e-12)),
-        exact=_exact(shown_UP, clicked_UP, weight_UP),
+        exact=_exact(shown_UP, clicked_UP, weight_UP, query_U),
         order=ratio_interval(moved_U, kept_U) if kept_U.any() else None,
         at_least=ratio_interval(moved_U, clicks_U) if clicks_U.any() else None,
         judge=ratio_interval(now_U, then_U) if judged is not None else None,
@@ -160,28 +170,43 @@ def compare(
     )
 
 
-def _exact(shown_UP: Floats, clicked_UP: Floats, weight_UP: Floats) -> Interval | None:
-    """Returns SNIPS over the log's click rate at the same positions, weighted alike."""
-    hit_U = (weight_UP * clicked_UP).sum(1)
+def _exact(
+    shown_UP: Floats, clicked_UP: Floats, weight_UP: Floats, query_U: NDArray[np.int64]
+) -> Interval | None:
+    """Returns SNIPS over the click rate of other requests at the same places, weighted alike."""
 
     def ratio(times_U: Floats) -> float:
-        shown_P, weight_P = times_U @ shown_UP, times_U @ weight_UP
-        rate_P = np.divide(times_U @ clicked_UP, shown_P, where=shown_P > 0, out=0.0 * shown_P)
-        usual = float(weight_P @ rate_P)
-        return float(times_U @ hit_U) / usual if usual else float("nan")
+        own_UP, click_UP = times_U[:, None] * shown_UP, times_U[:, None] * clicked_UP
+        others_UP = _by_query(own_UP, query_U) - own_UP
+        rate_UP = np.divide(
+            _by_query(click_UP, query_U) - click_UP,
+            others_UP,
+            where=others_UP > 0,
+            out=np.zeros_like(own_UP),
+        )
+        # In a resample the other requests of a query may be missing.
+        has_others_UP = weight_UP * (others_UP > 0)
+        usual = float(times_U @ (has_others_UP * rate_UP).sum(1))
+        hits = float(times_U @ (has_others_UP * clicked_UP).sum(1))
+        return hits / usual if usual else float("nan")
 
     interval = statistic_interval(ratio, len(shown_UP))
     return None if np.isnan(interval).any() else interval
 
 
+def _by_query(values_UP: Floats, query_U: NDArray[np.int64]) -> Floats:
+    """Returns the sum over all requests of each request's query, (U, P)."""
+    num_places = values_UP.shape[1]
+    place_UP = query_U[:, None] * num_places + np.arange(num_places)
+    sums = np.bincount(place_UP.ravel(), values_UP.ravel()).astype(np.float64)
+    return sums[place_UP]
+
+
 def _expected(panel: Shown, p_seen_P: Floats, seen_P: Sequence[float]) -> float:
     """Returns the clicks on the panel, or on a list in its place, where both are compared."""
-    together = zip(p_seen_P.tolist(), panel.texts, strict=False)
-    return sum(p * _seen(seen_P, place) for place, (p, shown) in enumerate(together) if shown)
-
-
-def _seen(seen_P: Sequence[float], place: int) -> float:
-    return seen_P[min(place, len(seen_P) - 1)] if len(seen_P) else 1.0
+    num = min(len(p_seen_P), len(panel.texts))
+    is_shown_P = np.array([text != "" for text in panel.texts[:num]], np.bool_)
+    return float((p_seen_P[:num] * seen_at(seen_P, np.arange(num)))[is_shown_P].sum())
 
 
 def _panel(rows: Sequence[Mapping]) -> Shown:

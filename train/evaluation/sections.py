@@ -115,7 +115,7 @@ def _retrieval(report: RetrievalReport) -> Section:
     whole = [(s.system, s.recall) for s in report.scores if s.slice == "all"]
     return Section(
         heading="Retrieval of the next query",
-        note="Slices are by how often the query was searched before.",
+        note="Slices are by how often the query was searched, in the whole log as in the index.",
         plots=[interval_plot(whole, "recall@20, all queries")],
         tables=[Table(header=header, rows=rows)],
     )

@@ -4,6 +4,7 @@ Lists are worth what a simulated truth says, which no model has seen. Knows noth
 """
 
 # U units: a question of a scenario
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -25,7 +26,7 @@ class AblationRow(msgspec.Struct, frozen=True, kw_only=True):
         name: of the system.
         true_ctr: mean true P(click) of a place in the list, over scenarios and questions; a place
             that stays empty is not clicked.
-        ci_low: lower bound of its 95 % interval, by questions.
+        ci_low: lower bound of its 95 % interval, by queries, in all their scenarios at once.
         ci_high: the upper one.
         relevance: mean cosine of query and texts by the bundle's encoder, which knows no clicks.
         distinct: distinct texts over places.
@@ -73,12 +74,13 @@ def ablation_rows(
     if baseline not in values:
         raise ValueError(f"there is no system {baseline!r} to compare with")
     scenario_U = np.array([scenario for scenario, _ in asked])
+    query_U = queries_of(systems[0])
     base_U = values[baseline]
     rows: list[AblationRow] = []
     for lists in systems:
         name = lists[0].system
         value_U = values[name]
-        whole = mean_interval(value_U)
+        whole = mean_interval(value_U, cluster_U=query_U)
         own = {s: scenario_U == s for s in dict.fromkeys(scenario_U.tolist())}
         rows.append(
             AblationRow(
@@ -90,7 +92,7 @@ def ablation_rows(
                 distinct=float(
                     np.mean([len({key_of(t) for t in p.texts}) for p in lists]) / num_listed
                 ),
-                gain=ratio_interval(value_U, base_U),
+                gain=ratio_interval(value_U, base_U, cluster_U=query_U),
                 by_scenario={s: mean_interval(value_U[is_own]) for s, is_own in own.items()},
                 gain_by_scenario={
                     s: ratio_interval(value_U[is_own], base_U[is_own]) for s, is_own in own.items()
@@ -98,6 +100,19 @@ def ablation_rows(
             )
         )
     return rows
+
+
+def queries_of(lists: Sequence[ProducedList]) -> list[int]:
+    """Returns numbers that tell queries apart, (U): one query is asked in every scenario.
+
+    Where a scenario completes, a prefix of it is; each scenario has them in the same order.
+    """
+    asked: Counter[str] = Counter()
+    query_U: list[int] = []
+    for produced in lists:
+        query_U.append(asked[produced.scenario])
+        asked[produced.scenario] += 1
+    return query_U
 
 
 def list_ctr(lists: Sequence[ProducedList], truth: ListTruth, num_listed: int) -> Floats:

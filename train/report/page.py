@@ -27,7 +27,7 @@ def report_page(report: AblationReport) -> str:
     if report.closed_loop:
         sections.append(_closed_loop(report.closed_loop, report.bundle_id))
     sections.append(_examples(report.examples))
-    note = f"Bundle {report.bundle_id}. Brackets are 95 % intervals, by questions. {_SIMULATED}"
+    note = f"Bundle {report.bundle_id}. Brackets are 95 % intervals, by queries. {_SIMULATED}"
     return page("What each step of training adds", note, sections)
 
 

@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from engine.answering.candidates import key_of
 from engine.formats.prompt import COOCCURRING, SideInformation
-from train.alignment.preferences import composed, drawn_texts, reward_of
+from train.alignment.preferences import drawn_texts, ranked_texts
 from train.alignment.prompts import AlignmentPrompt, render
+from train.alignment.reward import list_reward, ranking
 from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
 from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge
@@ -102,7 +105,7 @@ class PolicyLists:
             name: of the system.
             num_lists: K.
             temperature: of drawing; lists in beam form are searched for.
-            is_composed: put together of the best sequence of each slot; else the best drawn list.
+            is_composed: put together of all texts that were drawn; else the best drawn list.
             seed: of what is drawn.
         """
         drawn = self._drawn(
@@ -137,24 +140,21 @@ class PolicyLists:
         )
         lists: list[ProducedList] = []
         for d in drawn:
+            query = d.prompt.query
             texts = list(dict.fromkeys(t for ts in d.texts_KS for seq in ts for t in seq))
-            values = attraction(Question(d.prompt.scenario.name, d.prompt.query), texts)
+            values = attraction(Question(d.prompt.scenario.name, query), texts)
             true = dict(zip(texts, values, strict=True))
+            true |= {t: 0.0 for t in texts if key_of(t) == key_of(query)}  # is not listed
             worth = Worth(true, true, dict.fromkeys(texts, True))
             best = self._best(d, worth, is_composed=True, confidence=0)
             lists.append(self._produced(d, best, name))
         return lists
 
     def _best(self, drawn: Drawn, worth: Worth, is_composed: bool, confidence: float) -> list[str]:
-        """Returns a list, best text first."""
         if is_composed and self._mode != "list":
-            lists = composed(drawn, worth, self._vocabulary.bytes_of, confidence)
-            best = next(iter(lists), [])
-        else:
-            seen_P = self._seen.get(drawn.prompt.scenario.name, ())
-            whole = [drawn_texts(drawn, k) for k in range(len(drawn.texts_KS))]
-            best = max(whole, key=lambda ts: reward_of(drawn.prompt, worth.reward, seen_P, ts))
-        return sorted(best, key=lambda text: -worth.reward[text])
+            return ranked_texts(drawn, worth, confidence)
+        seen_P = self._seen.get(drawn.prompt.scenario.name, ())
+        return best_drawn(drawn, worth, seen_P, self._num_listed)
 
     def _drawn(
         self, directory: Path, *, num_lists: int, temperature: float, is_cold: bool, seed: int
@@ -186,6 +186,20 @@ class PolicyLists:
             texts=tuple(kept.values())[: self._num_listed],
             auxiliary_text=drawn.auxiliary_K[0],
         )
+
+
+def best_drawn(drawn: Drawn, worth: Worth, seen_P: Sequence[float], num_listed: int) -> list[str]:
+    """Returns the drawn list whose best `num_listed` texts are worth most, in their order."""
+
+    def values(texts: Sequence[str]) -> NDArray[np.float64]:
+        return np.array([worth.reward[t] for t in texts])
+
+    query = drawn.prompt.query
+    best = max(
+        (drawn_texts(drawn, k) for k in range(len(drawn.texts_KS))),
+        key=lambda texts: list_reward(values(texts), texts, query, seen_P, num_listed),
+    )
+    return [best[i] for i in ranking(values(best), best, query)]
 
 
 def _likeliest_first(drawn: Drawn) -> list[str]:

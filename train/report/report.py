@@ -19,7 +19,7 @@ from train.evaluation.served import ServedBundle
 from train.evaluation.suite import questions_of, read_queries
 from train.generation.generator import METRICS, read_prompts
 from train.generation.prompting import prompted_texts
-from train.report.ablation import AblationRow, ablation_rows, list_ctr
+from train.report.ablation import AblationRow, ablation_rows, list_ctr, queries_of
 from train.report.closed_loop import LoopRound, read_rounds
 from train.report.placebo import PlaceboJudge
 from train.report.policies import PolicyLists, Question
@@ -188,7 +188,9 @@ def make_report(
             num_listed=NUM_LISTED,
             ablation=ablation,
             alignment_gain=ratio_interval(
-                list_ctr(full, truth, NUM_LISTED), list_ctr(warm, truth, NUM_LISTED)
+                list_ctr(full, truth, NUM_LISTED),
+                list_ctr(warm, truth, NUM_LISTED),
+                cluster_U=queries_of(full),
             ),
             headroom_closed=(over_warm[FULL].true_ctr - before)
             / max(ceiling.true_ctr - before, 1e-9),

@@ -26,7 +26,9 @@ def model(trained_run: Path):
 @pytest.fixture(scope="module")
 def source(trained_run: Path) -> PromptSource:
     prompts = read_prompts(trained_run)
-    return PromptSource(trained_run / "mined", prompts, mode="slots", cold_share=0.5, seed=0)
+    return PromptSource(
+        trained_run / "mined", prompts, mode="slots", cold_share=0.5, max_edges=32, seed=0
+    )
 
 
 def batch_of(model, source: PromptSource, first_preferred: int = 0) -> PreferenceBatch:

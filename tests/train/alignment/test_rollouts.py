@@ -1,14 +1,16 @@
 """What drawn lists say, and what their texts are worth."""
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from engine.formats.prompt import SESSION, SideInformation
 from engine.formats.vocabulary import EOS_ID, SEP_ID
 from train.alignment.prompts import PromptSource, render
-from train.alignment.rollouts import judge_lists, read_lists, shared_trigrams
+from train.alignment.rollouts import Drawer, judge_lists, read_lists, shared_trigrams
 from train.clicks.judge import Judged, Judgement
 from train.generation.generator import RunPrompts, read_prompts
 from train.generation.sampler import Lists
@@ -47,6 +49,18 @@ def test_the_auxiliary_text_is_apart(prompts) -> None:
     drawn = read(prompts, "clarification", "bimaba", ["which dugira?", "fugira", "gugira"])
     assert drawn.auxiliary_K == ["which dugira?"]
     assert drawn.texts_KS == [[[], ["fugira"], ["gugira"]]]
+
+
+def test_every_seed_draws_other_lists(prompts, trained_run: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained_run / "generator", dtype=torch.float32)
+    draw = Drawer(prompts.renderer.vocabulary, mode="slots", bf16=False, seed=0)
+    asked = [render(prompts, "slots", "suggestion", "bimaba", [])]
+    drawn = [
+        draw(model, asked, num_lists=4, seed=seed, temperature=1.0)[0].texts_KS
+        for seed in (-2, -1, 0, 1)
+    ]
+    assert all(one != other for one, other in combinations(drawn, 2))
+    assert draw(model, asked, num_lists=4, seed=1, temperature=1.0)[0].texts_KS == drawn[-1]
 
 
 def test_a_list_in_list_form_is_parted(prompts) -> None:
@@ -104,7 +118,12 @@ def test_prompts_are_different_and_of_the_split_and_share_asked_for(
 ) -> None:
     def source(cold_share: float) -> PromptSource:
         return PromptSource(
-            trained_run / "mined", prompts, mode="slots", cold_share=cold_share, seed=0
+            trained_run / "mined",
+            prompts,
+            mode="slots",
+            cold_share=cold_share,
+            max_edges=32,
+            seed=0,
         )
 
     cold = source(1.0).draw("train", 30, 0)

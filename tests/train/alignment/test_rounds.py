@@ -66,7 +66,7 @@ def aligned(
 def true_worth(run: Path, directory: Path, mode: str = "slots") -> float:
     """Mean attraction of the distinct texts that the generator would serve for held-out prompts."""
     prompts = read_prompts(run)
-    source = PromptSource(run / "mined", prompts, mode=mode, cold_share=1.0, seed=0)
+    source = PromptSource(run / "mined", prompts, mode=mode, cold_share=1.0, max_edges=32, seed=0)
     asked = [p for p in source.draw("valid", 90, 0) if p.scenario.name == "suggestion"]
     sampler = Sampler(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32))
     lists = sampler.sample([p.drawn for p in asked], [0] * len(asked), mode=mode, temperature=0)

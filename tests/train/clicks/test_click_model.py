@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import msgspec
 import numpy as np
@@ -11,9 +12,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaModel
 
+from engine.answering.ranking import explored
 from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from train.clicks import training
-from train.clicks.data import intended_ranks, make_batch, read_requests, training_order
+from train.clicks.data import (
+    ClickRequests,
+    intended_ranks,
+    make_batch,
+    read_requests,
+    training_order,
+)
 from train.clicks.fitting import (
     _calibrations,  # pyright: ignore[reportPrivateUsage]
     check_logits,
@@ -113,7 +121,7 @@ def test_requests_are_read_as_they_were_shown(clicked_run: Path) -> None:
     assert len(requests) == len(rows) // 5
     assert requests.is_valid_R.sum() == len(requests) // 5
     searches = {
-        q["text"]: q["num_searches"]
+        q["text"]: q["num_searches_before_cut"]
         for q in pq.read_table(clicked_run / "mined/queries.parquet").to_pylist()
     }
     npmi = {
@@ -146,7 +154,8 @@ def test_swapped_neighbours_get_the_rank_they_were_meant_for() -> None:
         ([0, 1, 2, 3, 4], [low, low, low, low, high], [1, 0, 3, 2, 4]),
         ([0, 1, 2, 3, 4], [low, low, high, low, low], [1, 0, 2, 4, 3]),
         ([0, 1, 3], [low, low, low], [1, 0, 3]),  # position 2 is missing: 3 stays as it is
-        ([0, 1, 2], [low, low, low], [0, 1, 2]),  # one partner is missing, which is unknown
+        ([0, 1, 2], [low, low, low], [1, 0, 2]),  # the first swaps with the second, 3 is missing
+        ([1, 2], [low, low], [1, 2]),  # perhaps a pair, perhaps halves of two
         ([0, 2], [low, low], [0, 2]),
         ([0, 1], [low, low], [1, 0]),
     ]
@@ -157,6 +166,23 @@ def test_swapped_neighbours_get_the_rank_they_were_meant_for() -> None:
     assert intended_ranks(position, propensity, offsets).tolist() == rank.tolist()
     stayed = np.ones(len(position))
     assert intended_ranks(position, stayed, offsets).tolist() == position.tolist()
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.8, 0.5])
+def test_no_row_is_taken_for_swapped_with_another_where_rows_are_missing(kept: float) -> None:
+    random, randomness = np.random.default_rng(0), Random(0)
+    position, propensity, rank, offsets = [], [], [], [0]
+    for _ in range(5000):
+        order, likely = explored(6, 0.5, randomness)
+        rows = [i for i in range(6) if random.random() < kept]
+        position += rows
+        propensity += [likely[i] for i in rows]
+        rank += [order[i] for i in rows]
+        offsets.append(len(position))
+    found = intended_ranks(np.array(position), np.array(propensity), np.array(offsets))
+    is_moved = found != position
+    assert (found == rank)[is_moved].all()
+    assert is_moved.sum() >= kept**3 * (np.array(rank) != position).sum() > 0
 
 
 def test_training_order_holds_every_request_once_an_epoch(clicked_run: Path) -> None:
@@ -291,6 +317,55 @@ def test_calibration_of_few_known_rows_or_none_is_no_error(clicked_run: Path) ->
     assert sum(one[name] != whole[name] for name in whole) == 1
     started = _calibrations(requests, valid, logits, {}, ~is_known_N & False, whole)
     assert started == whole
+
+
+def rare_scenario(num_requests: int, texts: list[int], contexts: list[list[int]]) -> ClickRequests:
+    """Held-out requests: 50 of one scenario, and some of a rare one with one row each."""
+    own = range(num_requests)
+    candidate_N = np.array([0, 1] * 50 + [texts[i % len(texts)] for i in own])
+    position_N = np.array([0, 1] * 50 + [0] * num_requests)
+    num_rows = len(candidate_N)
+    return ClickRequests(
+        scenarios=["common", "rare"],
+        scenario_R=np.array([0] * 50 + [1] * num_requests),
+        query_R=np.arange(50 + num_requests),
+        is_valid_R=np.ones(50 + num_requests, np.bool_),
+        contexts=[[1]] * 50 + [contexts[i % len(contexts)] for i in own],
+        offsets=np.array([*range(0, 101, 2), *range(101, num_rows + 1)]),
+        candidates=[[200], [201]],
+        candidate_N=candidate_N,
+        features_NF=np.zeros((num_rows, len(FEATURE_NAMES)), np.float32),
+        position_N=position_N,
+        rank_N=position_N,
+        clicked_N=np.random.default_rng(0).random(num_rows) < 0.3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "texts", "contexts"), [(1, [0], [[1]]), (9, [0, 1], [[1]]), (30, [0], [[1]])]
+)
+def test_a_scenario_of_few_or_equal_held_out_rows_needs_no_spread(
+    num_requests: int, texts: list[int], contexts: list[list[int]]
+) -> None:
+    requests = rare_scenario(num_requests, texts, contexts)
+    logits = np.random.default_rng(1).normal(size=len(requests.clicked_N)).astype(np.float32)
+    logits[100:] = -1.3
+    found = _calibrations(requests, np.arange(len(requests)), logits, {})
+    assert found["rare"].slope > 0
+    logits[-1] = np.nan
+    with pytest.raises(ValueError, match="every rare candidate"):
+        _calibrations(requests, np.arange(len(requests)), logits, {})
+
+
+@pytest.mark.parametrize(("texts", "contexts"), [([0, 1], [[1]]), ([0], [[1], [2]])])
+def test_equal_logits_of_different_rows_are_refused(
+    texts: list[int], contexts: list[list[int]]
+) -> None:
+    requests = rare_scenario(10, texts, contexts)
+    logits = np.random.default_rng(1).normal(size=len(requests.clicked_N)).astype(np.float32)
+    logits[100:] = -1.3
+    with pytest.raises(ValueError, match="every rare candidate"):
+        _calibrations(requests, np.arange(len(requests)), logits, {})
 
 
 def test_what_was_interrupted_after_the_clicks_does_not_read_sessions_again(

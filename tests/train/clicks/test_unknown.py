@@ -1,6 +1,8 @@
 """Rows below k are read for calibration from the raw log, as training rows look."""
 
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,8 @@ from engine.formats.features import FEATURE_NAMES
 from train.clicks.data import read_requests
 from train.clicks.unknown import unknown_requests
 from train.mining.logs import _IMPRESSIONS  # pyright: ignore[reportPrivateUsage]
+from train.retrieval.pairs import BEFORE_CUT
+from train.settings import MineConfig
 
 IS_KNOWN = FEATURE_NAMES.index("is_known")
 
@@ -77,6 +81,70 @@ def test_rows_that_mining_leaves_out_are_left_out_and_none_is_no_click(
     assert len(found) == len(expected) + 1
     assert len(found.clicked_N) == len(expected.clicked_N) + 1
     assert found.clicked_N.sum() == expected.clicked_N.sum()
+
+
+def last_request(run: Path, path: Path, texts: list[str], **changed: object) -> None:
+    """Writes a raw log of one request of the held-out time, with these texts."""
+    write_raw(run, path, unknown_share=0.0)
+    whole = pq.read_table(path)
+    row = {**whole.to_pylist()[-1], "request_id": "new", **changed}
+    rows = [{**row, "text": text, "position": i} for i, text in enumerate(texts, start=1)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=whole.schema), path)
+
+
+def test_what_mining_refuses_is_left_out(clicked_run: Path, tmp_path: Path) -> None:
+    path, words = tmp_path / "raw.parquet", tmp_path / "words.txt"
+    words.write_text("unsafe\n")
+    settings = MineConfig(unsafe_words=str(words))
+    given = {"max_edges": 50, "settings": settings, "seed": 0}
+    last_request(clicked_run, path, ["unheard", "an unsafe text", "call 0123456789", " \u00a0 "])
+    found = unknown_requests(clicked_run, str(path), **given)
+    assert found is not None
+    assert len(found.candidates) == len(found.clicked_N) == 1
+    last_request(clicked_run, path, ["an unsafe text"])
+    assert unknown_requests(clicked_run, str(path), **given) is None
+    last_request(clicked_run, path, ["unheard"], query="me@example.org")
+    assert unknown_requests(clicked_run, str(path), **given) is None
+
+
+def test_a_variant_that_mining_merges_into_a_known_text_is_known(
+    clicked_run: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "raw.parquet"
+    known = pq.read_table(clicked_run / "mined/queries.parquet")["text"][0].as_py()
+    variants: list[tuple[Literal["punctuation", "words"], str]] = [
+        ("punctuation", f"{known}!"),
+        ("words", " ".join(known.split()[::-1])),
+    ]
+    for near_duplicates, variant in variants:
+        last_request(clicked_run, path, ["unheard", variant])
+        found, kept = (
+            unknown_requests(
+                clicked_run, str(path), max_edges=50, settings=MineConfig(near_duplicates=n), seed=0
+            )
+            for n in (near_duplicates, "keep")
+        )
+        assert found is not None
+        assert kept is not None
+        assert (found.features_NF[:, IS_KNOWN] > 0).tolist() == [False, True]
+        assert (kept.features_NF[:, IS_KNOWN] > 0).tolist() == [False, False]
+
+
+def test_a_text_that_was_first_searched_in_the_held_out_time_is_unknown(
+    clicked_run: Path, tmp_path: Path
+) -> None:
+    run, path = tmp_path / "run", tmp_path / "raw.parquet"
+    shutil.copytree(clicked_run, run)
+    queries = pq.read_table(run / "mined/queries.parquet")
+    known = queries["text"][0].as_py()
+    last_request(run, path, [known])
+    assert unknown_requests(run, str(path), max_edges=50, seed=0) is None
+    column = queries.column_names.index(BEFORE_CUT)
+    counts = pa.array([0, *queries[BEFORE_CUT].to_pylist()[1:]])
+    pq.write_table(queries.set_column(column, BEFORE_CUT, counts), run / "mined/queries.parquet")
+    found = unknown_requests(run, str(path), max_edges=50, seed=0)
+    assert found is not None
+    assert found.features_NF[:, IS_KNOWN].tolist() == [0]
 
 
 def test_the_choice_is_limited_and_repeats(clicked_run: Path, tmp_path: Path) -> None:

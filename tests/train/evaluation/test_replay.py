@@ -55,18 +55,21 @@ def test_the_ratio_of_a_better_order_is_that_of_the_truth():
 
 
 def test_places_with_the_same_text_tell_what_they_are_worth():
-    panels = logged(40_000)
+    panels = logged(40_000, seed=2)
     lists = best_first(panels)
     replayed = compare(panels, lists, SEEN)
     # Weighted by 1 / propensity, every place that logging could have filled alike counts once.
     reachable = [
-        (k, attraction(query, text))
+        (query, k, attraction(query, text))
         for query in range(4)
         for k, text in enumerate(best_first([panels[query]])[0])
         if abs(TEXTS.index(text) - k) <= 1
     ]
-    usual = [np.mean([p.clicked[k] for p in panels]) for k in range(4)]
-    ratio = sum(SEEN[k] * a for k, a in reachable) / sum(usual[k] for k, _ in reachable)
+    places_J = np.arange(4)
+    stands_JJ = 0.25 * (np.abs(places_J[:, None] - places_J) == 1)  # a neighbour is there
+    stands_JJ += np.diag(1 - stands_JJ.sum(1))
+    usual = [SEEN * (stands_JJ @ [attraction(query, t) for t in TEXTS]) for query in range(4)]
+    ratio = sum(SEEN[k] * a for _, k, a in reachable) / sum(usual[q][k] for q, k, _ in reachable)
     assert replayed.exact.low <= ratio <= replayed.exact.high
     assert replayed.exact.mean == pytest.approx(ratio, rel=0.05)
     assert 0 < replayed.effective_exact <= replayed.num_exact
@@ -79,6 +82,29 @@ def test_the_lists_of_the_log_itself_are_worth_what_they_were():
     assert replayed.at_least.mean == 1
     assert replayed.num_exact == 2000
     assert replayed.exact.low <= 1 <= replayed.exact.high
+
+
+def test_a_bundle_that_repeats_the_log_on_what_is_clicked_most_is_worth_what_the_log_is():
+    """It agrees with the log of head queries, of others at the first place or not at all."""
+    rng, panels, lists = np.random.default_rng(0), [], []
+    for u in range(4000):
+        kind, query = ("head", "torso", "tail")[u % 3], f"query {u % 60}"
+        texts = [f"{query} {k}" for k in range(4)]
+        clicked = (rng.random(4) < {"head": 0.4, "torso": 0.2, "tail": 0.1}[kind]).tolist()
+        panels.append(Shown("suggestion", query, (), texts, clicked, [1.0] * 4))
+        num_agreed = {"head": 4, "torso": 1, "tail": 0}[kind]
+        lists.append([*texts[:num_agreed], "a", "b", "c", "d"][:4])
+    replayed = compare(panels, lists, ())
+    assert replayed.coverage < 0.5
+    assert replayed.exact.mean == pytest.approx(1)
+    assert replayed.exact.low <= 1 <= replayed.exact.high
+    assert replayed.exact.high - replayed.exact.low < 0.01
+
+
+def test_what_was_asked_once_has_nothing_to_be_compared_with():
+    panels = [p._replace(query=str(u)) for u, p in enumerate(logged(100))]
+    replayed = compare(panels, [p.texts for p in panels], SEEN)
+    assert (replayed.num_exact, replayed.effective_exact, replayed.exact) == (400, 0, None)
 
 
 def test_texts_that_were_never_shown_count_as_never_clicked_in_the_lower_bound_alone():

@@ -58,6 +58,25 @@ def test_rows_hold_means_gains_relevance_and_distinct_texts() -> None:
     assert two.distinct == pytest.approx(4 / 6)  # abcd and ABCD say the same
 
 
+def test_a_query_of_several_scenarios_counts_once_in_intervals() -> None:
+    """Asked three times over, queries say no more than once."""
+    texts = [("a" * (1 + i % 9),) for i in range(40)]
+    scenarios = ["suggestion", "completion", "clarification"]
+    once, thrice = (
+        [
+            ProducedList(scenario=scenario, query=f"a{i}", system="one", texts=text)
+            for scenario in asked
+            for i, text in enumerate(texts)
+        ]
+        for asked in (scenarios[:1], scenarios)
+    )
+    (alone,), (together,) = (
+        ablation_rows([lists], LengthTruth(), Served(), num_listed=1, baseline="one")  # type: ignore[arg-type]
+        for lists in (once, thrice)
+    )
+    assert (together.ci_low, together.ci_high) == pytest.approx((alone.ci_low, alone.ci_high))
+
+
 def test_systems_must_answer_the_same_questions() -> None:
     with pytest.raises(ValueError, match="'two' does not answer the questions"):
         ablation_rows([ONE, TWO[::-1]], LengthTruth(), Served(), num_listed=2, baseline="one")  # type: ignore[arg-type]

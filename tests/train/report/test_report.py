@@ -5,14 +5,18 @@ from contextlib import closing
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
+from tests.train.alignment.test_preferences import drawn, worth
 from tests.train.conftest import SimulatedRun, command, topic_queries
+from train.alignment.preferences import ranked_texts
+from train.alignment.reward import ranking
 from train.evaluation.intervals import Interval
 from train.evaluation.served import ServedBundle
 from train.report import report
 from train.report.closed_loop import ListWorth, LoopRound, read_rounds, write_rounds
-from train.report.policies import PolicyLists, Question
+from train.report.policies import PolicyLists, Question, best_drawn
 
 HELDOUT = Path(__file__).parents[3] / "examples/data/heldout.txt.gz"
 WORTH = ListWorth(true_ctr=Interval(0.02, 0.01, 0.03), gain=Interval(1.25, 1.125, 1.5))
@@ -60,7 +64,7 @@ def test_a_run_that_is_not_aligned_is_told_which_setting_does_it(tmp_path: Path)
         )
 
 
-def test_the_ceiling_holds_the_best_text_by_the_truth_however_rarely_it_was_drawn(
+def test_the_ceiling_is_picked_by_what_texts_add_by_the_truth_however_rarely_they_were_drawn(
     trained_run: Path, tiny_bundle: Path
 ) -> None:
     values_of: dict[Question, dict[str, float]] = {}
@@ -79,6 +83,23 @@ def test_the_ceiling_holds_the_best_text_by_the_truth_however_rarely_it_was_draw
     for question, produced in zip(questions, made, strict=True):
         values = values_of[question]
         assert produced.texts[0] == max(values, key=lambda text: values[text])
+        texts = list(values)
+        order = ranking(np.array([*values.values()]), texts, question.query)
+        assert list(produced.texts) == [texts[i] for i in order][:5]
+
+
+def test_a_composed_list_keeps_the_order_that_makes_it_diverse() -> None:
+    values = {"red shoes": 0.30, "red shoes men": 0.29, "red shoes cheap": 0.28, "boots": 0.2}
+    pool = drawn([["red shoes", "red shoes men"], ["red shoes cheap", "boots"]])
+    assert ranked_texts(pool, worth(values), 0.0)[:2] == ["red shoes", "boots"]
+
+
+def test_the_best_drawn_list_is_that_of_the_best_texts_that_are_listed() -> None:
+    """The first has more to offer in three places, the second in two."""
+    values = {"a": 0.2, "b": 0.2, "c": 0.2, "d": 0.25, "e": 0.25, "f": 0.0}
+    pool = drawn([["a", "b", "c"], ["d", "f", "e"]])
+    assert best_drawn(pool, worth(values), (), 2) == ["d", "e", "f"]
+    assert best_drawn(pool, worth(values), (), 3) == ["a", "b", "c"]
 
 
 @pytest.mark.slow
