@@ -48,7 +48,7 @@ _PAD = 0
 def prompts_of(run: Path, num_prompts: int) -> list[ListPrompt]:
     """Returns logged prompts, without those of other panels, shortest first."""
     prompts = read_prompts(run)
-    source = PromptSource(run / "mined", prompts, mode="beam", cold_share=0.3, seed=0)
+    source = PromptSource(run / "mined", prompts, mode="beam", cold_share=0.3, max_edges=32, seed=0)
     found = source.draw("train", num_prompts * len(prompts.scenarios), 0)
     kept = [p.drawn for p in found if p.scenario.name == _SCENARIO][:num_prompts]
     if len(kept) < num_prompts:

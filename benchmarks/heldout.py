@@ -64,7 +64,11 @@ def checked(scenario: ScenarioSpec, query: str, answer: Recommendation) -> Count
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Asks all questions; returns the shares by scenario."""
+    """Asks all questions; returns the shares by scenario.
+
+    Raises:
+        ValueError: the file has fewer queries that can be asked than it should.
+    """
     queries = read_queries(arguments.heldout)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     with (
@@ -72,6 +76,12 @@ async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         arguments.out.open("w", encoding="utf-8") as out,
     ):
         questions = questions_of(served, queries, arguments.num, arguments.seed)
+        num = len(questions) // len(served.bundle.scenarios)
+        if num < arguments.num:
+            raise ValueError(
+                f"{arguments.heldout} has {num} queries of 4 characters to 200 bytes, --num is "
+                f"{arguments.num}; ask fewer or give a longer file"
+            )
         alone = GeneratorAlone(served)
 
         def write(system: str, scenario: str, query: str, texts: list[str], auxiliary: str) -> None:

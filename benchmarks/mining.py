@@ -73,6 +73,18 @@ def write_searches(directory: Path, num_searches: int, num_queries: int) -> None
         print(f"simulated {start + len(texts)} searches", flush=True)
 
 
+def prepare(directory: Path, num_searches: int, num_queries: int, *, keep: bool) -> None:
+    """Makes a directory with a simulated log; one of the same sizes may have been kept."""
+    complete = directory / "complete"
+    sizes = json.dumps({"searches": num_searches, "queries": num_queries})
+    if keep and complete.is_file() and complete.read_text() == sizes:
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    write_searches(directory / "searches", num_searches, num_queries)
+    complete.write_text(sizes)
+
+
 class Usage:
     """Samples what a process, its children and a directory take at most."""
 
@@ -166,15 +178,13 @@ def main() -> None:
     parser.add_argument("--memory-mb", type=int, default=4096)
     parser.add_argument("--engine", choices=["duckdb", "spark"], default="duckdb")
     parser.add_argument("--directory", type=Path, default=Path("runs/bench-mining"))
-    parser.add_argument("--keep", action="store_true", help="keep the log, and reuse a kept one")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the log, and reuse a kept one of the same sizes"
+    )
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
     started = time.perf_counter()
-    if not (arguments.keep and (directory / "complete").exists()):
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        write_searches(directory / "searches", arguments.searches, arguments.queries)
-        (directory / "complete").touch()
+    prepare(directory, arguments.searches, arguments.queries, keep=arguments.keep)
     simulate_s = time.perf_counter() - started
     result = mine(arguments, directory)
     if not arguments.keep:

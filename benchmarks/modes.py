@@ -76,6 +76,7 @@ class Measured(NamedTuple):
 
     row: Row
     engine_U: Floats
+    query_U: list[int]  # which of the queries; each is asked in every panel
     generate: Callable[[], object]
 
 
@@ -91,6 +92,7 @@ class Asker:
         """Returns what a bundle writes is worth, with the number of texts that it is set to."""
         questions = questions_of(served, read_queries(HELDOUT), self._num_queries, 0)
         engine: list[float] = []
+        query_U: list[int] = []
         alone: list[float] = []
         repeats: list[int] = []
         leads: list[bool] = []
@@ -101,6 +103,7 @@ class Asker:
             lead = [answer.auxiliary_text for answer in answers]
             shown = [[s.text for s in answer.suggestions] for answer in answers]
             engine += self._clicks(name, queries, shown, lead)
+            query_U += range(len(queries))
             if spec.has_auxiliary_text:
                 leads += [text.endswith("?") for text in lead]
             written, lost = best_first(served, name, queries)
@@ -114,15 +117,15 @@ class Asker:
             mode=mode,
             precision=precision,
             num_texts=num_texts(served),
-            engine=mean_interval(np.array(engine)),
-            alone=mean_interval(np.array(alone)),
+            engine=mean_interval(np.array(engine), cluster_U=query_U),
+            alone=mean_interval(np.array(alone), cluster_U=query_U),
             repeats=statistics.fmean(repeats),
             mrr=mean_interval(ranks_U),
             questions=statistics.fmean(leads) if leads else 0.0,
         )
         first = next(iter(served.bundle.scenarios))
         queries = [query for scenario, query in questions if scenario == first][:_NUM_PROMPTS]
-        return Measured(row, np.array(engine), generating(served, first, queries))
+        return Measured(row, np.array(engine), query_U, generating(served, first, queries))
 
     def _clicks(
         self,
@@ -232,7 +235,9 @@ def compare(
                     if exact_U is None:
                         exact_U = own.engine_U
                         continue
-                    own.row.engine_of_fp32 = ratio_interval(own.engine_U, exact_U)
+                    own.row.engine_of_fp32 = ratio_interval(
+                        own.engine_U, exact_U, cluster_U=own.query_U
+                    )
                     full = own.row.num_texts
                     for num in sizes:
                         if (mode == "beam" and num != full) or (mode == "slots" and num < full):

@@ -2,11 +2,13 @@
 
 Serves a bundle through a link, puts a load on it, and every few seconds moves the link and sends
 SIGHUP: to a release with an index of its own, back, to one with models of its own, back (the first
-two alone with --index-only). Caches are off, prompts distinct, arrivals Poisson.
+two alone with --index-only). Caches are off, prompts distinct, arrivals Poisson; the same is run
+without swaps before, with other queries of the file.
 
-The last line of stdout is one JSON object: num_swaps, num_requests, errors, late (later than
---budget-ms), full (share of answers that left nothing out), p99_ms, and the same (without swaps)
-before as quiet_errors, quiet_late, quiet_full, quiet_p99_ms.
+The last line of stdout is one JSON object: num_reloads (how often the engine was told), num_swaps
+(after how many of them another release answered before the next), num_requests, errors, late (later
+than --budget-ms), full (share of answers that left nothing out), p99_ms, and without swaps
+quiet_errors, quiet_late, quiet_full, quiet_p99_ms.
 
     python -m benchmarks.swap --bundle DIR --queries examples/data/heldout.txt.gz --rate 50
 """
@@ -20,9 +22,11 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -60,6 +64,30 @@ def write_release(bundle: Path, directory: Path, *, with_models: bool) -> None:
     )
 
 
+class Reload(NamedTuple):
+    """A moment at which an engine was told to serve another release."""
+
+    at_s: float  # of `time.perf_counter`
+    bundle_id: str
+
+
+def num_swaps(reloads: Sequence[Reload], outcomes: Sequence[Outcome], first: str) -> int:
+    """Returns after how many reloads another release answered requests due before the next one.
+
+    Args:
+        reloads: In their order.
+        outcomes: All requests of that time.
+        first: Bundle that the engine served before.
+    """
+    num, serving = 0, first
+    ends_s = [reload.at_s for reload in reloads[1:]] + [math.inf]
+    for reload, end_s in zip(reloads, ends_s, strict=True):
+        answered = {o.bundle_id for o in outcomes if reload.at_s <= o.due_s < end_s}
+        if reload.bundle_id != serving and reload.bundle_id in answered:
+            num, serving = num + 1, reload.bundle_id
+    return num
+
+
 def measure(load: Load, bundle: Path, every_s: float, index_only: bool) -> dict[str, object]:
     """Returns the figures of the last line; `load` has no target yet."""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,29 +97,31 @@ def measure(load: Load, bundle: Path, every_s: float, index_only: bool) -> dict[
         write_release(bundle, models, with_models=True)
         link.symlink_to(bundle.resolve())
         with served(link, _ENGINE) as engine:
-            load = replace(load, target=engine.target)
-            quiet = asyncio.run(run(load)).outcomes
+            quiet_load = replace(load, target=engine.target, queries=load.queries[::2])
+            busy_load = replace(quiet_load, queries=load.queries[1::2], seed=load.seed + 1)
+            quiet = asyncio.run(run(quiet_load)).outcomes
             others = [index] if index_only else [index, models]
             releases = itertools.cycle([place for other in others for place in (other, bundle)])
             is_over = threading.Event()
-            num_swaps = 0
+            reloads: list[Reload] = []
 
             def swap() -> None:
-                nonlocal num_swaps
                 while not is_over.wait(every_s):
-                    point(link, next(releases))
+                    release = next(releases)
+                    point(link, release)
+                    reloads.append(Reload(time.perf_counter(), read_manifest(release).bundle_id))
                     engine.reload()
-                    num_swaps += 1
 
             swapping = threading.Thread(target=swap)
             swapping.start()
             try:
-                busy = asyncio.run(run(load)).outcomes
+                busy = asyncio.run(run(busy_load)).outcomes
             finally:
                 is_over.set()
                 swapping.join()
     return {
-        "num_swaps": num_swaps,
+        "num_reloads": len(reloads),
+        "num_swaps": num_swaps(reloads, busy, read_manifest(bundle).bundle_id),
         "num_requests": len(busy),
         **_figures(load, busy),
         **{f"quiet_{name}": value for name, value in _figures(load, quiet).items()},
@@ -125,9 +155,12 @@ def main() -> int:
     if not (math.isfinite(args.every) and args.every > 0):
         parser.error(f"--every is {args.every}; it must be above 0")
     try:
+        queries = tuple(dict.fromkeys(read_lines(args.queries)))
+        if len(queries) < 2:
+            raise ValueError(f"--queries has {len(queries)} different queries; it needs at least 2")
         load = Load(
             target="",
-            queries=tuple(dict.fromkeys(read_lines(args.queries))),
+            queries=queries,
             rate_rps=args.rate,
             duration_s=args.duration,
             budget_ms=args.budget_ms,

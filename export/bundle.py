@@ -30,7 +30,7 @@ from engine.formats.manifest import (
 from engine.formats.token_statistics import TOKEN_STATISTICS
 from engine.formats.vocabulary import MAX_SLOTS
 from engine.scheduling.planner import SCORED_SIZES
-from export import parity
+from export import click_parity, encoder_parity, parity
 from export.calibration import activation_scales
 from export.checkpoint import DecoderCheckpoint, Run
 from export.click_model import build_click_model
@@ -38,10 +38,9 @@ from export.encoder import build_encoder, quantise_encoder, to_fp16
 from export.generator import Mode, build_generator
 from export.packing import packed, sealed
 from export.requests import decoding, max_new_tokens, sample_requests
+from train.stages import check_whole
 
 Precision = Literal["int8", "fp32", "fp16"]
-_MIN_COSINE = 0.98
-_TOLERANCE = 1e-3
 _NUM_CALIBRATION = 96
 _DTYPES = {1: "float32", 7: "int64"}
 
@@ -73,6 +72,7 @@ def export_bundle(
             architecture is unsupported.
         ParityError: a graph does not give what its reference gives.
     """
+    check_whole(run_directory)
     with packed(target) as directory:
         run = Run(run_directory)
         mode = mode or run.taught_mode()
@@ -126,39 +126,22 @@ class _Writer:
         model = self.run.encoder()
         graph = build_encoder(model)
         texts = [r.query for r in sample_requests(self.run, _NUM_CALIBRATION, seed=1)]
-        samples: list[Mapping[str, Any]] = []
-        for ids in self.run.encoder_ids(texts):
-            row = np.asarray([ids])
-            samples.append({"input_ids": row, "attention_mask": np.ones_like(row)})
-        session = parity.session_of(graph)
-        difference = 0.0
-        for sample in samples:
-            with torch.inference_mode():
-                hidden = model(**{k: torch.from_numpy(v) for k, v in sample.items()})
-            expected = torch.nn.functional.normalize(hidden.last_hidden_state.mean(1)).numpy()
-            got = np.asarray(session.run(["embedding"], dict(sample))[0])
-            difference = max(difference, float(np.abs(got - expected).max()))
-        if difference > _TOLERANCE:
-            raise parity.ParityError(f"encoder differs from torch by {difference:.1e}")
-        figures = {"max_difference": difference}
+        rows = self.run.encoder_ids(texts)
+        exact_ND, figures = encoder_parity.check_exact(parity.session_of(graph), model, rows)
         if self.precision != "fp32":
-            graph = quantise_encoder(graph, samples) if self.precision == "int8" else to_fp16(graph)
-            small = parity.session_of(graph)
-            cosines = [
-                float(np.vdot(session.run(None, dict(s))[0], small.run(None, dict(s))[0]))
-                for s in samples
+            samples: list[Mapping[str, Any]] = [
+                {"input_ids": np.asarray([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+                for ids in rows
             ]
-            cosine = figures[f"mean_cosine_{self.precision}"] = float(np.mean(cosines))
-            if cosine < _MIN_COSINE:
-                raise parity.ParityError(
-                    f"{self.precision} encoder's cosine with fp32 is {cosine:.3f}, must be at "
-                    f"least {_MIN_COSINE}: export with precision fp32"
-                )
+            graph = quantise_encoder(graph, samples) if self.precision == "int8" else to_fp16(graph)
+            figures |= encoder_parity.check_reduced(
+                parity.session_of(graph), self.precision, rows, exact_ND
+            )
         self.parity["encoder"] = figures
         tokenizer = self.run.encoder_tokenizer
-        if not (self.directory / tokenizer).exists():
-            shutil.copyfile(self.run.directory / tokenizer, self.directory / tokenizer)
-        return msgspec.structs.replace(self._save(graph, "encoder"), tokenizer=tokenizer)
+        if not (self.directory / tokenizer.name).exists():
+            shutil.copyfile(tokenizer, self.directory / tokenizer.name)
+        return msgspec.structs.replace(self._save(graph, "encoder"), tokenizer=tokenizer.name)
 
     def _generator(self) -> GeneratorSpec:
         self.run.check_mode(self.mode)
@@ -186,6 +169,7 @@ class _Writer:
                     reduced, self.run, several, self.mode
                 )
             self.parity[name] = parity.agreement(exact, reduced, self.run, several, self.mode)
+            parity.check_agreement(self.parity[name], self.precision)
         # A search has the probabilities at hand; greedy choices would have to work them out.
         spec = self._save(build(with_logprobs=self.mode == "beam"), "generator")
         return GeneratorSpec(
@@ -226,37 +210,27 @@ class _Writer:
         most_tokens = SCORED_SIZES[0] * MAX_CANDIDATE_TOKENS  # of all candidates of a row
         tables = checkpoint.cos_sin(self.run.prompt.max_tokens + most_tokens)
         requests = sample_requests(self.run, self.num_parity, seed=5)
-        rng = np.random.default_rng(6)
-        shape = (len(requests), 8, len(FEATURE_NAMES))
-        spread = np.where(np.isfinite(head["scale"]), head["scale"], 1)
-        features = (head["mean"] + spread * rng.normal(size=shape)).astype(np.float32)
-        expected = parity.click_reference(checkpoint, head, self.run, requests, features)
+        features = click_parity.sample_features(head, requests, seed=6)
+        expected = click_parity.click_reference(checkpoint, head, self.run, requests, features)
         build = partial(build_click_model, checkpoint.state, head, checkpoint.shape, tables)
         graph = build()
-        got = parity.click_graph(parity.session_of(graph), self.run, requests, features)
-        difference = float(np.abs(got - expected).max())
-        if difference > _TOLERANCE:
-            raise parity.ParityError(f"click model differs from torch by {difference:.1e}")
-        figures = {"max_difference": difference}
+        session = parity.session_of(graph)
+        got = click_parity.click_graph(session, self.run, requests, features)
+        figures = click_parity.check_exact(got, expected)
         if self.precision != "fp32":
             if self.precision == "fp16":
                 graph = build(real_type="float16")
             else:
                 scales = activation_scales(
                     checkpoint.model,
-                    lambda: parity.click_reference(checkpoint, head, self.run, requests, features),
+                    lambda: click_parity.click_reference(
+                        checkpoint, head, self.run, requests, features
+                    ),
                 )
                 graph = build(activation_scales=scales)
-            session = parity.session_of(graph)
-            small = parity.click_graph(session, self.run, requests, features)
-            figures[f"mean_{self.precision}_difference"] = float(np.abs(small - expected).mean())
-            alone = parity.click_graph(session, self.run, requests[:1], features[:1])
-            figures["batch_difference"] = float(np.abs(small[:1] - alone).max())
-            limit = _TOLERANCE if self.precision == "fp16" else parity.MAX_LOGPROB_DIFFERENCE
-            if figures["batch_difference"] > limit:
-                raise parity.ParityError(
-                    f"{self.precision} click model gives another answer in a batch"
-                )
+            figures |= click_parity.check_reduced(
+                parity.session_of(graph), self.precision, self.run, requests, features, expected
+            )
         shutil.copy(
             self.run.directory / "click_model" / TOKEN_STATISTICS,
             self.directory / TOKEN_STATISTICS,

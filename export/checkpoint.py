@@ -20,7 +20,7 @@ from export.decoder import Array
 from export.generator import Mode, rotary_tables
 from train.clicks.calibration import EXAMINATION, read_examination
 from train.generation.decoder import DecoderShape
-from train.retrieval.encoder import TOKENIZER_FILE, Encoder
+from train.retrieval.encoder import Encoder, encoder_tokenizer
 
 
 class DecoderCheckpoint(NamedTuple):
@@ -108,10 +108,9 @@ class Run:
         return Encoder.load(self.directory).token_ids(texts)
 
     @property
-    def encoder_tokenizer(self) -> str:
-        """File name of the encoder's tokenizer."""
-        own = self.directory / TOKENIZER_FILE
-        return TOKENIZER_FILE if own.is_file() else "tokenizer.json"
+    def encoder_tokenizer(self) -> Path:
+        """File of the encoder's tokenizer; its name is that in the bundle."""
+        return encoder_tokenizer(self.directory)
 
     def generator(self) -> DecoderCheckpoint:
         """Loads the generator in float32."""

@@ -3,6 +3,7 @@
 What the user brought wrong, or the disk does not take, ends it with one line and exit code 2.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,19 @@ from rich.table import Table
 from engine.config import DeviceKind
 from engine.execution.cpu import num_usable_cpus
 from engine.execution.milvus import Access
-from export.bundle import Mode, Precision, export_bundle
-from export.index import refresh_index
-from export.milvus import load_vectors
-from export.sample import write_sample_bundle
-from export.triton import MAX_BATCH_SIZE, Backend, write_repository
+
+try:
+    from export.bundle import Mode, Precision, export_bundle
+    from export.index import refresh_index
+    from export.milvus import load_vectors
+    from export.sample import write_sample_bundle
+    from export.triton import MAX_BATCH_SIZE, Backend, write_repository
+except ModuleNotFoundError as error:
+    missing = (error.name or "").partition(".")[0]
+    if missing in ("export", "train", "engine"):
+        raise
+    print(f"error: exporting needs more packages ({missing}): run `make setup`", file=sys.stderr)
+    sys.exit(2)
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__

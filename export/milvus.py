@@ -6,6 +6,7 @@ Knows nothing of searches.
 import contextlib
 from pathlib import Path
 
+import grpc
 import numpy as np
 
 from engine.execution.milvus import ROW_FIELD, VECTOR_FIELD, Access, collection_name
@@ -13,6 +14,8 @@ from engine.formats.index import CooccurrenceIndex, Report
 from engine.formats.manifest import read_manifest, verify_files
 
 _BATCH_SIZE = 5000  # vectors of one insert
+_CALL_TIMEOUT_S = 60.0
+_LOAD_TIMEOUT_S = 600.0  # to write vectors to disk, and to build their graph and load it
 _METRIC = "IP"  # of unit vectors, as in the bundle's own graph
 
 
@@ -31,7 +34,7 @@ def load_vectors(
 
     Raises:
         ValueError: the bundle is damaged or has no index, pymilvus is not installed, the server
-            does not answer or refuses, or the collection is there already.
+            does not answer in time or refuses, or the collection is there already.
     """
     manifest = read_manifest(bundle)
     spec = manifest.index
@@ -46,20 +49,20 @@ def load_vectors(
     name = collection_name(manifest)
     is_ours = False
     try:
-        if client.has_collection(name):
+        if client.has_collection(name, timeout=_CALL_TIMEOUT_S):
             if not replace:
                 raise ValueError(
                     f"the Milvus server at {access.uri} has a collection {name} already; "
                     "--replace loads it anew, but engines that search it fail meanwhile"
                 )
-            client.drop_collection(name)
+            client.drop_collection(name, timeout=_CALL_TIMEOUT_S)
         schema = client.create_schema(auto_id=False)
         schema.add_field(ROW_FIELD, DataType.INT64, is_primary=True)
         schema.add_field(VECTOR_FIELD, DataType.FLOAT_VECTOR, dim=spec.embedding_dim)
         graph = client.prepare_index_params()
         params = {"M": spec.m, "efConstruction": spec.ef_construction}
         graph.add_index(VECTOR_FIELD, index_type="HNSW", metric_type=_METRIC, params=params)
-        client.create_collection(name, schema=schema, index_params=graph)
+        client.create_collection(name, schema=schema, index_params=graph, timeout=_CALL_TIMEOUT_S)
         is_ours = True
         for start in range(0, len(index), _BATCH_SIZE):
             rows = np.arange(start, min(start + _BATCH_SIZE, len(index)))
@@ -70,16 +73,18 @@ def load_vectors(
                     {ROW_FIELD: row, VECTOR_FIELD: vector}
                     for row, vector in zip(rows.tolist(), vectors, strict=True)
                 ],
+                timeout=_CALL_TIMEOUT_S,
             )
             report(f"milvus: {rows[-1] + 1} of {len(index)} vectors sent")
-        client.flush(name)
-        client.load_collection(name)
-    except MilvusException as error:
+        client.flush(name, timeout=_LOAD_TIMEOUT_S)
+        client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
+    except (MilvusException, grpc.RpcError) as error:  # pymilvus passes a deadline on as it is
         if is_ours:
-            with contextlib.suppress(MilvusException):  # it may be gone
-                client.drop_collection(name)
+            with contextlib.suppress(MilvusException, grpc.RpcError):  # it may be gone
+                client.drop_collection(name, timeout=_CALL_TIMEOUT_S)
+        reason = error.message if isinstance(error, MilvusException) else error.code().name
         raise ValueError(
-            f"the Milvus server at {access.uri} cannot take {name}: {error.message}"
+            f"the Milvus server at {access.uri} cannot take {name}: {reason}"
         ) from None
     finally:
         client.close()

@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.formats.manifest import MAX_CANDIDATE_TOKENS
-from engine.formats.prompt import COOCCURRING, SESSION, Prompt, SideInformation
+from engine.formats.prompt import COOCCURRING, SESSION, Prompt, SideInformation, token_limits
 from engine.formats.vocabulary import LIST
 from export.checkpoint import Run
-
-_LIST_MARGIN = 1  # <|eos|> at the end of a list
 
 
 class SampleRequest(NamedTuple):
@@ -34,7 +32,10 @@ class Decoding(NamedTuple):
 
 
 def sample_requests(run: Run, num_requests: int, seed: int) -> list[SampleRequest]:
-    """Returns requests over all scenarios in turn, with 0 to 2 session and 0 to 5 other queries."""
+    """Returns requests over all scenarios in turn.
+
+    With 0 to 2 session and 0 to 5 other queries, and 1 to 16 candidates.
+    """
     rng = np.random.default_rng(seed)
     queries, requests = run.queries, list[SampleRequest]()
     for number in range(num_requests):
@@ -51,7 +52,7 @@ def sample_requests(run: Run, num_requests: int, seed: int) -> list[SampleReques
                 query,
                 run.renderer.generation_prompt(scenario.name, query, [*others, *sessions]),
                 run.renderer.click_context(scenario.name, query, sessions),
-                drawn[8:],
+                drawn[number % 16 :],
             )
         )
     return requests
@@ -60,15 +61,10 @@ def sample_requests(run: Run, num_requests: int, seed: int) -> list[SampleReques
 def decoding(run: Run, scenario_name: str, mode: str) -> Decoding:
     """Returns the slots and limits of a scenario in a decoding mode."""
     scenario = next(s for s in run.scenarios if s.name == scenario_name)
+    limits = token_limits(scenario, mode)
     if mode == "list":
-        total = scenario.num_suggestions * scenario.max_new_tokens + _LIST_MARGIN
-        total += scenario.max_auxiliary_tokens * scenario.has_auxiliary_text
-        return Decoding([run.vocabulary.control_id(LIST)], [total])
-    slots = run.renderer.slot_ids(scenario_name, mode)
-    limits = [scenario.max_new_tokens] * len(slots)
-    if scenario.has_auxiliary_text:
-        limits[0] = scenario.max_auxiliary_tokens
-    return Decoding(slots, limits)
+        return Decoding([run.vocabulary.control_id(LIST)], limits)
+    return Decoding(run.renderer.slot_ids(scenario_name, mode), limits)
 
 
 def max_new_tokens(run: Run, mode: str) -> int:

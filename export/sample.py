@@ -70,7 +70,8 @@ def write_sample_run(directory: Path, *, size: Size = "tiny", seed: int = 0) -> 
     popularity = rng.zipf(1.5, len(queries)).clip(max=1000).astype(np.int64)
     mined = directory / "mined"
     mined.mkdir(parents=True)
-    table = pa.table({"text": queries, "num_searches": popularity, "num_users": popularity})
+    counts = ("num_searches", "num_searches_before_cut", "num_users")
+    table = pa.table({"text": queries, **dict.fromkeys(counts, popularity)})
     pq.write_table(table, mined / "queries.parquet")
     (mined / "scenarios.json").write_bytes(msgspec.json.encode(SCENARIOS))
     prompt = PromptSpec(side_information_kinds=[SESSION, ANSWER, COOCCURRING])

@@ -18,10 +18,11 @@ from benchmarks.served import Served, point, served
 from engine.formats.manifest import read_manifest
 from queryrec.client import QueryRecClient
 from train.config import TrainConfig, read_config
-from train.evaluation.intervals import mean_interval, ratio_interval
+from train.evaluation.intervals import Floats, mean_interval, ratio_interval
 from train.report.closed_loop import ClosedLoop, ListWorth, LoopRound, write_rounds
 
 NUM_PLACES = 5
+_EXPLORATION = "QUERYREC_RANKING_EXPLORATION_RATE"
 _SWAP_TIMEOUT_S = 60.0
 
 
@@ -48,7 +49,7 @@ class Loop:
         self._first: dict[str, np.ndarray] = {}
 
     def run(self) -> list[LoopRound]:
-        """Returns the rounds, which are written as they come; one engine runs through all."""
+        """Returns the rounds, which are written as they come; one engine has all the users."""
         arguments = self._arguments
         run, out = arguments.run, arguments.out
         out.mkdir(parents=True)
@@ -57,10 +58,10 @@ class Loop:
         written = out / "rounds.json"
         settings = {
             "QUERYREC_FEEDBACK_DIRECTORY": str(feedback),
-            "QUERYREC_RANKING_EXPLORATION_RATE": str(arguments.exploration),
+            _EXPLORATION: str(arguments.exploration),
         }
         with served(link, settings) as engine:
-            rounds = [asyncio.run(self._measure(engine, run / "bundle", 0))]
+            rounds = [asyncio.run(self._measure(run / "bundle", 0))]
             write_rounds(rounds, written)
             for number in range(1, arguments.rounds + 1):
                 num_clicks = asyncio.run(self._traffic(engine, number))
@@ -78,9 +79,8 @@ class Loop:
                 export(run, run / "bundle")
                 point(link, run / "bundle")
                 engine.reload()
-                rounds.append(
-                    asyncio.run(self._measure(engine, run / "bundle", number, num_clicks))
-                )
+                asyncio.run(self._swapped(engine, run / "bundle"))
+                rounds.append(asyncio.run(self._measure(run / "bundle", number, num_clicks)))
                 write_rounds(rounds, written)
         return rounds
 
@@ -94,26 +94,28 @@ class Loop:
             await report(client, [r for _, r in answers], clicked)
         return sum(map(sum, clicked))
 
-    async def _measure(
-        self, engine: Served, bundle: Path, number: int, num_clicks: int = 0
-    ) -> LoopRound:
-        """Returns what the lists of a bundle are worth, once it is the one that answers."""
-        bundle_id = read_manifest(bundle).bundle_id
-        worth: dict[str, ListWorth] = {}
+    async def _swapped(self, engine: Served, bundle: Path) -> None:
+        """Waits until an engine answers with a bundle."""
         async with QueryRecClient(engine.target) as client:
+            bundle_id = read_manifest(bundle).bundle_id
             await _served_by(client, bundle_id, self._measured["unseen"][0])
-            for name, questions in self._measured.items():
-                answers = [
-                    a._replace(texts=a.texts[:NUM_PLACES]) for a, _ in await ask(client, questions)
-                ]
-                rate_R = self._users.click_rates(answers, NUM_PLACES)
-                first_R = self._first.setdefault(name, rate_R)
-                worth[name] = ListWorth(
-                    true_ctr=mean_interval(rate_R), gain=ratio_interval(rate_R, first_R)
-                )
+
+    async def _measure(self, bundle: Path, number: int, num_clicks: int = 0) -> LoopRound:
+        """Returns what the lists of a bundle are worth as ranked, without exploration."""
+        worth: dict[str, ListWorth] = {}
+        with served(bundle, {_EXPLORATION: "0"}) as engine:
+            async with QueryRecClient(engine.target) as client:
+                for name, questions in self._measured.items():
+                    answers = [
+                        a._replace(texts=a.texts[:NUM_PLACES])
+                        for a, _ in await ask(client, questions)
+                    ]
+                    rate_R = self._users.click_rates(answers, NUM_PLACES)
+                    first_R = self._first.setdefault(name, rate_R)
+                    worth[name] = worth_of(questions, rate_R, first_R)
         measured = LoopRound(
             number=number,
-            bundle_id=bundle_id,
+            bundle_id=read_manifest(bundle).bundle_id,
             num_requests=self._arguments.requests if number else 0,
             num_clicks=num_clicks,
             sessions=worth["sessions"],
@@ -121,6 +123,21 @@ class Loop:
         )
         print(msgspec.json.encode(measured).decode(), file=sys.stderr, flush=True)
         return measured
+
+
+def worth_of(questions: Sequence[Asked], rate_R: Floats, first_R: Floats) -> ListWorth:
+    """Returns the mean click rate of lists and its ratio to the first bundle's.
+
+    Args:
+        questions: What the R lists answer; those of one unit are resampled together.
+        rate_R: The true P(click) of a place.
+        first_R: The same of the first bundle.
+    """
+    unit_R = [asked.unit for asked in questions]
+    return ListWorth(
+        true_ctr=mean_interval(rate_R, cluster_U=unit_R),
+        gain=ratio_interval(rate_R, first_R, cluster_U=unit_R),
+    )
 
 
 def _shortened(config: TrainConfig, click_s: float, num_prompts: int) -> TrainConfig:

@@ -19,9 +19,8 @@ from train.config import TrainConfig
 from train.generation.generator import read_prompts
 from train.mining.mine import mine
 from train.models.backbone import shapes_of
-from train.retrieval.encoder import TOKENIZER_FILE
 
-_KEPT = ("tokenizer.json", TOKENIZER_FILE, "encoder", "index", "config.toml")
+_KEPT = ("tokenizer.json", "encoder", "index", "config.toml")
 
 
 def write_feedback(feedback: Path, searches: Path, out: Path, *, seed: int) -> None:

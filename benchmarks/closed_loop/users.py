@@ -22,6 +22,7 @@ class Asked(NamedTuple):
     query: str
     session_queries: tuple[str, ...]  # oldest first
     user: str
+    unit: str  # whom questions depend on alike: a user, or of unseen queries the query
 
 
 class Answered(NamedTuple):
@@ -67,7 +68,8 @@ class Users:
             first = row - min(int(searches.step[row]), NUM_SESSION_QUERIES)
             earlier = tuple(self._queries[i] for i in searches.query[first:row].tolist())
             query = self._queries[int(searches.query[row])]
-            asked.append(_asked(scenario, query, earlier, f"u{searches.user[row]}", rng))
+            user = f"u{searches.user[row]}"
+            asked.append(_asked(scenario, query, earlier, rng, user=user, unit=user))
         return asked
 
     def unseen(self, queries: Sequence[str], num: int, *, seed: int) -> list[Asked]:
@@ -75,7 +77,7 @@ class Users:
         rng = np.random.default_rng([seed, 12])
         chosen = rng.choice(len(queries), min(num, len(queries)), replace=False).tolist()
         drawn = [queries[int(i)] for i in chosen]
-        return [_asked(scenario, q, (), "", rng) for q in drawn for scenario in SHARES]
+        return [_asked(name, q, (), rng, user="", unit=q) for q in drawn for name in SHARES]
 
     def clicks(self, answered: Sequence[Answered], *, seed: int) -> list[list[bool]]:
         """Returns which places of each list are clicked."""
@@ -98,12 +100,20 @@ class Users:
 
 
 def _asked(
-    scenario: str, query: str, earlier: tuple[str, ...], user: str, rng: np.random.Generator
+    scenario: str,
+    query: str,
+    earlier: tuple[str, ...],
+    rng: np.random.Generator,
+    *,
+    user: str,
+    unit: str,
 ) -> Asked:
     if scenario == "completion":
         length = 1 + int(rng.beta(1.4, 1.8) * (len(query) - 1))  # as the logs' users type
-        return Asked(scenario, normalise_prefix(query[:length]) or query, earlier, user)
-    return Asked(scenario, normalise(query), earlier, user)
+        query = normalise_prefix(query[:length]) or query
+    else:
+        query = normalise(query)
+    return Asked(scenario, query, earlier, user, unit)
 
 
 def _by_scenario(answered: Sequence[Answered]):

@@ -29,6 +29,7 @@ class Outcome:
     omissions: tuple[str, ...] = ()
     effort: str = ""
     num_suggestions: int = 0
+    bundle_id: str = ""  # that answered
     stage_us: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -77,6 +78,7 @@ class Caller:
 
 def _read(response: service_pb2.RecommendResponse, outcome: Outcome) -> None:
     outcome.num_suggestions = len(response.suggestions)
+    outcome.bundle_id = response.bundle_id
     outcome.stage_us = {t.stage: t.duration_us for t in response.stage_timings}
     omissions = [
         Omission(

@@ -21,8 +21,8 @@ class Run(NamedTuple):
     """What became of a load."""
 
     outcomes: list[Outcome]
-    started_s: float  # of `time.perf_counter`
-    elapsed_s: float
+    started_s: float  # of `time.perf_counter`; the first second's, once all requests are made
+    elapsed_s: float  # from then to the last answer
 
 
 async def run(load: Load) -> Run:
@@ -47,9 +47,8 @@ async def run(load: Load) -> Run:
         progress = asyncio.create_task(_progress(load, caller))
         gc.collect()
         gc.disable()  # outcomes pile up: looking through them would send requests late
-        started_s = time.perf_counter()
         try:
-            await (_closed_loop if load.is_idle else _open_loop)(load, caller)
+            started_s = await (_closed_loop if load.is_idle else _open_loop)(load, caller)
         finally:
             gc.enable()
             progress.cancel()
@@ -59,7 +58,8 @@ async def run(load: Load) -> Run:
     return Run(caller.outcomes, started_s, elapsed_s)
 
 
-async def _open_loop(load: Load, caller: Caller) -> None:
+async def _open_loop(load: Load, caller: Caller) -> float:
+    """Sends requests when they are due; returns when the first second began."""
     plan = list(zip(due_s(load).tolist(), requests(load), strict=False))
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
@@ -84,16 +84,22 @@ async def _open_loop(load: Load, caller: Caller) -> None:
     await all_sent.wait()
     while tasks:
         await asyncio.wait(tasks)
+    return start_s
 
 
-async def _closed_loop(load: Load, caller: Caller) -> None:
-    """Sends the next request as soon as the last one is answered, until the time is over."""
-    end_s = time.perf_counter() + load.duration_s
+async def _closed_loop(load: Load, caller: Caller) -> float:
+    """Sends the next request as soon as the last is answered, until the time is over.
+
+    Returns when it began.
+    """
+    start_s = time.perf_counter()
+    end_s = start_s + load.duration_s
     for request in requests(load):
         now_s = time.perf_counter()
         if now_s >= end_s:
-            return
+            break
         await caller.call(request, now_s)
+    return start_s
 
 
 async def _progress(load: Load, caller: Caller) -> None:

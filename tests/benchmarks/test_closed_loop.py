@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.closed_loop.__main__ import worth_of
 from benchmarks.closed_loop.training import keep, write_feedback
-from benchmarks.closed_loop.users import Answered, Users
+from benchmarks.closed_loop.users import Answered, Asked, Users
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
 from engine.feedback.events import Event, Kind
 from engine.feedback.log import FeedbackLog
@@ -58,6 +59,25 @@ def test_questions_are_of_fresh_sessions_and_the_same_for_the_same_seed(users):
 
 
 @pytest.mark.slow
+def test_questions_of_a_user_and_of_an_unseen_query_are_one_unit(users):
+    asked = users.questions(400, seed=5)
+    assert [a.unit for a in asked] == [a.user for a in asked]
+    assert len({a.unit for a in asked}) < len(asked)
+    unseen = users.unseen(["red shoes", "garden lamp", "phone case"], 3, seed=0)
+    assert sorted(a.unit for a in unseen) == sorted(["red shoes", "garden lamp", "phone case"] * 3)
+
+
+def test_intervals_of_a_loop_are_no_narrower_for_questions_that_go_together():
+    rng = np.random.default_rng(0)
+    own_U, first_U = rng.random((2, 50))
+    asked = [Asked("suggestion", "q", (), "", str(unit)) for unit in range(50)]
+    once = worth_of(asked, own_U, first_U)
+    again = worth_of(asked * 3, np.tile(own_U, 3), np.tile(first_U, 3))
+    assert np.ravel(again.true_ctr) == pytest.approx(np.ravel(once.true_ctr))
+    assert np.ravel(again.gain) == pytest.approx(np.ravel(once.gain))
+
+
+@pytest.mark.slow
 def test_clicks_come_as_often_as_the_truth_says(users):
     asked = [a for a in users.questions(2000, seed=7) if a.scenario == "suggestion"]
     popular = [a.query for a in asked]
@@ -76,13 +96,12 @@ def test_an_empty_list_is_never_clicked(users):
     assert users.click_rates([empty], num_places=5).tolist() == [0]
 
 
-@pytest.mark.parametrize("own", [[], ["encoder_tokenizer.json"]])
-def test_a_round_keeps_what_it_does_not_learn(own, tmp_path):
+def test_a_round_keeps_what_it_does_not_learn(tmp_path):
     before = tmp_path / "before"
     for name in ("encoder", "index", "click_model"):
         (before / name).mkdir(parents=True)
         (before / name / "weights").write_text(name)
-    files = ["tokenizer.json", "config.toml", *own]
+    files = ["tokenizer.json", "config.toml"]
     for name in files:
         (before / name).write_text(name)
     keep(before, tmp_path / "after")

@@ -5,6 +5,8 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+import pytest
+
 from benchmarks.heldout import run
 from tests.conftest import LiveEngine
 
@@ -18,7 +20,7 @@ async def test_every_query_is_asked_in_every_scenario_of_engine_and_generator(
     heldout.write_bytes(gzip.compress("\n".join(QUERIES).encode()))
     shares = await run(
         Namespace(
-            heldout=heldout, num=3, seed=0, bundle=tiny_bundle, target=live_engine.target, out=out
+            heldout=heldout, num=2, seed=0, bundle=tiny_bundle, target=live_engine.target, out=out
         )
     )
     scenarios = ["suggestion", "completion", "clarification"]
@@ -33,3 +35,15 @@ async def test_every_query_is_asked_in_every_scenario_of_engine_and_generator(
     assert asked["suggestion", "engine"] == asked["suggestion", "generator"] == long
     for prefix in asked["completion", "engine"]:
         assert any(query.startswith(prefix) for query in long)
+
+
+async def test_fewer_queries_than_are_asked_for_are_an_error(
+    live_engine: LiveEngine, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    heldout, out = tmp_path / "heldout.gz", tmp_path / "lists.jsonl"
+    heldout.write_bytes(gzip.compress("\n".join(QUERIES).encode()))
+    arguments = Namespace(
+        heldout=heldout, num=3, seed=0, bundle=tiny_bundle, target=live_engine.target, out=out
+    )
+    with pytest.raises(ValueError, match="has 2 queries of 4 characters to 200 bytes, --num is 3"):
+        await run(arguments)

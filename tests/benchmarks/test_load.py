@@ -5,13 +5,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from grpc import aio
 
 from benchmarks.load.arguments import parse
+from benchmarks.load.arrivals import due_s
 from benchmarks.load.record import read
+from benchmarks.load.run import run
+from benchmarks.load.settings import Load
 from engine import errors
 from queryrec.v1 import query_recommender_service_pb2 as service_pb2
 from queryrec.v1 import scenario_pb2, stage_pb2, suggestion_pb2
@@ -65,29 +70,48 @@ class Servicer(QueryRecommenderServiceServicer):
         return response
 
 
-async def measure(
-    tmp_path: Path, *arguments: str, lines: str = "refused\ndegraded\ncached\nplain\n\n"
-) -> tuple[dict, Servicer]:
-    queries = tmp_path / "queries.txt"
-    queries.write_text(lines)
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[str, Servicer]]:
+    """Serves in this process and gives the address."""
     server, servicer = aio.server(), Servicer()
     add_QueryRecommenderServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
+        yield f"127.0.0.1:{port}", servicer
+    finally:
+        await server.stop(grace=None)
+
+
+async def measure(
+    tmp_path: Path, *arguments: str, lines: str = "refused\ndegraded\ncached\nplain\n\n"
+) -> tuple[dict, Servicer]:
+    queries = tmp_path / "queries.txt"
+    queries.write_text(lines)
+    async with serving() as (target, servicer):
         load = await asyncio.create_subprocess_exec(
             *LOAD,
-            f"--target=127.0.0.1:{port}",
+            f"--target={target}",
             f"--queries={queries}",
             *arguments,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         out, err = await load.communicate()
-    finally:
-        await server.stop(grace=None)
     assert load.returncode == 0, err.decode()
     return json.loads(out.splitlines()[-1]), servicer
+
+
+async def test_the_time_of_a_run_begins_once_its_requests_are_made():
+    queries = tuple(f"query {i}" for i in range(400))
+    async with serving() as (target, _):
+        load = Load(
+            target=target, queries=queries, mix={"suggestion": 1.0}, rate_rps=100.0, duration_s=0.5
+        )
+        done = await run(load)
+    after_s = sorted(outcome.due_s - done.started_s for outcome in done.outcomes)
+    assert after_s == pytest.approx(due_s(load).tolist())
+    assert done.elapsed_s >= after_s[-1]
 
 
 async def test_open_loop_sends_the_rate_asked_for_and_counts_every_kind_of_answer(tmp_path):

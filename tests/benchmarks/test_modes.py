@@ -1,10 +1,14 @@
-"""Panels are written with as many texts as are asked for."""
+"""Panels are written with as many texts as are asked for, and scored by the truth."""
 
+from itertools import count
+
+import numpy as np
 import pytest
 
-from benchmarks.modes import num_texts, resize
+from benchmarks.modes import Asker, num_texts, resize
 from engine.execution.models import GenerateRow
 from engine.formats.vocabulary import slot_token
+from train.evaluation.intervals import mean_interval
 from train.evaluation.served import ServedBundle
 
 
@@ -33,3 +37,22 @@ def test_a_panel_has_that_many_texts_besides_its_auxiliary_one(tiny_bundle, num)
         assert len(sequences.ids) == num_texts(served)
     finally:
         served.close()
+
+
+class EasyAndHard:
+    """A truth in which the first query is clicked least and the last one most, in every panel."""
+
+    def list_click_probabilities(self, scenario, queries, listings, *, sessions, questions):
+        return [np.array([place / 10]) for place, _ in zip(count(1), queries, strict=False)]
+
+
+def test_panels_of_one_query_are_resampled_together(tiny_bundle):
+    served = ServedBundle(tiny_bundle, num_threads=1)
+    try:
+        measured = Asker(EasyAndHard(), 6, ["garden lamp"])(served, mode="slots", precision="int8")
+    finally:
+        served.close()
+    assert len(measured.engine_U) == 6 * len(served.bundle.scenarios)
+    of_queries = mean_interval(np.arange(1, 7) / 10)
+    assert measured.row.engine == pytest.approx(of_queries)
+    assert measured.row.alone == pytest.approx(of_queries)

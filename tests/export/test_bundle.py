@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from math import exp
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,12 +18,14 @@ from engine.execution.bundle import load_bundle
 from engine.execution.models import GenerateRow
 from engine.execution.runtime import Runtime
 from engine.formats.manifest import read_manifest, verify_files
-from export import parity
+from export import linear, parity
 from export.bundle import export_bundle
 from export.checkpoint import Run
 from export.cli import app
+from export.encoder import build_encoder
 from export.sample import write_sample_bundle, write_sample_run
 from train.clicks.calibration import quality
+from train.stages import Stage, StageRunner
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,33 @@ def test_run_without_click_model_and_index_still_makes_a_bundle(
     assert manifest.generator is not None
 
 
+def test_a_run_whose_parts_are_not_of_one_training_is_refused(
+    run_directory: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(run_directory, tmp_path / "run")
+
+    def make(name: str, setting: int) -> None:
+        def kept(part: str) -> Callable[[Path], str]:
+            def copy(out: Path) -> str:
+                shutil.copytree(run_directory / part, out, dirs_exist_ok=True)
+                return "made"
+
+            return copy
+
+        mined = Stage(name="mine", output="mined", needs=(), settings=setting, make=kept("mined"))
+        sft = Stage(
+            name="sft", output="generator", needs=["mine"], settings=0, make=kept("generator")
+        )
+        StageRunner(run, [mined, sft]).run(name)
+
+    make("mine", 1)
+    make("sft", 1)
+    make("mine", 2)
+    with pytest.raises(ValueError, match="stage sft was made from what stage mine has replaced"):
+        export_bundle(run, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_same_run_gives_the_same_bundle_id(tmp_path: Path) -> None:
     first = write_sample_bundle(tmp_path / "a", seed=5)
     second = write_sample_bundle(tmp_path / "b", seed=5)
@@ -161,6 +191,81 @@ def run_of(run_directory: Path, tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(run_directory, tmp_path / "run", ignore=ignore))
 
     return copied
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("generator", r"int8 generator's mean gap .* is nan, must be at most 0\.1: .*fp32"),
+        ("click_model", r"int8 click model's mean difference .*, must be at most 0\.1: .*fp32"),
+    ],
+)
+def test_int8_weights_that_know_nothing_are_refused(
+    run_of: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    message: str,
+) -> None:
+    quantise = linear.quantise_columns
+    monkeypatch.setattr(
+        linear, "quantise_columns", lambda matrix: (quantise(matrix)[0] * 0, quantise(matrix)[1])
+    )
+    with pytest.raises(ValueError, match=message):
+        export_bundle(run_of(part), tmp_path / "bundle", num_parity_requests=3)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("generator", r"fp16 generator's mean gap .* must be at most 0\.01: .*fp32"),
+        ("click_model", r"fp16 click model's mean difference .* must be at most 0\.01: .*fp32"),
+    ],
+)
+def test_activations_too_large_for_half_precision_are_refused(
+    run_of: Callable[..., Path], tmp_path: Path, part: str, message: str
+) -> None:
+    run = run_of(part)
+    weights = load_file(run / part / "model.safetensors")
+    for name in weights:  # the same function, in float32
+        if "up_proj" in name:
+            weights[name] *= np.float32(2**18)
+        if "down_proj" in name:
+            weights[name] /= np.float32(2**18)
+    save_file(weights, run / part / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        export_bundle(run, tmp_path / "bundle", precision="fp16", num_parity_requests=3)
+
+
+def test_click_model_that_gives_no_numbers_is_refused(
+    run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_of("click_model")
+    head = load_file(run / "click_model/head.safetensors")
+    head["head.out.bias"][:] = np.nan
+    save_file(head, run / "click_model/head.safetensors")
+    with pytest.raises(ValueError, match="difference to torch is nan"):
+        export_bundle(run, tmp_path / "bundle", precision="fp32", num_parity_requests=3)
+
+
+def test_encoder_that_reads_padding_is_refused(
+    run_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def maskless(model: Any) -> onnx.ModelProto:
+        graph_model = build_encoder(model)
+        graph = graph_model.graph
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                if name == "attention_mask":
+                    node.input[i] = "ones"
+        everywhere = onnx.helper.make_node("Equal", ["input_ids", "input_ids"], ["everywhere"])
+        graph.node.insert(0, onnx.helper.make_node("Cast", ["everywhere"], ["ones"], to=7))
+        graph.node.insert(0, everywhere)
+        return graph_model
+
+    monkeypatch.setattr("export.bundle.build_encoder", maskless)
+    with pytest.raises(ValueError, match="between a padded batch and its rows alone"):
+        export_bundle(run_of("encoder"), tmp_path / "bundle", precision="fp32")
 
 
 def test_only_files_of_an_index_are_copied(run_of: Callable[..., Path], tmp_path: Path) -> None:

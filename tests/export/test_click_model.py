@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.formats.features import FEATURE_NAMES
-from export import parity
+from export import click_parity, parity
 from export.checkpoint import Run
 from export.click_model import build_click_model
 from export.requests import sample_requests
@@ -20,26 +19,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_shared_context_equals_one_pass_per_candidate(run: Run) -> None:
     checkpoint, head = run.click_backbone(), run.click_head()
-    requests = sample_requests(run, 12, seed=1)
-    features = np.random.default_rng(0).random((12, 8, len(FEATURE_NAMES)), np.float32)
-    graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(300))
-    got = parity.click_graph(parity.session_of(graph), run, requests, features)
-    expected = parity.click_reference(checkpoint, head, run, requests, features)
+    requests = sample_requests(run, 16, seed=1)
+    assert {len(r.candidates) for r in requests} == set(range(1, 17))
+    features = click_parity.sample_features(head, requests, seed=0)
+    graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(400))
+    got = click_parity.click_graph(parity.session_of(graph), run, requests, features)
+    expected = click_parity.click_reference(checkpoint, head, run, requests, features)
     np.testing.assert_allclose(got, expected, atol=1e-4)
     assert np.ptp(expected) > 0.01
 
 
 def test_candidate_order_and_company_do_not_change_a_score(run: Run) -> None:
     checkpoint, head = run.click_backbone(), run.click_head()
-    graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(300))
+    graph = build_click_model(checkpoint.state, head, checkpoint.shape, checkpoint.cos_sin(400))
     session = parity.session_of(graph)
     request = sample_requests(run, 1, seed=2)[0]
-    features = np.random.default_rng(0).random((1, 8, len(FEATURE_NAMES)), np.float32)
-    together = parity.click_graph(session, run, [request], features)
+    (features_CF,) = click_parity.sample_features(head, [request], seed=0)
+    together = click_parity.click_graph(session, run, [request], [features_CF])
     reverse = request._replace(candidates=request.candidates[::-1])
-    reversed_logits = parity.click_graph(session, run, [reverse], features[:, ::-1].copy())
-    np.testing.assert_allclose(reversed_logits[:, ::-1], together, atol=1e-5)
+    reversed_logits = click_parity.click_graph(session, run, [reverse], [features_CF[::-1]])
+    np.testing.assert_allclose(reversed_logits[::-1], together, atol=1e-5)
     alone = request._replace(candidates=request.candidates[:1])
     np.testing.assert_allclose(
-        parity.click_graph(session, run, [alone], features[:, :1]), together[:, :1], atol=1e-5
+        click_parity.click_graph(session, run, [alone], [features_CF[:1]]), together[:1], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("wrong", [0.01, np.nan])
+def test_logits_that_are_not_those_of_torch_are_refused(wrong: float) -> None:
+    expected_N = np.linspace(-3, 3, 20, dtype=np.float32)
+    got_N = expected_N.copy()
+    got_N[7] += wrong
+    with pytest.raises(parity.ParityError, match=r"difference to torch is .*at most 0\.001"):
+        click_parity.check_exact(got_N, expected_N)

@@ -99,6 +99,7 @@ def test_half_precision_graph_writes_what_fp32_writes(run: Run, mode: Mode, devi
     requests = sample_requests(run, 48, seed=6)
     exact, half = graph_session(run, mode), graph_session(run, mode, "fp16", device)
     figures = parity.agreement(exact, half, run, requests, mode)
+    parity.check_agreement(figures, "fp16")
     assert figures["equal_share"] > (0.8 if mode == "list" else 0.95)  # lists are longer
     assert figures["mean_token_logprob_gap"] < 2e-3
 
@@ -143,6 +144,27 @@ def test_reference_check_notices_another_model(run: Run, tmp_path: Path) -> None
         parity.check_reference(
             session, Run(tmp_path / "other").generator(), run, sample_requests(run, 6, 0), "slots"
         )
+
+
+def test_reference_check_notices_other_probabilities_of_the_same_texts(run: Run) -> None:
+    checkpoint = run.generator()
+    sharper = {**checkpoint.state, "norm.weight": checkpoint.state["norm.weight"] * 1.1}
+    tables = checkpoint.cos_sin(run.prompt.max_tokens + 24)
+    session = parity.session_of(
+        build_generator(sharper, checkpoint.shape, tables, mode="slots", with_logprobs=True)
+    )
+    with pytest.raises(parity.ParityError, match=r"log-probability is .*, must be at most 0\.001"):
+        parity.check_reference(session, checkpoint, run, sample_requests(run, 6, 0), "slots")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reference_check_does_not_take_everything_for_a_tie(run: Run, mode: Mode) -> None:
+    indifferent = run.generator()
+    with torch.no_grad():
+        indifferent.model.model.norm.weight.zero_()
+    session, requests = graph_session(run, mode), sample_requests(run, 6, 0)
+    with pytest.raises(parity.ParityError, match=r"near ties in \d of 6 requests, at most 1 may"):
+        parity.check_reference(session, indifferent, run, requests, mode)
 
 
 @settings(max_examples=40, deadline=None)

@@ -42,7 +42,8 @@ def newer(run: Path, tmp_path: Path) -> Path:
     mined = tmp_path / "newer/mined"
     shutil.copytree(run / "mined", mined)
     old = pq.read_table(mined / "queries.parquet").to_pylist()
-    added = [{"text": t, "num_searches": 900, "num_users": 90} for t in NEW]
+    counts = {"num_searches": 900, "num_searches_before_cut": 900, "num_users": 90}
+    added = [{"text": t, **counts} for t in NEW]
     rows = sorted([*old[::2], *added], key=lambda r: r["text"].encode())
     pq.write_table(pa.Table.from_pylist(rows), mined / "queries.parquet")
     pair = {"source": NEW[0], "target": NEW[1], "num_pairs": 9, "num_users": 9, "association": 0.9}
