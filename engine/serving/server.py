@@ -100,6 +100,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._shares_port = shares_port
         self._server: aio.Server | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._open = ExitStack()
 
     def show_metrics(self) -> None:
@@ -152,8 +153,7 @@ class Server:
         except RuntimeError as error:
             raise ValueError(f"cannot listen on {address}: {error}") from None
         await server.start()
-        probing = asyncio.ensure_future(probe.run(own_port))
-        self._open.callback(probing.cancel)
+        self._probing = asyncio.ensure_future(probe.run(own_port))
         self._server = server
         _log.info("listening", extra={"address": f"{self._config.server.host}:{port}"})
         return port
@@ -183,6 +183,8 @@ class Server:
             with suppress(TimeoutError):
                 async with asyncio.timeout(config.grace_s):
                     await self._service.idle()
+            if self._probing is not None:  # it would find that nobody answers
+                self._probing.cancel()
             # What has arrived but is not taken yet when gRPC stops is CANCELLED, where UNAVAILABLE
             # would be right (https://github.com/grpc/grpc/issues/41785): take and refuse it.
             await asyncio.sleep(_LAST_CALLS_S)
