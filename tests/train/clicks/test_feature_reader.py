@@ -92,5 +92,5 @@ def test_a_run_that_did_not_count_searches_before_the_cut_is_to_be_mined_again(
     mined = pq.read_table(clicked_run / "mined/queries.parquet").drop_columns([BEFORE_CUT])
     shutil.copytree(clicked_run, tmp_path / "run")
     pq.write_table(mined, tmp_path / "run/mined/queries.parquet")
-    with pytest.raises(ValueError, match="queryrec-train mine` again"):
+    with pytest.raises(ValueError, match="queryrec-train mine --force"):
         read_requests(tmp_path / "run", max_edges=50)
