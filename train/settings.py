@@ -83,7 +83,7 @@ class MineConfig(Section, frozen=True, kw_only=True):
     max_session_searches: int = 100  # sessions with more are robots' and left out; 0: no limit
     association: Literal["npmi", "llr"] = "npmi"  # how strongly the queries of a pair belong
     near_duplicates: Literal["keep", "punctuation", "words"] = "keep"  # what is merged
-    valid_share: float = 0.1  # the last share of the searches is for validation only
+    valid_share: float = 0.1  # the last share of searches, and of impressions: validation only
     unsafe_words: str = ""  # file with one word or phrase a line; queries with them are dropped
     engine: Literal["duckdb", "spark"] = "duckdb"
     spark_master: str = ""  # empty: this machine
