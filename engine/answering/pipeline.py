@@ -180,8 +180,13 @@ class Pipeline:
         """Returns what the generator writes, all candidates, and the click model's context."""
         question = request.question
         prompt = self._generation.prompt(request, question.query, [*cooccurring, *side])
-        # What scoring will need is made while the generator runs, not after it.
-        preparation = asyncio.ensure_future(self._prepared_soon(question, side, log, request.probe))
+
+        async def prepared() -> list[int]:
+            """Makes what scoring will need while the generator runs, not after it."""
+            await asyncio.sleep(0)  # the row that is submitted meanwhile begins, if it can
+            return self._prepared(question, side, log, request.probe)
+
+        preparation = asyncio.ensure_future(prepared())
         try:
             sequences = await self._generation.sequences(request, prompt)
             context_ids = await preparation
@@ -198,17 +203,6 @@ class Pipeline:
                 texts = texts.joined(further)
                 candidates = self._candidates(request, texts, log)
         return texts, candidates, context_ids
-
-    async def _prepared_soon(
-        self,
-        question: Question,
-        side: list[SideInformation],
-        log: list[Candidate],
-        probe: Probe,
-    ) -> list[int]:
-        """Does as `_prepared`, once a row submitted now is running if the worker is free."""
-        await asyncio.sleep(0)
-        return self._prepared(question, side, log, probe)
 
     def _prepared(
         self,
