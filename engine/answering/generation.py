@@ -59,8 +59,8 @@ class Generation:
         for rung in rungs:  # best first: what costs nothing may be more than is planned
             row = best._replace(rung=rung)
             cached = self._worker.cached(row)
-            is_affordable = rung == plan.rung or self._worker.is_under_way(row, finish_by_s)
-            if cached is None and not is_affordable:
+            is_planned = rung == plan.rung
+            if not (cached or is_planned or self._worker.is_under_way(row, finish_by_s)):
                 continue
             if rung == rungs[0]:
                 if cached is not None and not request.has_omitted(Stage.GENERATE):

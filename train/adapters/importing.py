@@ -43,11 +43,11 @@ def import_logs(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
     adapter = ADAPTERS.get(name)
     if adapter is None:
         raise ValueError(f"unknown format {name!r}; known are {', '.join(ADAPTERS)}")
-    names = [f.name for f in files]
+    names, places = [f.name for f in files], [f.resolve() for f in files]
     for path in files:
         if not path.is_file():
             raise ValueError(f"{path}: there is no such file")
-        if sum(path.samefile(other) for other in files if other.exists()) > 1:
+        if places.count(path.resolve()) > 1:
             raise ValueError(f"{path}: is given twice")
         if adapter.IS_RECONSTRUCTED and names.count(path.name) > 1:
             raise ValueError(f"{path}: files must differ in name, which tells their rows apart")

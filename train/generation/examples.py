@@ -93,7 +93,7 @@ class ExampleMaker:
                 else known.starting_with(query, most)
             )
             wanted = [t for t in source.wanted if t.startswith(query)]
-            suggestions = _distinct([*wanted, *others], {query}, num_wanted)
+            suggestions = distinct([*wanted, *others], {query}, num_wanted)
         else:
             suggestions = self._suggestions(source, num_wanted)
         if not suggestions:
@@ -114,10 +114,10 @@ class ExampleMaker:
             is_narrower = set(query.split()).issubset
             best = [*(t for t in best if is_narrower(t.split())), *narrower, *best]
         excluded = {query, *source.session_queries}
-        found = _distinct([*source.wanted, *best], excluded, num_wanted)
+        found = distinct([*source.wanted, *best], excluded, num_wanted)
         if len(found) < num_wanted:  # rare queries: what narrows them down or resembles them
             fill = [*known.specialisations(query, num_wanted), *known.similar(query, num_wanted)]
-            found = _distinct([*found, *fill], excluded, num_wanted)
+            found = distinct([*found, *fill], excluded, num_wanted)
         return found
 
     def _retrieved(self, source: Source, query: str, rng: random.Random) -> list[str]:
@@ -127,7 +127,7 @@ class ExampleMaker:
             last = source.session_queries[-1:]
             following = known.following(last[0]) if last else []
             fitting = [t for t in following if t.startswith(query)]
-            return _distinct([*fitting, *known.starting_with(query, k + 1)], {query}, k)
+            return distinct([*fitting, *known.starting_with(query, k + 1)], {query}, k)
         own = known.following(query, k) if rng.random() < _EXACT_SHARE else []
         if len(own) == k:
             return own
@@ -137,7 +137,7 @@ class ExampleMaker:
         for neighbour in neighbours[:3]:
             following = known.following(neighbour, 2)
             near += [neighbour, *following] if rng.random() < 0.5 else following
-        return _distinct([*own, *near], {query}, k)
+        return distinct([*own, *near], {query}, k)
 
 
 def read_sources(
@@ -199,6 +199,20 @@ def read_clicks(mined: Path, split: str, specs: Sequence[ScenarioSpec]) -> list[
     return [Clicks(q, t, n, max(views[q, t], n)) for (q, t), n in clicks.items() if n]
 
 
+def distinct(texts: Iterable[str], excluded: Iterable[str], k: int) -> list[str]:
+    """Returns the first k texts that count as different, from one another and `excluded`."""
+    seen = {match_key(t) for t in excluded}
+    found: list[str] = []
+    for text in texts:
+        key = match_key(text)
+        if key not in seen:
+            seen.add(key)
+            found.append(text)
+            if len(found) == k:
+                break
+    return found
+
+
 def _contexts(mined: Path, config: ExampleConfig, split: str) -> list[Context]:
     """Returns ((query, session), what followed, most often first), capped per query."""
     rows = pq.read_table(mined / CONTEXTS, filters=[("split", "==", split)])  # sorted by query
@@ -257,17 +271,3 @@ def _last_distinct(session_queries: Iterable[str], query: str) -> tuple[str, ...
     """Returns the session's distinct queries but `query`, by when they were last searched."""
     last = dict.fromkeys(reversed([t for t in session_queries if t != query]))
     return tuple(reversed(last))
-
-
-def _distinct(texts: Iterable[str], excluded: Iterable[str], k: int) -> list[str]:
-    """Returns the first k texts that count as different, from one another and `excluded`."""
-    seen = {match_key(t) for t in excluded}
-    found: list[str] = []
-    for text in texts:
-        key = match_key(text)
-        if key not in seen:
-            seen.add(key)
-            found.append(text)
-            if len(found) == k:
-                break
-    return found

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.formats.manifest import ScenarioSpec
-from engine.formats.text import match_key, normalise_prefix
+from engine.formats.text import normalise_prefix
 from train.generation.associations import known_in_training
-from train.generation.examples import Source
+from train.generation.examples import Source, distinct
 from train.generation.prompting import prompted_texts
 from train.mining.anonymity import TextFilter
 
@@ -186,11 +186,7 @@ def _usable(
     texts: Sequence[str | None], query: str, spec: ScenarioSpec, is_usable: TextFilter
 ) -> list[str]:
     """Returns the texts that may be suggested for the query, each once, in their order."""
-    found: dict[str, str] = {}
-    for raw in texts:
-        text = is_usable(raw or "").text
-        if text is None or match_key(text) == match_key(query):
-            continue
-        if not spec.completes_prefix or text.startswith(query):
-            found.setdefault(match_key(text), text)
-    return list(found.values())
+    usable = [text for raw in texts if (text := is_usable(raw or "").text) is not None]
+    if spec.completes_prefix:
+        usable = [text for text in usable if text.startswith(query)]
+    return distinct(usable, {query}, len(usable))
