@@ -197,18 +197,26 @@ def click(token: str, number: int = 0) -> FeedbackEvent:
     )
 
 
+class HeldDisk:
+    """Nothing reaches the disk until `released` is set; `asked` is set by the first who tries."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.released = threading.Event()
+
+
 @pytest.fixture
 def held_disk(monkeypatch):
-    """Nothing reaches the disk until the event is set."""
-    append, may_go_on = Segment.append, threading.Event()
+    append, disk = Segment.append, HeldDisk()
 
     def held(segment: Segment, lines: bytes) -> None:
-        assert may_go_on.wait(30)
+        disk.asked.set()
+        assert disk.released.wait(30)
         append(segment, lines)
 
     monkeypatch.setattr(Segment, "append", held)
-    yield may_go_on
-    may_go_on.set()
+    yield disk
+    disk.released.set()
 
 
 async def test_as_many_events_as_allowed_with_the_longest_tokens_are_taken(config):
@@ -243,7 +251,7 @@ async def test_feedback_that_its_deadline_ends_counts_as_such(config, held_disk)
         while num_calls("DEADLINE_EXCEEDED") + num_calls("CANCELLED") < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert num_calls("DEADLINE_EXCEEDED") > 0
-        held_disk.set()
+        held_disk.released.set()
     finally:
         await server.drain()
     misses = {"scenario": ""}
@@ -258,7 +266,7 @@ async def test_draining_waits_for_feedback_on_its_way_and_refuses_what_comes_lat
     target = f"127.0.0.1:{await server.start()}"
     async with QueryRecClient(target, timeout_s=30) as client:
         stored = asyncio.ensure_future(client.record_feedback([click(longest_token())]))
-        await client.record_feedback([])  # comes after it on the same connection
+        assert await asyncio.to_thread(held_disk.asked.wait, 20)
         draining = asyncio.ensure_future(server.drain())
         async with asyncio.timeout(20):
             reason = ""
@@ -269,7 +277,7 @@ async def test_draining_waits_for_feedback_on_its_way_and_refuses_what_comes_lat
                     reason = error.reason
         assert reason == "ERROR_REASON_NOT_READY"
         assert not stored.done()
-        held_disk.set()
+        held_disk.released.set()
         assert (await stored).num_accepted == 1
         await draining
 
