@@ -23,9 +23,9 @@ class HealedPrefix(NamedTuple):
 
 def heal(vocabulary: Vocabulary, prefix: str) -> HealedPrefix:
     """Returns `prefix` (normalised, not empty) cut before its last token."""
-    ids = vocabulary.encode(prefix)
-    remainder = vocabulary.bytes_of(ids[-1:])
-    return HealedPrefix(ids[:-1], remainder, vocabulary.prefix_range(remainder))
+    *kept_ids, last = vocabulary.ids_of(prefix)
+    remainder = vocabulary.bytes_of([last])
+    return HealedPrefix(kept_ids, remainder, vocabulary.prefix_range(remainder))
 
 
 def continuation(vocabulary: Vocabulary, healed: HealedPrefix, target: str) -> list[int] | None:

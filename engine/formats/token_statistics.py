@@ -17,8 +17,7 @@ above k are counted. Knows nothing of models.
 # V tokens, E pairs of a table, C candidates, U distinct tokens, Q distinct tokens of the query,
 # N tokens of all candidates
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -66,7 +65,7 @@ class PairTable(NamedTuple):
         if not len(self.keys):
             return otherwise
         wanted = keys.astype(self.keys.dtype)
-        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        at = np.minimum(self.keys.searchsorted(wanted), len(self.keys) - 1)
         return np.where(self.keys[at] == wanted, self.values[at], otherwise)
 
 
@@ -119,26 +118,30 @@ class TokenStatistics:
             query_ids: token ids of the query or prefix; of many, the last `MAX_QUERY_TOKENS`.
             candidates: C of them, at least one token id each.
         """
-        if not candidates:
-            return np.zeros((0, len(FIGURES)), np.float32)
         num_candidates = len(candidates)
-        figures = np.empty((num_candidates, len(FIGURES)), np.float32)
+        figures = np.zeros((num_candidates, len(FIGURES)), np.float32)
+        if not candidates:
+            return figures
         figures[:, :_NUM_OWN] = self._own_figures(candidates)
-        ids_N, lengths = _flat(candidates)
-        row_N = np.repeat(np.arange(num_candidates), lengths)
-        query_Q = np.unique(np.asarray(query_ids[-MAX_QUERY_TOKENS:], np.int64))
-        distinct_U, place_N = np.unique(ids_N, return_inverse=True)
-        is_new_U = ~(distinct_U[:, None] == query_Q).any(axis=1)
-        figures_UF = np.zeros((len(distinct_U), 3), np.float32)
-        if len(query_Q):
-            # A token with itself: not new, so it is not read.
-            figures_UF[:, 0] = self._together(distinct_U[:, None], query_Q).max(axis=1)
-            figures_UF[:, 1] = self._sequels(query_Q, distinct_U[:, None]).max(axis=1)
-        figures_UF[:, 2] = self._frequency[distinct_U]
-        new_N = np.flatnonzero(is_new_U[place_N])
-        figures[:, _NUM_OWN:] = _mean_and_least(
-            figures_UF[place_N[new_N]], row_N[new_N], num_candidates
-        )
+        known = dict.fromkeys(query_ids[-MAX_QUERY_TOKENS:])
+        place_of: dict[int, int] = {}  # of tokens that the query lacks
+        places: list[int] = []  # of those of all candidates
+        rows: list[int] = []  # the candidates that have some
+        starts: list[int] = []  # of theirs among the places
+        counts: list[int] = []
+        for row, ids in enumerate(candidates):
+            new = [place_of.setdefault(i, len(place_of)) for i in ids if i not in known]
+            if new:
+                rows.append(row)
+                starts.append(len(places))
+                counts.append(len(new))
+                places += new
+        if places:
+            new_UF = self._new_figures(np.array([*known], np.int64), np.array([*place_of]))
+            new_NF = new_UF[places]
+            mean_RF = np.add.reduceat(new_NF, starts) / np.array(counts)[:, None]
+            figures[rows, _NUM_OWN::2] = mean_RF
+            figures[rows, _NUM_OWN + 1 :: 2] = np.minimum.reduceat(new_NF, starts)
         return figures
 
     def save(self, path: Path) -> None:
@@ -203,8 +206,7 @@ class TokenStatistics:
         keys = [tuple(ids) for ids in candidates]
         own = {key: figures for key in keys if (figures := self._own.get(key))}
         if new := [key for key in dict.fromkeys(keys) if key not in own]:
-            ids_N, lengths = _flat(new)
-            parts = [self._fluency(ids_N, lengths), self._coherence(ids_N, lengths)]
+            parts = [self._fluency(new), self._coherence(new)]
             found = dict(zip(new, np.column_stack(parts).tolist(), strict=True))
             if len(self._own) >= _REMEMBERED:
                 self._own.clear()
@@ -212,33 +214,53 @@ class TokenStatistics:
             own |= found
         return [own[key] for key in keys]
 
-    def _fluency(self, ids_N: Ids, lengths: Ids) -> Floats:
-        """Returns mean, least, and that of the end, (C, 3)."""
-        row_N, ends = np.repeat(np.arange(len(lengths)), lengths), np.cumsum(lengths)
-        before_N = np.concatenate([[START_ID], ids_N[:-1]])
-        starts = ends - lengths
-        before_N[starts] = START_ID
-        last_C = ids_N[ends - 1]
-        both = np.concatenate([before_N, last_C])
-        then = np.concatenate([ids_N, np.full(len(last_C), EOS_ID)])
-        unseen = self.log_probability[then] + self.log_backoff[both]
-        log_p = self.follows.look_up(both * self.size + then, unseen)
-        log_p *= np.float32(_PROBABILITY_SCALE)
-        inner_N, end_C = log_p[: len(ids_N)], log_p[len(ids_N) :]
-        mean_C = (np.bincount(row_N, inner_N, len(lengths)) + end_C) / (lengths + 1)
-        least_C = np.minimum(np.minimum.reduceat(inner_N, starts), end_C)
-        return np.stack([mean_C, least_C, end_C], axis=1, dtype=np.float32, casting="same_kind")
+    def _new_figures(self, query_Q: Ids, new_U: Ids) -> Floats:
+        """Returns of tokens that the query lacks what `figures` takes mean and least of, (U, 3)."""
+        figures_UF = np.zeros((len(new_U), 3), np.float32)
+        if len(query_Q):
+            figures_UF[:, 0] = self._together(new_U[:, None], query_Q).max(axis=1)
+            figures_UF[:, 1] = self._sequels(query_Q, new_U[:, None]).max(axis=1)
+        figures_UF[:, 2] = self._frequency[new_U]
+        return figures_UF
 
-    def _coherence(self, ids_N: Ids, lengths: Ids) -> Floats:
+    def _fluency(self, candidates: Sequence[Sequence[int]]) -> Floats:
+        """Returns mean, least, and that of the end, (C, 3)."""
+        before: list[int] = []
+        then: list[int] = []
+        starts: list[int] = []
+        for ids in candidates:
+            starts.append(len(then))
+            before += (START_ID, *ids)
+            then += (*ids, EOS_ID)
+        before_N, then_N = np.array(before), np.array(then)
+        unseen_N = self.log_probability[then_N] + self.log_backoff[before_N]
+        log_p_N = self.follows.look_up(before_N * self.size + then_N, unseen_N)
+        log_p_N *= np.float32(_PROBABILITY_SCALE)
+        ends = np.array([*starts[1:], len(then)])
+        figures = np.empty((len(starts), 3), np.float32)
+        figures[:, 0] = np.add.reduceat(log_p_N, starts) / (ends - starts)
+        figures[:, 1] = np.minimum.reduceat(log_p_N, starts)
+        figures[:, 2] = log_p_N[ends - 1]
+        return figures
+
+    def _coherence(self, candidates: Sequence[Sequence[int]]) -> Floats:
         """Returns the mean association of the pairs of tokens of each candidate, (C)."""
-        pairs = [_pairs(n) for n in lengths.tolist()]
-        num_pairs = lengths * (lengths - 1) // 2
-        offsets = np.repeat(np.cumsum(lengths) - lengths, num_pairs)
-        a = ids_N[np.concatenate([p[0] for p in pairs]) + offsets]
-        b = ids_N[np.concatenate([p[1] for p in pairs]) + offsets]
-        row = np.repeat(np.arange(len(lengths)), num_pairs)
-        total_C = np.bincount(row, self._together(a, b), len(lengths))
-        return (total_C / np.maximum(num_pairs, 1)).astype(np.float32)
+        pairs: list[tuple[int, int]] = []
+        rows: list[int] = []  # those that have pairs
+        starts: list[int] = []
+        counts: list[int] = []
+        for row, ids in enumerate(candidates):
+            if len(ids) > 1:
+                rows.append(row)
+                starts.append(len(pairs))
+                counts.append(len(ids) * (len(ids) - 1) // 2)
+                pairs += combinations(ids, 2)
+        coherence_C = np.zeros(len(candidates), np.float32)
+        if pairs:
+            flat = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(pairs))
+            together = self._together(flat[::2], flat[1::2])
+            coherence_C[rows] = np.add.reduceat(together, starts) / counts
+        return coherence_C
 
     def _together(self, a: Ids, b: Ids) -> Floats:
         """Returns scaled associations in one query, of ids that broadcast."""
@@ -251,30 +273,3 @@ class TokenStatistics:
         expected = self.leads[a] * self.trails[b]
         keys = a * self.size + b
         return self.sequels.look_up(keys, -np.log1p(expected)) * np.float32(_ASSOCIATION_SCALE)
-
-
-def _flat(candidates: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
-    """Returns the ids of all candidates one after the other, (N), and how many each has, (C)."""
-    lengths = np.fromiter(map(len, candidates), np.int64, len(candidates))
-    return np.fromiter(chain.from_iterable(candidates), np.int64, int(lengths.sum())), lengths
-
-
-def _mean_and_least(figures_NF: Floats, row_N: Ids, num_rows: int) -> Floats:
-    """Returns mean and least of each figure by row, (rows, 2 F); 0 for rows without any."""
-    num_figures = figures_NF.shape[1]
-    count = np.bincount(row_N, minlength=num_rows)
-    result = np.zeros((num_rows, 2 * num_figures), np.float32)
-    filled = np.flatnonzero(count)
-    if not len(filled):
-        return result
-    starts = (np.cumsum(count) - count)[filled]
-    result[filled, 0::2] = np.add.reduceat(figures_NF, starts) / count[filled, None]
-    result[filled, 1::2] = np.minimum.reduceat(figures_NF, starts)
-    return result
-
-
-@lru_cache(256)
-def _pairs(num: int) -> tuple[Ids, Ids]:
-    """Returns the pairs i < j of `num` places."""
-    first, second = np.triu_indices(num, 1)
-    return first.astype(np.int64), second.astype(np.int64)

@@ -4,16 +4,31 @@ import json
 import shutil
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from engine.execution.bundle import load_bundle
 from engine.formats.manifest import BundleError, sha256_of
-from engine.formats.vocabulary import EOS_ID, FIRST_TEXT_ID, NUM_CONTROL_IDS, SEP, Vocabulary
+from engine.formats.text import normalise_prefix
+from engine.formats.vocabulary import (
+    EOS_ID,
+    FIRST_TEXT_ID,
+    NUM_CONTROL_IDS,
+    SEP,
+    Vocabulary,
+    token_bytes,
+)
 
 
 @pytest.fixture
 def content(tiny_bundle) -> dict:
     return json.loads((tiny_bundle / "tokenizer.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tiny_bundle) -> Vocabulary:
+    return Vocabulary.load(tiny_bundle / "tokenizer.json")
 
 
 def tokens_by_id(content: dict) -> list[str]:
@@ -80,3 +95,24 @@ def test_a_scenario_without_its_token_is_named(tiny_bundle, tmp_path):
         BundleError, match=r"tokenizer\.json: .*no control token <\|scenario:suggestion\|>"
     ):
         load_bundle(copy, None)
+
+
+@given(st.text().map(normalise_prefix))
+@example("wi-fi router ")
+@example("don't 12,5 ½ ① naïve 東京 タワー 👍🏽 <|sep|> ")
+@example("a" * 40 + " b")
+def test_word_by_word_gives_the_same_ids(vocabulary, text):
+    assert list(vocabulary.ids_of(text)) == vocabulary.encode(text)
+
+
+def test_tokens_that_go_from_one_word_into_the_next_are_found(content):
+    content["pre_tokenizer"]["use_regex"] = False  # then merges may cross spaces
+    tokens = tokens_by_id(content)
+    crossing = "aĠ"  # "a ": in place of another of the same first byte
+    place = next(i for i, t in enumerate(tokens) if i >= FIRST_TEXT_ID and t > "a")
+    tokens = sorted({*tokens[FIRST_TEXT_ID:], crossing} - {tokens[place]}, key=token_bytes)
+    whole = with_ids(content, [*tokens_by_id(content)[:FIRST_TEXT_ID], *tokens])
+    whole["model"]["merges"] = [["a", "Ġ"]]
+    vocabulary = read(whole)
+    assert vocabulary.id_of_bytes(b"a ") in vocabulary.encode("a b")
+    assert list(vocabulary.ids_of("a b")) == vocabulary.encode("a b")
