@@ -1,75 +1,13 @@
 import math
-import shutil
-import traceback
-from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from engine.formats.manifest import PromptSpec, ScenarioSpec
-from train.config import TrainConfig, read_config
+from tests.train.mining.conftest import Write, configured, mined, rows, search, shown
 from train.mining.anonymity import TextFilter
-from train.mining.mine import MineSummary, mine
-from train.mining.shown import check_mined_clicks
-
-START = datetime(2024, 1, 1)
-Write = Callable[[list[dict], list[dict]], Any]
-
-
-def configured(**changes: Any) -> TrainConfig:
-    config = read_config(None, size="tiny")
-    fields = {"min_users": 2, "min_pairs": 1, "valid_share": 0.0, "num_threads": 1, **changes}
-    return msgspec.structs.replace(config, mine=msgspec.structs.replace(config.mine, **fields))
-
-
-def search(user: str, minute: float, query: str, session: str | None = None) -> dict:
-    time = START + timedelta(minutes=minute)
-    return {"session_id": session or user, "time": time, "query": query, "user_key": user}
-
-
-def shown(user: str, text: str, **changes: Any) -> dict:
-    row = {
-        "request_id": f"r-{user}",
-        "time": START,
-        "session_id": user,
-        "scenario": "suggestion",
-        "query": "tea",
-        "side_information": [],
-        "position": 1,
-        "text": text,
-        "source": "log",
-        "shown": True,
-        "clicked": True,
-        "user_key": user,
-        "propensity": 1.0,
-        "auxiliary_text": None,
-    }
-    return {**row, **changes}
-
-
-def mined(
-    write: Write, tmp_path: Path, searches: list[dict], impressions: list[dict], **changes: Any
-) -> tuple[Path, MineSummary]:
-    tables = write(searches, impressions)
-    out = tmp_path / "run/mined"
-    shutil.rmtree(out, ignore_errors=True)
-    summary = mine(
-        configured(**changes),
-        searches=str(tables.searches),
-        impressions=str(tables.impressions) if impressions else "",
-        out=out,
-        report=lambda _: None,
-    )
-    return out, summary
-
-
-def rows(out: Path, name: str) -> list[dict]:
-    return pq.read_table(out / f"{name}.parquet").to_pylist()
+from train.mining.mine import mine
 
 
 def test_queries_are_normalised_counted_and_sorted_by_bytes(
@@ -204,30 +142,6 @@ def test_sessions_of_robots_count_for_nothing(write_log_tables: Write, tmp_path:
     assert [r["text"] for r in rows(out, "queries")] == ["a", "b", "x", "y"]
 
 
-def test_impressions_of_robots_are_left_out(write_log_tables: Write, tmp_path: Path) -> None:
-    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
-    searches += [search(f"r{n}", 60 + i / 10, "pills") for n in range(3) for i in range(6)]
-    searches += [search(f"r{n}", 300, "tea") for n in range(3)]  # later, a session of its own
-
-    def at(minute: float) -> dict[str, Any]:
-        return {"time": START + timedelta(minutes=minute)}
-
-    impressions = [shown("u1", "tea"), shown("nobody", "tea", session_id=None, **at(60))]
-    impressions += [shown(f"r{n}", "cheap pills", **at(61)) for n in range(3)]
-    impressions += [
-        shown("r0", "tea", request_id="before", **at(31)),
-        shown("r0", "tea", request_id="long before", **at(29)),
-        shown("r0", "tea", request_id="after", **at(90)),
-        shown("r0", "tea", request_id="long after", **at(91)),
-    ]
-    out, summary = mined(write_log_tables, tmp_path, searches, impressions, max_session_searches=5)
-    found = {(r["request_id"], r["text"]) for r in rows(out, "impressions")}
-    assert found == {(r, "tea") for r in ("r-u1", "r-nobody", "long before", "long after")}
-    assert summary.dropped == {"search_of_robot": 18, "impression_of_robot": 5}
-    out, _ = mined(write_log_tables, tmp_path, searches, impressions, max_session_searches=0)
-    assert len(rows(out, "impressions")) == len(impressions)
-
-
 def test_rows_without_session_time_or_position_are_left_out_and_counted(
     write_log_tables: Write, tmp_path: Path
 ) -> None:
@@ -334,82 +248,6 @@ def test_searches_before_the_validation_cut_are_counted_apart(
     assert counts == {"cake": (4, 0), "soup": (16, 16), "tea": (20, 16)}
 
 
-def test_impressions_keep_what_is_anonymous(write_log_tables: Write, tmp_path: Path) -> None:
-    searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate(["Tea", "tea pot"])]
-    searches += [search("u1", 9, "private")]
-    session = [{"kind": "session", "text": t} for t in ("TEA pot", "private")]
-    other = [{"kind": "answer", "text": "Tea is hot."}, {"kind": "strange", "text": "tea"}]
-    impressions = [
-        shown("u1", "tea pot", side_information=session + other),
-        shown("u2", "tea pot", side_information=other, clicked=False),
-        shown("u1", "private", position=2),
-        shown("u1", "new text", position=3),
-        shown("u2", "new text", position=3),
-        shown("u1", "seen often", position=4),
-        shown("u2", "seen often", position=4, clicked=False),
-        shown("u3", "tea", query="private", request_id="r3"),
-        shown("u4", "tea", shown=False, request_id="r4"),
-        shown("u4", "tea", scenario="unheard of", request_id="r5"),
-    ]
-    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
-    found = rows(out, "impressions")
-    assert {(r["request_id"], r["text"]) for r in found} == {
-        ("r-u1", "tea pot"),
-        ("r-u2", "tea pot"),
-        ("r-u1", "new text"),
-        ("r-u2", "new text"),
-    }
-    first = next(r for r in found if r["request_id"] == "r-u1")
-    assert first["side_information"] == [
-        {"kind": "session", "text": "tea pot"},
-        {"kind": "answer", "text": "tea is hot."},
-    ]
-    assert summary.num_clicks == 3
-    assert summary.dropped["impression_text_refused_or_below_k"] == 3
-    assert summary.dropped["impression_query_refused_or_below_k"] == 1
-    assert summary.dropped["impression_not_shown_or_unknown_scenario"] == 2
-
-
-def test_a_typed_prefix_must_start_an_anonymous_query(
-    write_log_tables: Write, tmp_path: Path
-) -> None:
-    searches = [search(u, 0, "tea pot") for u in ("u1", "u2")] + [search("u1", 1, "team secret")]
-    impressions = [
-        shown("u1", "tea pot", scenario="completion", query=q, request_id=q)
-        for q in ("te", "Tea ", "team", "x")
-    ]
-    out, _ = mined(write_log_tables, tmp_path, searches, impressions)
-    assert {r["query"] for r in rows(out, "impressions")} == {"te", "tea "}
-
-
-def test_auxiliary_text_needs_k_readers(write_log_tables: Write, tmp_path: Path) -> None:
-    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
-    impressions = [
-        shown("u1", "tea", scenario="clarification", auxiliary_text="Which tea?"),
-        shown("u2", "tea", scenario="clarification", auxiliary_text="Which tea?"),
-        shown("u3", "tea", scenario="clarification", auxiliary_text="Which tea, Bob?"),
-    ]
-    out, _ = mined(write_log_tables, tmp_path, searches, impressions)
-    texts = {r["request_id"]: r["auxiliary_text"] for r in rows(out, "impressions")}
-    assert texts == {"r-u1": "which tea?", "r-u2": "which tea?", "r-u3": None}
-
-
-def test_position_ctr_is_relative_to_the_first_position(
-    write_log_tables: Write, tmp_path: Path
-) -> None:
-    searches = [search(f"u{i}", 0, "tea") for i in range(2)]
-    impressions = [
-        shown(f"u{i}", "tea", request_id=f"r{i}", position=p, clicked=i < 20 // p)
-        for i in range(40)
-        for p in (1, 2, 4)
-    ]
-    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
-    scenarios = msgspec.json.decode((out / "scenarios.json").read_bytes(), type=list[ScenarioSpec])
-    assert scenarios[0].position_ctr == [1, 0.5, 0.5, 0.25]
-    assert scenarios[1].position_ctr[1] < 1
-    assert summary.position_ctr_from == "logs"
-
-
 def test_texts_below_k_leave_nothing(write_log_tables: Write, tmp_path: Path) -> None:
     searches = [search(f"u{i}", 0, "tea") for i in range(2)]
     impressions = [
@@ -423,157 +261,6 @@ def test_texts_below_k_leave_nothing(write_log_tables: Write, tmp_path: Path) ->
     out, _ = mined(write_log_tables, tmp_path, searches, impressions)
     assert {r["text"] for r in rows(out, "impressions")} == {"tea"}
     assert "rare" not in (out / "summary.json").read_text()
-
-
-def test_bad_tables_write_nothing(write_log_tables: Write, tmp_path: Path) -> None:
-    tables = write_log_tables([search("u1", 0, "tea")], [shown("u1", "tea", clicked=False)])
-    out = tmp_path / "run/mined"
-    places = {"searches": str(tables.searches), "impressions": str(tables.impressions)}
-    with pytest.raises(ValueError, match="no clicks"):
-        mine(configured(), **places, out=out, report=lambda _: None)
-    with pytest.raises(ValueError, match="at least 2 distinct users"):
-        mine(configured(), **{**places, "impressions": ""}, out=out, report=lambda _: None)
-    assert not list((tmp_path / "run").rglob("*"))
-
-
-def test_what_a_generator_wrote_from_public_text_stays_below_k(
-    write_log_tables: Write, tmp_path: Path
-) -> None:
-    searches = [search(u, 0, q) for u in ("u1", "u2", "u3") for q in ("tea", "tea pot")]
-    secret = [{"kind": "session", "text": "my diagnosis"}]
-    other = [{"kind": "answer of a bundle of before", "text": "my diagnosis"}]
-    known = [{"kind": "session", "text": "tea pot"}]
-    written = {"source": "generated", "bundle_id": "b1", "clicked": False}
-    impressions = [
-        *(shown(u, "tea", request_id=f"r-{u}") for u in ("u1", "u2", "u3")),
-        shown("u1", "tea for two", request_id="public", side_information=known, **written),
-        shown("u1", "tea for three", request_id="session", side_information=secret, **written),
-        shown("u1", "tea for ten", request_id="kind", side_information=other, **written),
-        shown("u1", "tea for nine", request_id="unknown", side_information=None, **written),
-        shown(
-            "u1",
-            "tea for four",
-            request_id="query",
-            side_information=[],
-            **{**written, "query": "my diagnosis"},
-        ),
-        shown(
-            "u1",
-            "tea for five",
-            request_id="typed",
-            side_information=[],
-            **{**written, "source": "log"},
-        ),
-        shown(
-            "u1",
-            "tea for six",
-            request_id="foreign",
-            side_information=[],
-            **{**written, "bundle_id": None},
-        ),
-    ]
-    out, _ = mined(write_log_tables, tmp_path, searches, impressions)
-    assert {r["text"] for r in rows(out, "impressions")} == {"tea", "tea for two"}
-    queries = {r["text"] for r in rows(out, "queries")}
-    assert queries == {"tea", "tea pot"}  # shown, but nobody's search
-
-
-def no_text(texts: list[bytes]) -> pa.Array:
-    """Returns a column of strings that are not UTF-8, as files of other writers may have it."""
-    return pa.array(texts, pa.binary()).view(pa.string())
-
-
-def test_what_an_engine_cannot_read_is_told_without_the_log(tmp_path: Path) -> None:
-    columns = {
-        "session_id": ["s1", "s2"],
-        "time": pa.array([START] * 2, pa.timestamp("us")),
-        "query": ["my secret"] * 2,
-    }
-    (tmp_path / "parts").mkdir()
-    pq.write_table(pa.table({**columns, "user_key": ["u1", "u2"]}), tmp_path / "parts/0.parquet")
-    pq.write_table(pa.table(columns), tmp_path / "parts/1.parquet")
-    broken = {**columns, "query": no_text([b"my secret \xff", b"my secret"])}
-    pq.write_table(pa.table(broken), tmp_path / "bytes.parquet")
-    damaged = bytearray((tmp_path / "parts/1.parquet").read_bytes())
-    damaged[4:40] = b"\xff" * 36
-    (tmp_path / "damaged.parquet").write_bytes(damaged)
-    out = tmp_path / "run/mined"
-    for name, why in {
-        "parts": "files of one place differ in their columns",
-        "bytes.parquet": "a text is not UTF-8",
-        "damaged.parquet": "a file is damaged",
-    }.items():
-        place = str(tmp_path / name)
-        with pytest.raises(ValueError, match=why) as raised:
-            mine(configured(), searches=place, impressions="", out=out, report=lambda _: None)
-        assert f"searches ({place})" in str(raised.value)
-        assert "secret" not in "".join(traceback.format_exception(raised.value))
-        assert not list((tmp_path / "run").rglob("*"))
-
-
-def test_an_interrupted_or_killed_mine_leaves_no_raw_text(
-    write_log_tables: Write, tmp_path: Path
-) -> None:
-    tables = write_log_tables([search(u, 0, "tea") for u in ("u1", "u2")], [])
-    run = tmp_path / "run"
-    (run / "mined.scratch").mkdir(parents=True)
-    (run / "mined.scratch/clean.input.parquet").write_text("of one that was killed")
-    seen: list[list[Path]] = []
-
-    def interrupt(step: str) -> None:
-        seen.append(sorted(run.rglob("clean*")))
-        if step == "pairs of queries":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        mine(
-            configured(),
-            searches=str(tables.searches),
-            impressions="",
-            out=run / "mined",
-            report=interrupt,
-        )
-    assert not seen[0]
-    assert seen[-1]
-    assert not list(run.rglob("*"))
-
-
-def test_logs_that_no_click_model_can_learn_from_are_told_once_mined(
-    write_log_tables: Write, tmp_path: Path
-) -> None:
-    searches = [search(u, day * 1440, "tea") for u in ("u1", "u2") for day in range(10)]
-    late = {"time": START + timedelta(days=9, hours=1)}
-    train = [shown("u1", "tea"), shown("u2", "tea", clicked=False)]
-    valid = [shown(f"v{i}", "tea", clicked=i == 0, **late) for i in range(2)]
-    unclicked = [shown(f"u{i}", "tea", clicked=False) for i in range(2)]
-    for why, impressions in {
-        "all of the 1 shown impressions of the valid split": [*train, valid[0]],
-        "none of the 2 shown impressions of the train split": [*unclicked, *valid],
-    }.items():
-        out, _ = mined(write_log_tables, tmp_path, searches, impressions, valid_share=0.5)
-        with pytest.raises(ValueError, match=why):
-            check_mined_clicks(out)
-    out, _ = mined(write_log_tables, tmp_path, searches, train + valid)
-    with pytest.raises(ValueError, match="the valid split has no impressions"):
-        check_mined_clicks(out)
-    out, _ = mined(write_log_tables, tmp_path, searches, train + valid, valid_share=0.5)
-    check_mined_clicks(out)
-    out, _ = mined(write_log_tables, tmp_path, searches, [])
-    check_mined_clicks(out)
-
-
-def test_impressions_younger_than_all_searches_are_split_by_their_own_times(
-    write_log_tables: Write, tmp_path: Path
-) -> None:
-    """As feedback on a bundle is that was trained on these searches."""
-    searches = [search(u, day * 1440, "tea") for u in ("u1", "u2") for day in range(10)]
-    impressions = [
-        shown(f"u{i}", "tea", request_id=f"r{i}", time=START + timedelta(days=20 + i))
-        for i in range(10)
-    ]
-    out, _ = mined(write_log_tables, tmp_path, searches, impressions, valid_share=0.2)
-    found = sorted(rows(out, "impressions"), key=lambda row: row["time"])
-    assert [row["split"] for row in found] == ["train"] * 8 + ["valid"] * 2
 
 
 @pytest.mark.parametrize("is_lone", [True, False])
