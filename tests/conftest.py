@@ -10,12 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Tiny models are fastest on one thread, and OpenMP's threads spin: beside any other busy process
 # two of them take a hundred times as long. Set before torch is imported, here and in children.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_START_TIMEOUT_S = 50
+# The same examples in every run, however slow the machine is: a property that fails is the code's.
+settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("steady")
+
+_START_TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="session")

@@ -61,9 +61,6 @@ def test_recall_is_what_was_found_of_the_nearest(vectors, tmp_path) -> None:
     assert recall_of(all_of_them.rows, vectors, asked, exact_HK) == 1
     assert 0.5 < recall_of(few.rows, vectors, asked, exact_HK) < 1
     assert recall_of(all_of_them.rows, vectors, asked, exact_HK + 0.5) == 0
-    assert 0 < all_of_them.p50_cpu_ms <= all_of_them.p99_cpu_ms
-    assert len(searched.prefix_ms) == 3
-    assert 0 < searched.prefix_ms[0] <= searched.prefix_ms[1] <= searched.prefix_ms[2]
 
 
 @pytest.mark.parametrize("argument", ["--sizes=0", "--ef=x", "--threads=0", "--m=-1"])

@@ -96,7 +96,7 @@ async def test_requests_of_ten_milliseconds_are_one_batch_and_a_full_batch_leave
     questions,
 ):
     counting = Counting()
-    batcher = Batcher(counting, Batching(wait_s=0.05, max_size=3))
+    batcher = Batcher(counting, Batching(wait_s=1.0, max_size=3))
     running = asyncio.create_task(batcher.run())
     asked = [asyncio.create_task(batcher.answer(q)) for q in questions[:5]]
     await asyncio.sleep(0)

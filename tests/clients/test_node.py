@@ -11,7 +11,7 @@ NODE_CLIENT = Path(__file__).parents[2] / "clients" / "node"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js and npm"),
 ]
 

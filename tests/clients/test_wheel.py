@@ -26,7 +26,7 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_client_alone_asks_an_engine(live_engine, tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(CLIENT)]
     built = subprocess.run(build, capture_output=True, text=True)

@@ -19,7 +19,7 @@ from engine.formats.manifest import read_manifest
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent.parent
 ENVOY = ROOT / ".venv-envoy/bin/envoy"

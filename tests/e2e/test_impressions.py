@@ -17,7 +17,7 @@ def engine_command(*arguments: object) -> str:
         [sys.executable, "-m", "engine", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         env={**os.environ, "PYTHONSAFEPATH": "1"},
     )
     assert run.returncode == 0, run.stderr

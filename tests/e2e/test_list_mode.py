@@ -88,6 +88,7 @@ def test_the_auxiliary_text_arrives_where_the_scenario_has_one(stub):
 )
 def test_every_completion_starts_with_what_was_typed(stub, prefix):
     response = ask(stub, "completion", prefix, max_suggestions=32)
+    assert response.suggestions
     assert all(s.text.startswith(prefix) for s in response.suggestions)
 
 

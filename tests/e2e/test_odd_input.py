@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -23,6 +25,7 @@ def test_the_longest_prefixes_are_completed_within_the_limit_of_a_suggestion(liv
             pb.RecommendRequest(scenario="completion", query=prefix, max_suggestions=32),
             timeout=TIMEOUT_S,
         )
+    assert response.suggestions
     assert all(len(s.text.encode()) <= 256 for s in response.suggestions)
     assert all(s.text.startswith(prefix) for s in response.suggestions)
     assert len(response.attribution_token) <= 2048
@@ -30,8 +33,11 @@ def test_the_longest_prefixes_are_completed_within_the_limit_of_a_suggestion(liv
 
 def test_a_signal_while_it_loads_ends_it_before_it_serves(tiny_bundle, tmp_path):
     command = [sys.executable, "-m", "engine", "serve", "--bundle", str(tiny_bundle), "--port", "0"]
+    blocklist = tmp_path / "blocklist"
+    os.mkfifo(blocklist)  # loading waits until somebody writes to it
     environment = {
         **os.environ,
+        "QUERYREC_RANKING_BLOCKLIST": str(blocklist),
         "QUERYREC_FEEDBACK_DIRECTORY": str(tmp_path / "feedback"),
         "PYTHONSAFEPATH": "1",
     }
@@ -44,8 +50,12 @@ def test_a_signal_while_it_loads_ends_it_before_it_serves(tiny_bundle, tmp_path)
             if line.startswith("queryrec-engine: listening"):
                 process.send_signal(signal.SIGTERM)
                 break
+        while process.poll() is None:
+            with suppress(OSError):  # nobody is reading
+                os.close(os.open(blocklist, os.O_WRONLY | os.O_NONBLOCK))
+            time.sleep(0.05)
         rest = process.stdout.read()
         errors = process.stderr.read()
-        assert process.wait(20) == 0
+        assert process.returncode == 0
     assert "serving" not in rest
     assert "Traceback" not in errors

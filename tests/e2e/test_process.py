@@ -24,7 +24,7 @@ def serve(*arguments: str, feedback: Path, **environment: str) -> subprocess.Com
         [*SERVE, "--port", "0", *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         env={
             **os.environ,
             "PYTHONSAFEPATH": "1",
@@ -88,7 +88,7 @@ def test_sighup_does_not_end_an_engine_that_is_starting(tiny_bundle, tmp_path):
     )
     with config.open("w"):  # it has come to the reading of its settings
         engine.send_signal(signal.SIGHUP)
-    _, complaints = engine.communicate(timeout=50)
+    _, complaints = engine.communicate(timeout=120)
     assert engine.returncode == 1
     assert "is this a bundle?" in complaints
 
@@ -102,7 +102,7 @@ def test_no_query_text_is_logged(tiny_bundle, tmp_path, start_engine, stop_engin
         ],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
     )
     assert asked.returncode == 0, asked.stderr
     assert stop_engine(engine) == 0

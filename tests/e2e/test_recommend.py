@@ -4,12 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.stage_pb2 import OmissionKind, OmissionReason
+from queryrec.v1.stage_pb2 import OmissionReason
 from queryrec.v1.suggestion_pb2 import SuggestionSource
 
 TIMEOUT_S = 10
@@ -61,20 +60,6 @@ def test_the_same_question_again_is_answered_from_the_cache_with_a_token_of_its_
         ("generate", OmissionReason.OMISSION_REASON_CACHED)
     ]
     assert first.attribution_token != second.attribution_token
-
-
-def test_a_tiny_budget_gets_a_lesser_answer_that_says_so(stub):
-    response = stub.Recommend(
-        pb.RecommendRequest(
-            scenario="suggestion",
-            query="wireless keyboard in a hurry",
-            latency_budget=Duration(nanos=3_000_000),
-        ),
-        timeout=TIMEOUT_S,
-    )
-    assert response.suggestions
-    skipped = {o.stage for o in response.omissions if o.kind == OmissionKind.OMISSION_KIND_SKIPPED}
-    assert "generate" in skipped
 
 
 def test_excluded_texts_do_not_come_back_in_any_case_or_spacing(stub):
@@ -138,7 +123,7 @@ def test_ask_prints_suggestions_and_reports_clicks(live_engine):
         ],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr
     assert "p(click)" in run.stdout
@@ -150,7 +135,7 @@ def test_ask_says_why_a_call_failed(live_engine):
         [sys.executable, "-m", "engine", "ask", " ", "--target", live_engine.target],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
     )
     assert run.returncode == 1
     assert "ERROR_REASON_QUERY_EMPTY" in run.stderr

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -233,18 +234,26 @@ def test_lists_of_another_length_are_trained_on_anew() -> None:
 
 
 def test_a_terminated_command_leaves_no_raw_texts(simulated_logs: Any, tmp_path: Path) -> None:
-    config, run = config_file(tmp_path, simulated_logs.searches), tmp_path / "run"
+    config, run, words = (
+        config_file(tmp_path, simulated_logs.searches),
+        tmp_path / "run",
+        tmp_path / "words",
+    )
+    os.mkfifo(words)  # mining waits until somebody writes to it
+    config.write_text(config.read_text().replace("[mine]", f'[mine]\nunsafe_words = "{words}"'))
     command = [sys.executable, "-m", "train", "mine", "--config", config, "--run", run]
     scratch = run / "mined.partial.scratch"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not scratch.exists():
-            assert process.poll() is None, "mining should take longer than a look"
+            assert process.poll() is None
             time.sleep(0.01)
         process.terminate()
         _, said = process.communicate()
     assert process.returncode == 130
     assert said == "interrupted; the same command goes on from here\n"
     assert not scratch.exists()
+    words.unlink()
+    words.write_text("")
     assert called("mine", "--config", config, "--run", run).exit_code == 0
 
 

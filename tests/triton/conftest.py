@@ -13,7 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 ROOT = Path(__file__).parent.parent.parent
-_START_TIMEOUT_S = 40
+_START_TIMEOUT_S = 120
 
 
 class TritonServer:

@@ -18,7 +18,7 @@ def serve(*arguments: str, url: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "engine", "serve", *arguments],
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=120,
         env={**os.environ, "QUERYREC_TRITON_URL": url, "PYTHONSAFEPATH": "1"},
     )
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.scheduling.costs import CostModel, Work
-from engine.scheduling.deadline import MonotonicClock
 from engine.scheduling.stages import Stage
+from tests.engine.conftest import ManualClock
 
 WORK = Work(Stage.GENERATE, (8, 8))
 
@@ -17,7 +17,7 @@ WORK = Work(Stage.GENERATE, (8, 8))
     st.sampled_from([0.01, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0]),
 )
 def test_the_prediction_is_the_quantile_of_the_last_64_runs(samples, quantile):
-    costs = CostModel(MonotonicClock(), quantile)
+    costs = CostModel(ManualClock(), quantile)
     for sample in samples:
         costs.observe(WORK, 1, sample)
     expected = np.quantile(samples[-64:], quantile, method="inverted_cdf")

@@ -16,7 +16,9 @@ class Tracked:
 @pytest.fixture(autouse=True)
 def everything_is_looked_at() -> Iterator[None]:
     gc.unfreeze()
+    gc.disable()  # but for those that the tests ask for
     yield
+    gc.enable()
     gc.unfreeze()
 
 

@@ -207,7 +207,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     peaks_kib = []
     for num_lines in (200_000, 1_000_000):

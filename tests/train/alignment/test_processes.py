@@ -72,7 +72,7 @@ def aligned(run: Path, output: Path, num_processes: int, batch_size: int, num_ro
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_processes_do_what_one_does_with_batches_twice_as_large(
     trained_run: Path, tmp_path: Path
 ) -> None:

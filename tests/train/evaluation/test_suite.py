@@ -95,7 +95,7 @@ def test_scenarios_may_have_any_name(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_scenarios_that_the_simulated_truth_does_not_know_are_left_out(
     simulated_run: SimulatedRun, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_log_without_held_out_searches_is_evaluated_as_far_as_it_goes(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_trained_bundle_is_evaluated_by_one_command(
     simulated_run: SimulatedRun, tmp_path: Path
 ) -> None:

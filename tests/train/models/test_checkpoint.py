@@ -100,7 +100,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_smollm2_gives_the_same_logits_in_the_new_order() -> None:
     place = os.environ.get("SMOLLM2_DIR")
     if not place:

@@ -103,7 +103,7 @@ def test_the_best_drawn_list_is_that_of_the_best_texts_that_are_listed() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_an_aligned_run_is_reported_by_one_command(
     simulated_run: SimulatedRun, tmp_path: Path
 ) -> None:
