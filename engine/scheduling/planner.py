@@ -5,9 +5,9 @@ their length (fewer new tokens), the generator, scored candidates, the click mod
 The last rung, queries from exact look-ups or the most popular ones, needs no model at all.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -99,16 +99,15 @@ def make_plan(
         load: What is ahead.
         waited_s: How long the request has waited for the worker so far.
     """
-    options = _options(wanted)
-    chosen = next(
-        (o for o in options if _end_s(costs, o, load) <= left_s),
-        options[-1],
-    )
+    options = _options(wanted.encode, tuple(wanted.rungs), wanted.num_scored)
+    ahead = _Ahead(costs, load)
+    chosen = next((o for o in options if ahead.end_s(o.works) <= left_s), options[-1])
     best = options[0]
     if chosen is best:
-        return Plan(*best, ())
+        return Plan(best.encode, best.rung, best.num_scored, ())
     # If the full plan would have fitted an idle engine, other requests are what is in the way.
-    why = Why.OVERLOAD if _end_s(costs, best, Load()) <= left_s + waited_s else Why.BUDGET
+    alone_s = _Ahead(costs, Load()).end_s(best.works)
+    why = Why.OVERLOAD if alone_s <= left_s + waited_s else Why.BUDGET
     omissions: list[Omission] = []
     if best.encode and not chosen.encode:
         omissions.append(Omission(Stage.ENCODE, Left.SKIPPED, why))
@@ -118,7 +117,7 @@ def make_plan(
     if best.num_scored != chosen.num_scored:
         kind = Left.DEGRADED if chosen.num_scored else Left.SKIPPED
         omissions.append(Omission(Stage.SCORE, kind, why))
-    return Plan(*chosen, tuple(omissions))
+    return Plan(chosen.encode, chosen.rung, chosen.num_scored, tuple(omissions))
 
 
 def generation_rungs(
@@ -157,43 +156,58 @@ class _Option(NamedTuple):
     encode: bool
     rung: Rung | None
     num_scored: int
-
-    @property
-    def works(self) -> tuple[Work, ...]:
-        """Returns the kinds of work of its stages."""
-        return works_of(self.encode, self.rung, self.num_scored)
+    works: tuple[Work, ...]  # of its stages
 
 
-def _options(wanted: Wanted) -> list[_Option]:
+@lru_cache(1024)
+def _options(encode: bool, rungs: tuple[Rung, ...], num_scored: int) -> tuple[_Option, ...]:
+    """Returns the plans there are, best first; the last one runs no model."""
     sizes = (0,)
-    if wanted.num_scored:
-        most = score_work(wanted.num_scored).variant[0]
+    if num_scored:
+        most = score_work(num_scored).variant[0]
         sizes = (*(s for s in SCORED_SIZES if s <= most), 0)
-    options = [_Option(wanted.encode, rung, sizes[0]) for rung in wanted.rungs]
-    options += [_Option(wanted.encode, None, size) for size in sizes]
-    if wanted.encode:
-        options.append(_Option(False, None, 0))
-    return options
+    choices = [(encode, rung, sizes[0]) for rung in rungs]
+    choices += [(encode, None, size) for size in sizes]
+    if encode:
+        choices.append((False, None, 0))
+    return tuple(_Option(*choice, works_of(*choice)) for choice in choices)
 
 
-def _end_s(costs: Costs, option: _Option, load: Load) -> float:
-    """Returns seconds until the last stage of an option should end."""
-    if not option.works:
-        return 0.0
-    own_s = _time_s(costs, Counter(load.own) + Counter(option.works), load)
-    others_s = sum(
-        max(0.0, min(own_s - lead_s, _time_s(costs, rows, load))) for rows, lead_s in load.others
-    )
-    return load.wait_s + own_s + others_s
+class _Ahead:
+    """What is ahead of a request, and when work of its own would end behind that."""
 
+    def __init__(self, costs: Costs, load: Load) -> None:
+        self._costs, self._load = costs, load
+        self._own_s = self._rows_s(load.own)
+        self._others = [(self._rows_s(rows), lead_s) for rows, lead_s in load.others]
+        self._further_s: dict[Work, float] = {}
 
-def _time_s(costs: Costs, rows: Rows, load: Load) -> float:
-    """Returns the seconds that rows take, those of a kind together."""
-    total_s = 0.0
-    for work, num in rows.items():
+    def end_s(self, works: Sequence[Work]) -> float:
+        """Returns seconds until one row of each of these kinds should have run; 0 for none."""
+        if not works:
+            return 0.0
+        own_s = self._own_s + sum(map(self._one_more_s, works))
+        others_s = sum(max(0.0, min(own_s - lead_s, rows_s)) for rows_s, lead_s in self._others)
+        return self._load.wait_s + own_s + others_s
+
+    def _one_more_s(self, work: Work) -> float:
+        """Returns what a row adds to those of its kind that are ahead."""
+        further_s = self._further_s.get(work)
+        if further_s is None:
+            num = self._load.own.get(work, 0)
+            further_s = self._kind_s(work, num + 1) - self._kind_s(work, num)
+            self._further_s[work] = further_s
+        return further_s
+
+    def _rows_s(self, rows: Rows) -> float:
+        """Returns the seconds that rows take, those of a kind together."""
+        return sum(self._kind_s(work, num) for work, num in rows.items())
+
+    def _kind_s(self, work: Work, num: int) -> float:
+        load, total_s = self._load, 0.0
         full, rest = divmod(num, load.max_rows)
         if full:
-            total_s += full * costs.predict_s(work, load.max_rows)
+            total_s += full * self._costs.predict_s(work, load.max_rows)
         if rest:
-            total_s += costs.predict_s(work, min(load.max_rows, rest + load.num_beside))
-    return total_s
+            total_s += self._costs.predict_s(work, min(load.max_rows, rest + load.num_beside))
+        return total_s
