@@ -57,7 +57,7 @@ def request_us(clock: MonotonicClock, observer: Observer | None) -> float:
                 probe.finish()
                 continue
             with observer.call("Recommend", context) as call:
-                call.asked("suggestion")
+                call.asked("suggestion", "bundle")
                 call.due(Deadline.after(1.0, clock))
                 for stage in STAGES:
                     call.probe.add(stage, 0.003)

@@ -159,8 +159,7 @@ def _print_settings(settings: "Config") -> None:
     from engine.execution.cpu import model_threads
     from engine.serving.console import say
 
-    say("effective configuration")
-    print(describe(settings))
+    say(f"effective configuration\n{describe(settings)}")
     num_workers = settings.server.workers
     threads = settings.models.num_threads or model_threads(num_workers)
     each = f" in each of {num_workers} workers" if num_workers > 1 else ""

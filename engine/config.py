@@ -141,7 +141,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class FeedbackConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Attribution tokens and the feedback log."""
 
-    directory: str = "feedback"
+    directory: Annotated[str, Meta(min_length=1)] = "feedback"
     """Where events are written."""
     keys_file: str = ""
     """File with lines `<key id> <base64 secret>`; the first signs, all verify. Empty: a key is
@@ -215,10 +215,12 @@ def load_config(
     by_variable = {ENV_PREFIX + name.upper().replace(".", "_"): name for name in fields}
     from_environment: set[str] = set()
     for variable, value in environment.items():
+        if not variable.startswith(ENV_PREFIX) or _FROM_KUBERNETES(f"{variable}={value}"):
+            continue
         if variable in by_variable:
             given[by_variable[variable]] = value
             from_environment.add(by_variable[variable])
-        elif variable.startswith(ENV_PREFIX) and not _FROM_KUBERNETES(f"{variable}={value}"):
+        else:
             problems.append(f"environment variable {variable} is no setting")
     for name, value in flags.items():
         if value is not None:
@@ -258,7 +260,8 @@ def load_keys(keys_file: str) -> KeyRing:
             have the same id.
     """
     if not keys_file:
-        return KeyRing(active_key_id="ephemeral", secrets={"ephemeral": secrets.token_bytes(32)})
+        key_id = f"ephemeral-{secrets.token_hex(4)}"  # after a restart it is unknown, not forged
+        return KeyRing(active_key_id=key_id, secrets={key_id: secrets.token_bytes(32)})
     try:
         lines = Path(keys_file).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

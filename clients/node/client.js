@@ -53,7 +53,10 @@ export class QueryRecError extends Error {
   }
 }
 
-/** One connection to the service; share it, it carries any number of calls at once. */
+/**
+ * One connection to the service; share it, it carries any number of calls at once. Each client has a
+ * connection of its own, also where several have the same target.
+ */
 export class QueryRecClient {
   #stub;
   #timeoutMs;
@@ -76,6 +79,7 @@ export class QueryRecClient {
     this.#stub = new QueryRecommenderService(
       target,
       credentials ?? grpc.credentials.createInsecure(),
+      { 'grpc.use_local_subchannel_pool': 1 }, // else clients share a connection
     );
     this.#timeoutMs = timeoutMs;
   }
@@ -87,6 +91,8 @@ export class QueryRecClient {
    * @param {object} [options]
    * @param {number} [options.timeoutMs] Deadline of this call instead of the client's.
    * @param {AbortSignal} [options.signal] Cancels the call, on the server too.
+   * @param {Object<string, string>} [options.metadata] Sent with the call, such as 'x-request-id',
+   *   which logs then have, or 'traceparent'. The other methods take these options, too.
    */
   recommend(request, options) {
     return this.#call('recommend', request, options);
@@ -111,12 +117,15 @@ export class QueryRecClient {
     this.#stub.close();
   }
 
-  #call(method, request, { timeoutMs = this.#timeoutMs, signal } = {}) {
+  #call(method, request, { timeoutMs = this.#timeoutMs, signal, metadata = {} } = {}) {
     return new Promise((resolve, reject) => {
       signal?.throwIfAborted();
+      const sent = new grpc.Metadata();
+      for (const [key, value] of Object.entries(metadata)) sent.set(key, value);
       const cancel = () => call.cancel();
       const call = this.#stub[method](
         request,
+        sent,
         { deadline: Date.now() + timeoutMs },
         (error, response) => {
           signal?.removeEventListener('abort', cancel);

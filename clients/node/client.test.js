@@ -42,6 +42,8 @@ let server;
 let client;
 let target;
 let received;
+let requestIds;
+const peers = new Set();
 
 before(async () => {
   const definition = loadSync('queryrec/v1/query_recommender_service.proto', {
@@ -84,7 +86,9 @@ before(async () => {
       received = request.events;
       reply(null, { numAccepted: request.events.length });
     },
-    ListScenarios(_, reply) {
+    ListScenarios(call, reply) {
+      peers.add(call.getPeer());
+      requestIds = call.metadata.get('x-request-id');
       reply(null, { scenarios: [{ name: 'suggestion', maxNumSuggestions: 16 }] });
     },
   });
@@ -154,6 +158,21 @@ test('a passed deadline and a missing server have no reason', async () => {
   nowhere.close();
 });
 
+test('each client has a connection of its own', async () => {
+  const clients = [1, 2, 3].map(() => new QueryRecClient(target, { timeoutMs: 10_000 }));
+  peers.clear();
+  for (const own of [...clients, ...clients]) await own.listScenarios();
+  assert.equal(peers.size, clients.length);
+  for (const own of clients) own.close();
+});
+
+test('metadata goes with a call', async () => {
+  await client.listScenarios({ metadata: { 'x-request-id': 'r-1' } });
+  assert.deepEqual(requestIds, ['r-1']);
+  await client.listScenarios();
+  assert.deepEqual(requestIds, []);
+});
+
 test('an aborted call ends with the reason of its signal', async () => {
   const aborter = new AbortController();
   const options = { signal: aborter.signal };
@@ -165,7 +184,9 @@ test('an aborted call ends with the reason of its signal', async () => {
 test('ask prints suggestions, sends a click, and exits 1 with the reason on an error', async () => {
   const run = promisify(execFile);
   const ask = (...args) =>
-    run(process.execPath, ['ask.js', '--target', target, ...args], { cwd: HERE });
+    run(process.execPath, ['ask.js', '--target', target, '--timeout-ms', '10000', ...args], {
+      cwd: HERE,
+    });
   const { stdout } = await ask('--click', '1', 'phone');
   assert.match(stdout, /^1\. phone case {2}\(25\.0 % click, log\+generated\)$/m);
   assert.match(stdout, /^feedback: 2 events stored$/m);
@@ -183,7 +204,7 @@ test('values of enums that are newer than the contract are numbers, and ask prin
   assert.deepEqual([answer.omissions[0].kind, answer.omissions[0].reason], [98, 97]);
   const { stdout } = await promisify(execFile)(
     process.execPath,
-    ['ask.js', '--target', target, 'newer'],
+    ['ask.js', '--target', target, '--timeout-ms', '10000', 'newer'],
     { cwd: HERE },
   );
   assert.match(stdout, /^1\. newer case {2}\(25\.0 % click, log\+99\)$/m);

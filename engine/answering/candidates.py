@@ -168,8 +168,8 @@ def gathered(
 
 
 def set_figures(query: str, candidates: Sequence[Candidate], retrieval: Retrieval) -> None:
-    """Sets popularity and NPMI of generated candidates; those of the log have theirs."""
-    new = [c for c in candidates if c.source is Source.GENERATED]
+    """Sets popularity and NPMI of texts made of parts or generated, where the log knows them."""
+    new = [c for c in candidates if c.popularity == 0]
     if new:
         popularity, npmi = retrieval.known(query, [c.text for c in new])
         for candidate, count, association in zip(new, popularity, npmi, strict=True):

@@ -70,6 +70,9 @@ class Dispatcher:
             self._load(request),
             waited_s=request.probe.elapsed_s(Stage.QUEUE),
         )
+        if self.worker.models.is_out:  # costs are then those of calls that were given up
+            failed = [o._replace(reason=Why.FAILURE) for o in plan.omissions]
+            plan = plan._replace(omissions=tuple(failed))
         # The stage that is planned for is submitted now.
         rung = plan.rung if encode else None
         num_scored = plan.num_scored if encode or rungs else 0
@@ -100,6 +103,8 @@ class Dispatcher:
         except (TooLate, TimeoutError):
             request.ready_s = min(finish_by_s, self._clock.now_s())
             request.probe.add(Stage.QUEUE, self._clock.now_s() - queued_s)
+            if self.worker.models.is_out:
+                why = Why.FAILURE
             request.omit(work.stage, Left.SKIPPED, why)
             return None
         except BatchFailed:

@@ -92,10 +92,7 @@ class Generation:
         missing = [i for i, known in enumerate(found) if known is None]
         work, later_s = plan.rung.work, self._score_s()
         tasks = [self._dispatcher.submit(request, work, rows[i], later_s=later_s) for i in missing]
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        for i, outcome in zip(missing, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        for i, outcome in zip(missing, await asyncio.gather(*tasks), strict=True):
             if outcome is not None:
                 found[i], run_s = outcome.result, max(run_s, outcome.run_s)
         ids, is_finished = list(sequences.ids), list(sequences.is_finished)

@@ -271,10 +271,12 @@ class Pipeline:
             return []
         texts = [t for c in candidates for t in self._retrieval.by_suffix(c.text, missing)]
         excluded = question.excluded_keys | {key_of(question.query)}
-        return merged(
+        longer = merged(
             (),
             [Candidate(t, key_of(t), Source.LOG) for t in texts],
             excluded_keys=excluded | {c.key for c in candidates},
             is_blocked=self._blocklist.blocks,
             limit=missing,
         )
+        set_figures(question.query, longer, self._retrieval)
+        return longer

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engine.answering.answer import Question, Suggestion
 from engine.answering.candidates import Candidate
 from engine.config import RankingConfig
+from engine.execution.models import Floats
 from engine.formats.manifest import ClickModelSpec, ScenarioSpec
 
 PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
@@ -20,7 +21,6 @@ _SIMILAR = 0.5  # similarity above which two suggestions begin to say the same
 QUERY_WORD_WEIGHT = 0.25  # words of the query say little about how two suggestions differ
 _LOG_SHARE = 0.8  # of the likelihood of a completion, the rest is the generator's
 _UNKNOWN = 0.001  # likelihood of a completion that neither of them knows
-Floats = NDArray[np.float32]
 
 
 def ranked(
@@ -177,8 +177,11 @@ def diverse_order(
         picks.append(pick)
         left.remove(pick)
         for other in left:
-            if shared := _weight(masks[pick] & masks[other], asked):
+            if common := masks[pick] & masks[other]:
+                shared = _weight(common, asked)
                 similarity = shared / (weights[pick] + weights[other] - shared)
+                if similarity <= _SIMILAR:
+                    continue
                 repetition = (similarity - _SIMILAR) / (1 - _SIMILAR)
                 if repetition > repetitions[other]:
                     repetitions[other] = repetition

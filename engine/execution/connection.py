@@ -21,20 +21,23 @@ class Outage:
 
     A server that hangs fails no call, but is late with all: an outage, too, once it answered none
     of several calls for a while. One late call is none: its time may have been short.
+
+    Attributes:
+        is_on: Whether the server fails or hangs, as far as its last calls tell.
     """
 
     def __init__(self, server: str, log: logging.Logger) -> None:
         """Starts with a server that answers; `server` names it in the log."""
         self._server = server
         self._log = log
-        self._is_on = False
+        self.is_on = False
         self._num_late = 0  # since the last answer
         self._late_since_s = 0.0
 
     def failed(self, message: str) -> None:
         """Notes a failure."""
-        if not self._is_on:
-            self._is_on = True
+        if not self.is_on:
+            self.is_on = True
             self._log.error("%s; what needs it is left out until it answers again", message)
 
     def timed_out(self, now_s: float) -> None:
@@ -48,6 +51,6 @@ class Outage:
     def answered(self) -> None:
         """Notes an answer."""
         self._num_late = 0
-        if self._is_on:
-            self._is_on = False
+        if self.is_on:
+            self.is_on = False
             self._log.warning("%s: answers again", self._server)

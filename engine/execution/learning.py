@@ -5,6 +5,7 @@ Knows nothing of which rows make a batch, or of where models run.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine.scheduling.deadline import Clock
 from engine.scheduling.stages import Stage
 from engine.telemetry.metrics import Metrics
 
+_QUIET_S = 10.0  # between two log lines of a stage whose batches fail
 _log = logging.getLogger(__name__)
 
 
@@ -40,6 +42,13 @@ class LearningRunner:
         self._clock = clock
         self._metrics = metrics
         self._num_running = 0  # rows
+        self._quiet_until_s: dict[Stage, float] = {}
+        self._num_untold: Counter[Stage] = Counter()  # batches that failed meanwhile
+
+    @property
+    def is_out(self) -> bool:
+        """Whether what runs the models is away or hangs; see `Runner`."""
+        return self._runner.is_out
 
     def adopt(self, other: "LearningRunner") -> None:
         """Goes on with what another one, of the same models, has learnt and generated."""
@@ -93,13 +102,24 @@ class LearningRunner:
         elif isinstance(error, EngineError):
             pass  # whoever raised it has said what there is to say
         elif error is not None:
-            _log.error("%s: a batch of %d rows failed", work.stage, len(rows), exc_info=error)
+            self._tell(work.stage, len(rows), error)
         else:
             self.costs.observe(work, size, elapsed_s)
             if work.stage is Stage.GENERATE:
                 # Here, so that what comes too late for its request still helps the next one.
                 for row, sequences in zip(rows, run.result(), strict=True):
                     self._remember(row, sequences)
+
+    def _tell(self, stage: Stage, num_rows: int, error: BaseException) -> None:
+        """Logs a failure, unless another one of the stage was logged a moment ago."""
+        now_s = self._clock.now_s()
+        if now_s < self._quiet_until_s.get(stage, -math.inf):
+            self._num_untold[stage] += 1
+            return
+        self._quiet_until_s[stage] = now_s + _QUIET_S
+        num = self._num_untold.pop(stage, 0)
+        others = f", and {num} others since the last one that was logged" if num else ""
+        _log.error("%s: a batch of %d rows failed%s", stage, num_rows, others, exc_info=error)
 
     def _remember(self, row: GenerateRow, sequences: Any) -> None:
         num_ids = len(row.prompt_ids) + sum(map(len, sequences.ids))

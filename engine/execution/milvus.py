@@ -20,12 +20,11 @@ from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.config import MilvusConfig
 from engine.errors import EngineError
 from engine.execution.connection import CHANNEL_OPTIONS, Outage
-from engine.formats.graph import Rows
+from engine.formats.graph import Floats, Rows
 from engine.formats.manifest import IndexSpec, Manifest
 from engine.scheduling.batcher import TooLate
 from engine.scheduling.deadline import Clock
@@ -43,7 +42,6 @@ _ANY_TIME = 1  # the guarantee timestamp of that level
 _BOOLEAN_EXPRESSION = 1  # DslType
 
 _log = logging.getLogger(__name__)
-Floats = NDArray[np.float32]
 
 
 class MilvusFailure(EngineError):

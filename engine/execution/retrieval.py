@@ -18,6 +18,7 @@ from engine.formats.text import MAX_QUERY_BYTES
 _OWN_SHARE = 0.4  # an association of a nearest query with itself, on the scale of NPMI
 _SHARPNESS = 4  # weight of a nearest query: similarity to this power, so that close ones count
 _MEMOISED_PREFIXES = 4096
+_MAX_SUFFIX_WORDS = 8  # of a prefix: a known query that continues more of them is rare
 
 
 class Retrieved(NamedTuple):
@@ -147,10 +148,13 @@ class Retrieval:
         return found if missing <= 0 else _extended(found, self.by_suffix(prefix, missing))
 
     def by_suffix(self, prefix: str, num: int) -> list[str]:
-        """Returns up to `num` completions of the last words of a prefix, longest match first."""
+        """Returns up to `num` completions of the last words of a prefix, longest match first.
+
+        Of at most eight of them, so that a prefix of many words costs no more than others.
+        """
         typed = prefix.split(" ")
         texts: dict[str, None] = {}
-        for first in range(1, len(typed)):
+        for first in range(max(1, len(typed) - _MAX_SUFFIX_WORDS), len(typed)):
             head, tail = " ".join(typed[:first]), " ".join(typed[first:])
             if not tail:
                 break

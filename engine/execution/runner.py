@@ -43,6 +43,11 @@ class Runner(Protocol):
     concurrency: int  # runs that go on at the same time
     can_cancel: bool  # whether cancelling `run` ends it early; else it runs to its end
 
+    @property
+    def is_out(self) -> bool:
+        """Whether what runs the models is away or hangs, as far as is known."""
+        ...
+
     def run(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Results:
         """Begins at once, and returns what will be one result per row, in order.
 
@@ -64,6 +69,7 @@ class LocalRunner:
 
     concurrency = 1
     can_cancel = False
+    is_out = False
 
     def __init__(
         self,
@@ -123,6 +129,11 @@ class LocalRunner:
 class RemoteModels(Protocol):
     """The models of a bundle on a server, row by row; `models` says what they give."""
 
+    @property
+    def is_out(self) -> bool:
+        """Whether the server is away or hangs, as far as is known."""
+        ...
+
     async def encode(self, ids: Sequence[int], finish_by_s: float) -> Floats:
         """Returns float32 (D)."""
         ...
@@ -162,14 +173,23 @@ class RemoteRunner:
         self._runtime = runtime
         self._clock = clock
 
+    @property
+    def is_out(self) -> bool:
+        """See `Runner`."""
+        return self._models.is_out
+
     def run(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> Results:
         """See `Runner`. Cancelling it cancels the calls."""
-        return asyncio.gather(*(self._one(work, row, finish_by_s) for row in rows))
+        return asyncio.ensure_future(self._all(work, rows, finish_by_s))
 
     async def close(self) -> None:
         """Ends the connection, and lets go of the index."""
         await self._models.close()
         self._retrieval = None
+
+    async def _all(self, work: Work, rows: Sequence[Any], finish_by_s: float) -> list[object]:
+        # In a task: what `gather` returns is not cancelled when it is, but has failed.
+        return await asyncio.gather(*(self._one(work, row, finish_by_s) for row in rows))
 
     def _one(self, work: Work, row: Any, finish_by_s: float) -> Awaitable[object]:
         if work.stage is Stage.ENCODE:

@@ -8,6 +8,7 @@ Knows nothing of batches or of what texts mean. Needs the package tritonclient o
 used: the extra `triton`.
 """
 
+import asyncio
 import logging
 import math
 from collections.abc import Sequence
@@ -113,6 +114,11 @@ class TritonModels:
         self._max_candidate_tokens = click_model.max_candidate_tokens if click_model else 0
         self._outage = Outage(f"triton at {url}", _log)
 
+    @property
+    def is_out(self) -> bool:
+        """Whether the server fails or hangs, as far as its last calls tell."""
+        return self._outage.is_on
+
     async def encode(self, ids: Sequence[int], finish_by_s: float) -> Floats:
         """Returns float32 (D).
 
@@ -157,6 +163,11 @@ class TritonModels:
         timeout_s = left_s if math.isfinite(left_s) else _CALL_TIMEOUT_S
         try:
             result = await self._client.infer(self._names[role], inputs, client_timeout=timeout_s)
+        except asyncio.CancelledError:
+            now_s = self._clock.now_s()
+            if now_s >= finish_by_s:  # whoever waits gives up at the moment at which gRPC would
+                self._outage.timed_out(now_s)
+            raise
         except InferenceServerException as error:
             self._fail(error)
         arrays: list[NDArray[np.float32] | NDArray[np.int64]] = []

@@ -23,9 +23,6 @@ class Worker:
         models: Runs the batches. It does not know the worker, so that a worker that is let go of
             is gone, and what it holds with it.
         max_rows: Rows that can run at the same time.
-        num_hits: Generations answered from the cache.
-        num_shared: Generations that joined an equal one under way.
-        num_misses: Generations that were neither cached nor under way.
     """
 
     def __init__(
@@ -35,9 +32,6 @@ class Worker:
         self._metrics = metrics or Metrics()
         self.models = LearningRunner(runner, config, clock, self._metrics)
         self.max_rows = runner.max_batch_size * runner.concurrency
-        self.num_hits = 0
-        self.num_shared = 0
-        self.num_misses = 0
         self._batcher = Batcher[Work](
             self.models.serve,
             self.models.costs.predict_s,
@@ -75,15 +69,12 @@ class Worker:
         key = generation_key(row) if isinstance(row, GenerateRow) else None
         if key is not None:
             is_shared = self._batcher.would_share(key, finish_by_s)
-            self.num_shared += is_shared
-            self.num_misses += not is_shared
             self._metrics.cache_lookup("generation", "shared" if is_shared else "miss")
         return await self._batcher.submit(work, row, finish_by_s, flow=scenario, key=key)
 
     def cached(self, row: GenerateRow) -> Sequences | None:
         """Returns what was generated for an equal row lately."""
         sequences = self.models.generations.get(generation_key(row))
-        self.num_hits += sequences is not None
         if sequences is not None:
             self._metrics.cache_lookup("generation", "hit")
         return sequences

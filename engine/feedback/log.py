@@ -57,8 +57,9 @@ class FeedbackLog:
             if value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             close_abandoned(directory)
+            Segment(directory, clock()).close()  # whether one can be written at all
         except OSError as error:
             raise ValueError(f"feedback directory {directory} cannot be used: {error}") from error
         self._directory = directory
@@ -67,6 +68,7 @@ class FeedbackLog:
         self._max_waiting_events = max_waiting_events
         self._clock = clock
         self._segment: Segment | None = None
+        self._is_failing = False
         self._lock = threading.Lock()
         self._num_waiting = 0
         self._is_closed = False
@@ -123,14 +125,20 @@ class FeedbackLog:
                 if batch:
                     self._write(batch)
             except Exception as error:  # the loop's edge: callers must hear, the log goes on
-                cause = error if isinstance(error, OSError) else type(error).__name__
-                _log.error("feedback cannot be written to %s: %s", self._directory, cause)
+                # Once, not for every batch: the log may go onto the same disk.
+                if not self._is_failing:
+                    cause = error if isinstance(error, OSError) else type(error).__name__
+                    _log.error("feedback cannot be written to %s: %s", self._directory, cause)
                 self._drop_segment()
+                self._is_failing = True
                 for append in batch:
                     refusal = FeedbackNotStored()
                     refusal.__cause__ = error
                     append.done.set_exception(refusal)
             else:
+                if batch and self._is_failing:
+                    self._is_failing = False
+                    _log.warning("feedback is written to %s again", self._directory)
                 for append in batch:
                     append.done.set_result(None)
         self._drop_segment()
@@ -156,7 +164,8 @@ class FeedbackLog:
             try:
                 segment.close()
             except OSError as error:
-                _log.error("feedback segment %s cannot be closed: %s", segment.path, error)
+                if not self._is_failing:
+                    _log.error("feedback segment %s cannot be closed: %s", segment.path, error)
 
 
 class _Append(NamedTuple):

@@ -1,7 +1,8 @@
-"""Segments: files of feedback events, which one process each writes and anybody reads.
+"""Segments: files of feedback events, which one process each writes and any number read.
 
 JSON lines, in files named so that their order is their age. One that is still being written ends
-in ``.open`` and is locked. Tokens are verified before they are stored, so reading needs no keys.
+in ``.open`` and is locked. They hold what users wrote, so their owner alone may read them. Tokens
+are verified before they are stored, so reading needs no keys.
 """
 
 import fcntl
@@ -48,7 +49,8 @@ class Segment:
         # Locked under another name first: under this one, a starting process could take a segment
         # that is not locked yet for an abandoned one.
         unlocked = directory / f".{name}"
-        self._file = unlocked.open("xb", buffering=0)
+        handle = os.open(unlocked, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._file = os.fdopen(handle, "wb", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             unlocked.rename(self.path)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.formats.text import visible, words_only
 
-_WITHOUT_SPACES = re.compile(
+WITHOUT_SPACES = re.compile(
     "(["
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
@@ -81,4 +81,4 @@ def read_phrases(path: str, setting: str) -> list[str]:
 def _spaced(text: str) -> str:
     """Returns the words of a text; in scripts without spaces, every character as a word."""
     words = words_only(text)
-    return words if words.isascii() else " ".join(_WITHOUT_SPACES.sub(r" \1 ", words).split())
+    return words if words.isascii() else " ".join(WITHOUT_SPACES.sub(r" \1 ", words).split())

@@ -13,9 +13,13 @@ from pathlib import Path
 
 from engine.serving.control import (
     MAX_LINE_BYTES,
+    Ending,
     Failed,
+    Ping,
+    Pong,
     Refresh,
     Refreshed,
+    Reply,
     Said,
     Serving,
     Start,
@@ -56,6 +60,7 @@ async def work() -> bool:
         _tell(Failed(why=str(error)))
         return False
     finally:
+        _tell(Ending())
         serving.cancel()
         stopped.cancel()
         await server.drain()
@@ -73,15 +78,23 @@ async def _serve(server: Server, start: Start, commands: asyncio.StreamReader) -
     await server.start()
     assert server.releases.main is not None
     _tell(Serving(bundle_id=server.releases.main.manifest.bundle_id))
-    while line := await commands.readline():
-        command = command_of(line)
-        assert isinstance(command, Refresh)
-        is_current = await server.releases.refresh_side(
-            command.side, Path(command.directory), is_asked=command.is_asked
-        )
-        _tell(Refreshed(is_current=is_current))
+    async with asyncio.TaskGroup() as tasks:
+        while line := await commands.readline():
+            command = command_of(line)
+            if isinstance(command, Ping):
+                _tell(Pong())
+            else:
+                assert isinstance(command, Refresh)
+                tasks.create_task(_refresh(server, command))
 
 
-def _tell(reply: Failed | Serving | Refreshed | Said) -> None:
+async def _refresh(server: Server, command: Refresh) -> None:
+    is_current = await server.releases.refresh_side(
+        command.side, Path(command.directory), is_asked=command.is_asked
+    )
+    _tell(Refreshed(is_current=is_current))
+
+
+def _tell(reply: Reply) -> None:
     with suppress(BrokenPipeError):  # the end of stdin will say so, too
         os.write(sys.stdout.fileno(), as_line(reply))

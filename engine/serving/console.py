@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from engine.config import Config
 
@@ -41,13 +43,16 @@ class Signals:
 
 
 def say(text: str) -> None:
-    """Prints a line."""
-    print(f"queryrec-engine: {text}", flush=True)
+    """Prints a line. What cannot be printed (a full disk, a reader that is gone) is lost."""
+    with suppress(OSError):
+        # Without a buffer: what that could not get rid of would fail the end of the process.
+        os.write(sys.stdout.fileno(), f"queryrec-engine: {text}\n".encode())
 
 
 def complain(text: str) -> None:
-    """Prints a line to stderr."""
-    print(f"queryrec-engine: {text}", file=sys.stderr, flush=True)
+    """Prints a line to stderr, if it can be printed."""
+    with suppress(OSError):
+        print(f"queryrec-engine: {text}", file=sys.stderr, flush=True)
 
 
 def warn_of_ephemeral_keys(config: Config) -> None:

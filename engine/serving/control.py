@@ -51,6 +51,10 @@ class Refresh(_Message, frozen=True, kw_only=True):
     is_asked: bool
 
 
+class Ping(_Message, frozen=True, kw_only=True):
+    """To a worker: answer at once."""
+
+
 class Failed(_Message, frozen=True, kw_only=True):
     """From a worker: it cannot start, and ends."""
 
@@ -69,14 +73,25 @@ class Refreshed(_Message, frozen=True, kw_only=True):
     is_current: bool
 
 
+class Pong(_Message, frozen=True, kw_only=True):
+    """From a worker, to each `Ping`: its event loop runs."""
+
+
+class Ending(_Message, frozen=True, kw_only=True):
+    """From a worker: it drains, and heeds nothing any more."""
+
+
 class Said(_Message, frozen=True, kw_only=True):
     """From a worker: a line for the operator."""
 
     text: str
 
 
-_COMMANDS = msgspec.json.Decoder(Start | Refresh)
-_REPLIES = msgspec.json.Decoder(Failed | Serving | Refreshed | Said)
+Command = Start | Refresh | Ping
+Reply = Failed | Serving | Refreshed | Pong | Ending | Said
+
+_COMMANDS = msgspec.json.Decoder(Command)
+_REPLIES = msgspec.json.Decoder(Reply)
 
 
 def as_line(message: _Message) -> bytes:
@@ -84,11 +99,11 @@ def as_line(message: _Message) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
-def command_of(line: bytes) -> Start | Refresh:
+def command_of(line: bytes) -> Command:
     """Returns what the supervisor said."""
     return _COMMANDS.decode(line)
 
 
-def reply_of(line: bytes) -> Failed | Serving | Refreshed | Said:
+def reply_of(line: bytes) -> Reply:
     """Returns what a worker said."""
     return _REPLIES.decode(line)

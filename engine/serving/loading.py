@@ -35,6 +35,15 @@ def make_runtime(config: Config) -> Runtime:
     )
 
 
+def blocked_phrases(config: Config) -> list[str]:
+    """Returns what the blocklist holds now.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return read_phrases(config.ranking.blocklist, "ranking.blocklist")
+
+
 async def load_pipeline(
     bundle_directory: Path,
     runtime: Runtime,
@@ -61,7 +70,7 @@ async def load_pipeline(
         ValueError: the blocklist cannot be read, or the Triton or Milvus server does not serve
             the bundle.
     """
-    blocklist = Blocklist(read_phrases(config.ranking.blocklist, "ranking.blocklist"))
+    blocklist = Blocklist(blocked_phrases(config))
     url = config.triton.url
     has_graph = not config.milvus.uri
     bundle = await asyncio.to_thread(
@@ -86,8 +95,6 @@ async def load_pipeline(
         blocklist=blocklist,
         metrics=metrics,
     )
-    if metrics is not None:
-        metrics.expect(bundle.scenarios)
     same = next((o for o in others if bundle.manifest.has_models_of(o.bundle.manifest)), None)
     if same is not None:
         pipeline.worker.models.adopt(same.worker.models)

@@ -43,6 +43,7 @@ class Shedding:
         num_calls: Calls so far.
         num_refused: Calls that were to be refused so far.
         budget_s: Of an answer.
+        wait_s: How long the last call waited, of those that were timed.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Shedding:
         self.num_calls = 0
         self.num_refused = 0
         self.budget_s = budget_s
+        self.wait_s = 0.0
         self._long_s, self._short_s = _LONG * budget_s, _SHORT * budget_s
         self._clock = clock
         self._randomness = randomness or random.Random()
@@ -74,6 +76,7 @@ class Shedding:
 
     def waited(self, wait_s: float) -> None:
         """Notes for how long a call waited until somebody looked at it."""
+        self.wait_s = wait_s
         if wait_s <= self._long_s:
             self._long_since_s = None
             if self._share == 0:
@@ -100,6 +103,7 @@ class Shedding:
     def reset(self) -> None:
         """Refuses none any more."""
         self._long_since_s = None
+        self.wait_s = 0.0
         self._set(1.0)
 
     def _set(self, share: float) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,26 +17,37 @@ from typing import NamedTuple
 
 from engine.answering.pipeline import Pipeline
 from engine.formats.manifest import BundleError, Manifest, read_manifest
+from engine.scheduling.deadline import Clock, MonotonicClock
 from engine.serving.in_flight import InFlight
 from engine.serving.places import Places
 
 _log = logging.getLogger(__name__)
 
-Load = Callable[[Path, Sequence[Pipeline]], Awaitable[Pipeline]]
+_RETRY_S, _MAX_RETRY_S = 60.0, 3600.0  # between tries of what was refused; doubles with each
+
+Load = Callable[[str, Path, Sequence[Pipeline]], Awaitable[Pipeline]]
 
 
 class _Refusal(NamedTuple):
     directory: Path
     manifest: Manifest | None  # None if it could not be read
     why: str
+    delay_s: float
+    until_s: float  # not tried again before, unless asked
+
+    def holds(self, directory: Path, manifest: Manifest, now_s: float) -> bool:
+        """Returns whether it still keeps a release from being tried."""
+        return (self.directory, self.manifest) == (directory, manifest) and now_s < self.until_s
 
 
 class Release:
     """A pipeline, and how many requests it is answering."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        """Wraps a pipeline that is warm."""
+    def __init__(self, side: str, pipeline: Pipeline, phrases: Sequence[str]) -> None:
+        """Wraps a pipeline that is warm, for a side, "bundle" or "canary"; it blocks phrases."""
+        self.side = side
         self.pipeline = pipeline
+        self.phrases = phrases
         self._requests = InFlight()
 
     @property
@@ -69,6 +79,8 @@ class Releases:
         self,
         load: Load,
         *,
+        clock: Clock | None = None,
+        phrases: Callable[[], Sequence[str]] = tuple,
         canary_share: float = 0.0,
         report: Callable[[str], None] = lambda _: None,
         randomness: random.Random | None = None,
@@ -76,7 +88,9 @@ class Releases:
         """Loads nothing yet.
 
         Args:
-            load: Returns the warm pipeline of a directory, given those that are in use.
+            load: Returns the warm pipeline of a side and directory, given those that are in use.
+            clock: Time.
+            phrases: Returns what the blocklist holds now. Raises ValueError if it cannot be read.
             canary_share: Share of sessions that the canary answers.
             report: Called with a line for the operator.
             randomness: Of requests without a session.
@@ -84,6 +98,8 @@ class Releases:
         self.num_swaps = 0
         self.num_refusals = 0
         self._load = load
+        self._clock = clock or MonotonicClock()
+        self._phrases = phrases
         self._canary_share = canary_share
         self._report = report
         self._random = randomness or random.Random()
@@ -123,7 +139,7 @@ class Releases:
             ValueError: see `load_pipeline`.
         """
         for side, directory in places.sides():
-            self._sides[side] = Release(await self._load(directory, self._pipelines()))
+            self._sides[side] = await self._loaded(side, directory)
 
     async def refresh(self, places: Places, *, is_asked: bool) -> bool:
         """Looks at all sides as `refresh_side` does. Returns whether what is there is served."""
@@ -141,34 +157,41 @@ class Releases:
             side: One of those that `load` had.
             directory: Where its release is now; or the same, where something else may be now.
             is_asked: Whether somebody waits for the outcome: what was refused before is then
-                tried again, and that nothing has changed is reported.
+                tried again at once, and so is what is served if the blocklist has changed; that
+                nothing has changed is reported.
 
         Returns:
             Whether what is there is what is served.
         """
-        old, before, started_s = self._sides[side], self._refused.get(side), time.monotonic()
+        old, before, started_s = self._sides[side], self._refused.get(side), self._clock.now_s()
         manifest = None
         try:
             manifest = await asyncio.to_thread(read_manifest, directory)
             if manifest == old.manifest:
-                if is_asked:
+                if not is_asked:
+                    return True
+                if await asyncio.to_thread(self._phrases) == old.phrases:
                     self._report(f"{side} {manifest.bundle_id} is served already")
-                return True
-            if before and before[:2] == (directory, manifest) and not is_asked:
+                    return True
+            elif before and not is_asked and before.holds(directory, manifest, started_s):
                 return False
             if side == "bundle":
                 _check_scenarios(directory, manifest, old.manifest)
-            pipeline = await self._load(directory, self._pipelines())
+            new = await self._loaded(side, directory)
         except Exception as error:  # whatever is wrong with it, the old one must go on serving
-            refusal = self._refused[side] = _Refusal(directory, manifest, str(error))
-            if refusal != before:
-                self.num_refusals += 1
-            if refusal != before or is_asked:
+            refused = (directory, manifest, str(error))
+            is_again = before is not None and before[:3] == refused
+            delay_s = _RETRY_S
+            if before and is_again and not is_asked:
+                delay_s = min(2 * before.delay_s, _MAX_RETRY_S)
+            self._refused[side] = _Refusal(*refused, delay_s, self._clock.now_s() + delay_s)
+            self.num_refusals += not is_again
+            if is_asked or not is_again:
                 trace = None if isinstance(error, ValueError) else error
                 message = "%s refused, %s goes on serving: %s"
                 _log.error(message, side, old.manifest.bundle_id, error, exc_info=trace)
             return False
-        self._sides[side] = Release(pipeline)
+        self._sides[side] = new
         self._refused.pop(side, None)
         self.num_swaps += 1
         _log.info("bundle swapped", extra={"side": side, "bundle_id": manifest.bundle_id})
@@ -177,7 +200,7 @@ class Releases:
         ending.add_done_callback(self._ending.discard)
         self._report(
             f"{side} {manifest.bundle_id} takes over from {old.manifest.bundle_id} after "
-            f"{time.monotonic() - started_s:.2f} s"
+            f"{self._clock.now_s() - started_s:.2f} s"
         )
         return True
 
@@ -186,6 +209,10 @@ class Releases:
         releases = list(self._sides.values())
         self._sides.clear()
         await asyncio.gather(*self._ending, *(release.end() for release in releases))
+
+    async def _loaded(self, side: str, directory: Path) -> Release:
+        phrases = await asyncio.to_thread(self._phrases)
+        return Release(side, await self._load(side, directory, self._pipelines()), phrases)
 
     def _pipelines(self) -> list[Pipeline]:
         return [release.pipeline for release in self._sides.values()]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -20,15 +21,16 @@ from engine.scheduling.deadline import Clock, MonotonicClock
 from engine.serving.collector import ShortPauses
 from engine.serving.console import Signals, say, warn_of_ephemeral_keys
 from engine.serving.handlers import SERVICE_NAME, add_service
-from engine.serving.loading import load_pipeline, make_runtime
+from engine.serving.loading import blocked_phrases, load_pipeline, make_runtime
 from engine.serving.overload import QueueProbe, Shedding
 from engine.serving.places import Places
 from engine.serving.ports import check_free
 from engine.serving.releases import Releases
 from engine.serving.service import Feedback, Service
 from engine.telemetry import tracing
-from engine.telemetry.metrics import Endpoint, Metrics, State
+from engine.telemetry.metrics import Endpoint, Metrics
 from engine.telemetry.observation import Observer
+from engine.telemetry.state import State
 from engine.telemetry.tracing import Tracer
 
 # The largest valid request is feedback: 256 events, each little more than its token. What is twice
@@ -87,7 +89,11 @@ class Server:
         self._feedback_log = FeedbackLog(Path(config.feedback.directory))
         self._runtime = make_runtime(config)
         self.releases = Releases(
-            self._load_pipeline, canary_share=config.server.canary_share, report=report
+            self._load_pipeline,
+            clock=self._clock,
+            phrases=lambda: blocked_phrases(config),
+            canary_share=config.server.canary_share,
+            report=report,
         )
         self._service = Service(
             Feedback(keys=keys, log=self._feedback_log),
@@ -97,6 +103,7 @@ class Server:
             max_calls=config.server.max_concurrent_calls,
             observer=Observer(self._clock, self._metrics, tracer),
         )
+        self._shedding = Shedding(config.server.default_budget_ms / 1000, self._clock)
         self._health = health.aio.HealthServicer()
         self._shares_port = shares_port
         self._server: aio.Server | None = None
@@ -123,6 +130,10 @@ class Server:
         server = aio.server(
             options=[
                 ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+                # Compressed requests are refused, and never inflated: what of that limit they keep
+                # compressed can be a thousand times as long.
+                ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
+                ("grpc.per_message_decompression", 0),
                 # Unless asked for, a second engine on the port is an error, not a sharer.
                 ("grpc.so_reuseport", int(self._shares_port)),
                 # A client that is gone, or does not read its responses, is hung up on some day.
@@ -136,8 +147,7 @@ class Server:
                 ("grpc.max_connection_age_grace_ms", _MAX_CONNECTION_AGE_GRACE_MS),
             ],
         )
-        shedding = Shedding(self._config.server.default_budget_ms / 1000, self._clock)
-        probe = QueueProbe(shedding, self._clock)
+        probe = QueueProbe(self._shedding, self._clock)
         add_service(self._service, server, probe)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -204,12 +214,15 @@ class Server:
         return State(
             bundle_ids={side: release.manifest.bundle_id for side, release in sides.items()},
             num_waiting=sum(worker.num_waiting for worker in workers),
+            call_wait_s=self._shedding.wait_s,
             num_swaps=self.releases.num_swaps,
             num_refusals=self.releases.num_refusals,
         )
 
-    async def _load_pipeline(self, directory: Path, others: Sequence[Pipeline]) -> Pipeline:
-        return await load_pipeline(
+    async def _load_pipeline(
+        self, side: str, directory: Path, others: Sequence[Pipeline]
+    ) -> Pipeline:
+        pipeline = await load_pipeline(
             directory,
             self._runtime,
             self._config,
@@ -217,6 +230,8 @@ class Server:
             others=others,
             metrics=self._metrics,
         )
+        self._metrics.expect(side, pipeline.bundle.scenarios)
+        return pipeline
 
     async def _set_health(self, *, is_serving: bool) -> None:
         status = health_pb2.HealthCheckResponse

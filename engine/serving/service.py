@@ -22,13 +22,14 @@ from engine.scheduling.stages import Stage
 from engine.serving.in_flight import InFlight
 from engine.serving.releases import Release, Releases
 from engine.serving.translation import question_of, response_of, scenarios_of
-from engine.telemetry.observation import Observer
+from engine.telemetry.observation import Call, Observer
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackRefusal
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceServicer
 
 DRAINING = "the server is shutting down"
 _MAX_EVENTS_ON_LOOP = 8  # tokens of more events are verified on another thread
+_MAX_EVENTS_AT_ONCE = 64 * MAX_EVENTS_PER_CALL  # of all calls that are being worked on
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Service(QueryRecommenderServiceServicer):
         self._observer = observer or Observer(clock)
         self._questions = InFlight()
         self._feedbacks = InFlight()
+        self._num_events = 0  # of the calls in flight
 
     async def Recommend(
         self,
@@ -80,35 +82,8 @@ class Service(QueryRecommenderServiceServicer):
         """See the contract."""
         observed = self._observer.call("Recommend", context)
         try:
-            with (
-                observed as call,
-                _request_errors(call.request_id),
-                self._questions,
-                self._picked(request.session_id, request.scenario).answering() as pipeline,
-            ):
-                if request.scenario in pipeline.bundle.scenarios:
-                    call.asked(request.scenario)
-                with call.probe.during(Stage.NORMALISE):
-                    question = question_of(
-                        request,
-                        pipeline.bundle.scenarios,
-                        time_left_s=_time_left_s(context),
-                        default_budget_s=self._default_budget_s,
-                        clock=self._clock,
-                    )
-                call.due(question.deadline)
-                answer = await pipeline.recommend(question, call.probe)
-                response = response_of(
-                    answer,
-                    question,
-                    request_id=call.response_id,
-                    session_id=request.session_id,
-                    bundle_id=pipeline.bundle.manifest.bundle_id,
-                    keys=self._feedback.keys,
-                    probe=call.probe,
-                )
-                call.answered(answer.omissions, len(answer.suggestions))
-                return response
+            with observed as call, _request_errors(call.request_id), self._questions:
+                return await self._answered(request, call, _time_left_s(context))
         except errors.RequestError as error:
             await errors.abort(context, error)
 
@@ -129,12 +104,13 @@ class Service(QueryRecommenderServiceServicer):
                     raise errors.too_many_items(
                         "events", num_items=num_events, max_items=MAX_EVENTS_PER_CALL
                     )
-                events = list(request.events)
-                if num_events > _MAX_EVENTS_ON_LOOP:
-                    accepted, refusals = await asyncio.to_thread(self._checked, events)
-                else:
-                    accepted, refusals = self._checked(events)
-                await self._feedback.log.append(accepted)
+                with self._taking(num_events):
+                    events = list(request.events)
+                    if num_events > _MAX_EVENTS_ON_LOOP:
+                        accepted, refusals = await asyncio.to_thread(self._checked, events)
+                    else:
+                        accepted, refusals = self._checked(events)
+                    await self._feedback.log.append(accepted)
                 call.stored(len(accepted), [r.reason for r in refusals])
                 return pb.RecordFeedbackResponse(num_accepted=len(accepted), refusals=refusals)
         except errors.RequestError as error:
@@ -172,11 +148,51 @@ class Service(QueryRecommenderServiceServicer):
         await self._questions.idle()
         await self._feedbacks.idle()
 
+    async def _answered(
+        self, request: pb.RecommendRequest, call: Call, time_left_s: float | None
+    ) -> pb.RecommendResponse:
+        release = self._picked(request.session_id, request.scenario)
+        with release.answering() as pipeline:
+            if request.scenario in pipeline.bundle.scenarios:
+                call.asked(request.scenario, release.side)
+            with call.probe.during(Stage.NORMALISE):
+                question = question_of(
+                    request,
+                    pipeline.bundle.scenarios,
+                    time_left_s=time_left_s,
+                    default_budget_s=self._default_budget_s,
+                    clock=self._clock,
+                )
+            call.due(question.deadline)
+            answer = await pipeline.recommend(question, call.probe)
+            response = response_of(
+                answer,
+                question,
+                request_id=call.response_id,
+                session_id=request.session_id,
+                bundle_id=pipeline.bundle.manifest.bundle_id,
+                keys=self._feedback.keys,
+                probe=call.probe,
+            )
+            call.answered(answer.omissions, len(answer.suggestions))
+            return response
+
     def _check_taking(self, calls: InFlight) -> None:
         if self.is_draining:
             raise errors.NotReady(DRAINING)
         if calls.num > self._max_calls:
             raise errors.QueueFull("call")
+
+    @contextmanager
+    def _taking(self, num_events: int) -> Generator[None]:
+        """Counts a call's events while they are checked and stored; refuses too many."""
+        if self._num_events + num_events > _MAX_EVENTS_AT_ONCE:
+            raise errors.QueueFull("feedback")
+        self._num_events += num_events
+        try:
+            yield
+        finally:
+            self._num_events -= num_events
 
     def _main(self) -> Release:
         self._check_taking(self._questions)

@@ -183,9 +183,9 @@ class Supervisor:
                 return
             worker = left[0]
             if not await worker.refresh(side, directory, is_asked=is_asked):
-                if not worker.is_serving:
+                if not worker.is_serving and not self._is_stopping:
                     self._deadly.add(directory)
-                    _log.error("a worker died over %s; the others do not load it", directory)
+                    _log.error("a worker died over %s; no further one loads it", directory)
                 return
             self._places = self._places.with_side(side, directory)  # for those that start from now
             seen.append(worker)
@@ -238,4 +238,9 @@ def _config_of(number: int, config: Config) -> Config:
 
 
 def _described(status: int) -> str:
-    return f"status {status}" if status >= 0 else signal.Signals(-status).name
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {-status}"

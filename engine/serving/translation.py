@@ -111,8 +111,7 @@ def question_of(
             for i, item in enumerate(request.side_information)
         ),
         excluded_keys=frozenset(
-            key_of(_checked(f"exclude[{i}]", text, MAX_QUERY_BYTES))
-            for i, text in enumerate(request.exclude)
+            key_of(_query(f"exclude[{i}]", text)) for i, text in enumerate(request.exclude)
         ),
         num_suggestions=num_wanted or min(scenario.num_suggestions, MAX_SUGGESTIONS),
         deadline=deadline,
@@ -225,11 +224,17 @@ def _beginning(field: str, text: str, max_bytes: int) -> str:
 
 
 def _session_query(field: str, text: str) -> str:
+    if query := _query(field, text):
+        return query
+    raise errors.text_invalid(field, "at least one character but white space")
+
+
+def _query(field: str, text: str) -> str:
+    """Returns a normalised text that is no longer than a query may be."""
     _check_raw(field, text)
     normalised = normalise(text)
-    if not normalised:
-        raise errors.text_invalid(field, "at least one character but white space")
-    return _checked(field, normalised, MAX_QUERY_BYTES)
+    _check_text(field, normalised, MAX_QUERY_BYTES)
+    return normalised
 
 
 def _check_raw(field: str, text: str) -> None:
@@ -237,11 +242,6 @@ def _check_raw(field: str, text: str) -> None:
     size = len(" ".join(text.split()).encode("utf-8"))
     if size > _MAX_SHRINKING * MAX_QUERY_BYTES:
         raise errors.text_too_long(field, size_bytes=size, max_bytes=MAX_QUERY_BYTES)
-
-
-def _checked(field: str, text: str, max_bytes: int) -> str:
-    _check_text(field, text, max_bytes)
-    return text
 
 
 def _check_text(field: str, text: str, max_bytes: int) -> None:

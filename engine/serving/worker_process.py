@@ -5,6 +5,7 @@ Knows nothing of other workers.
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,11 @@ import msgspec
 from engine.serving.console import say
 from engine.serving.control import (
     MAX_LINE_BYTES,
+    Command,
+    Ending,
     Failed,
+    Ping,
+    Pong,
     Refresh,
     Said,
     Serving,
@@ -28,6 +33,7 @@ from engine.serving.control import (
 MAX_RESTARTS = 5  # in a row
 STABLE_S = 60.0  # a worker that served this long starts a new row
 _BACKOFF_S = 0.5  # before the first restart in a row; doubles with each
+_PING_S, _MAX_UNANSWERED = 1.0, 10  # counted, not timed: the whole machine may have stood still
 
 
 class Restarts:
@@ -65,6 +71,7 @@ class WorkerProcess:
         self.process = process
         self._number = start.number
         self._refreshed: asyncio.Future[bool] | None = None
+        self._num_unanswered = 0  # pings
 
     @classmethod
     async def begin(cls, start: Start) -> "WorkerProcess":
@@ -93,6 +100,7 @@ class WorkerProcess:
             on_serving: Called with the bundle's id once it serves.
         """
         assert self.process.stdout is not None
+        watching = asyncio.ensure_future(self._watch())
         try:
             while line := await self.process.stdout.readline():
                 try:
@@ -106,10 +114,15 @@ class WorkerProcess:
                 elif isinstance(reply, Serving):
                     self.is_serving = True
                     on_serving(reply.bundle_id)
+                elif isinstance(reply, Pong):
+                    self._num_unanswered = 0
+                elif isinstance(reply, Ending):
+                    self.is_serving = False
                 else:
                     self._end_refresh(is_current=reply.is_current)
             return await self.process.wait()
         finally:
+            watching.cancel()
             self.is_serving = False
             self._end_refresh(is_current=False)
 
@@ -131,10 +144,20 @@ class WorkerProcess:
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
+    async def _watch(self) -> None:
+        """Kills a process that serves but stands still: it would keep its share of connections."""
+        while self._num_unanswered < _MAX_UNANSWERED:
+            await asyncio.sleep(_PING_S)
+            if self.is_serving:
+                self._num_unanswered += 1
+                self._tell(Ping())
+        self.why_failed = f"gave no sign of life for {_MAX_UNANSWERED * _PING_S:.0f} s; killed"
+        self.signal(signal.SIGKILL)
+
     def _end_refresh(self, *, is_current: bool) -> None:
         if self._refreshed is not None and not self._refreshed.done():
             self._refreshed.set_result(is_current)
 
-    def _tell(self, command: Start | Refresh) -> None:
+    def _tell(self, command: Command) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(as_line(command))

@@ -1,12 +1,12 @@
 """What Prometheus sees of an engine. Knows nothing of how requests are answered.
 
 No label holds a text of a user, and every label has few values: scenarios are those of bundles,
-all others are enumerations. All that a request with every stage is counted for, times included,
-takes 38 us of CPU (`python -m benchmarks.observation`, a Xeon with AMX).
+all others are enumerations. `side` is that of the release which answers, "bundle" or "canary". All
+that a request with every stage is counted for, times included, takes 38 us of CPU (`python -m
+benchmarks.observation`, a Xeon with AMX).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Generic, Literal, TypeVar
 
@@ -21,15 +21,9 @@ from prometheus_client import (
     disable_created_metrics,
     start_http_server,
 )
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
 
 from engine.scheduling.stages import Effort, Left, Omission, Stage, Why
+from engine.telemetry.state import PREFIX, State, StateCollector
 from queryrec.v1.error_reason_pb2 import ErrorReason
 
 Lookup = Literal["hit", "shared", "miss"]
@@ -41,7 +35,6 @@ C = TypeVar("C", Counter, Histogram)
 UNKNOWN_SCENARIO = "unknown"
 """Label of requests for a scenario that no bundle has."""
 
-_PREFIX = "queryrec_"
 _REQUEST_BUCKETS_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06),
     *(0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5),
@@ -57,19 +50,17 @@ _ALERTING_ERRORS = (
     ErrorReason.ERROR_REASON_QUEUE_FULL,
     ErrorReason.ERROR_REASON_FEEDBACK_NOT_STORED,
 )
+_EVENT_REFUSALS = (
+    ErrorReason.ERROR_REASON_TOKEN_MALFORMED,
+    ErrorReason.ERROR_REASON_TOKEN_SIGNATURE_INVALID,
+    ErrorReason.ERROR_REASON_TOKEN_KEY_UNKNOWN,
+    ErrorReason.ERROR_REASON_EVENT_INVALID,
+    ErrorReason.ERROR_REASON_TEXT_INVALID,
+    ErrorReason.ERROR_REASON_FIELD_TOO_LONG,
+)
 _OMITTED_STAGES = (Stage.RETRIEVE, Stage.ENCODE, Stage.GENERATE, Stage.SCORE)
 _ALERTING_OMISSIONS = (Why.FAILURE, Why.OVERLOAD)
 _ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What an engine is at a moment."""
-
-    bundle_ids: Mapping[str, str] = field(default_factory=dict[str, str])  # by side; none: loading
-    num_waiting: int = 0  # rows that wait for a model
-    num_swaps: int = 0  # releases that took another's place
-    num_refusals: int = 0  # releases that could not
 
 
 class Metrics:
@@ -88,7 +79,7 @@ class Metrics:
         requests = self._histogram(
             "request_duration_seconds",
             "Time from the arrival of a call to its response or error.",
-            ("method", "scenario", "status"),
+            ("method", "scenario", "side", "status"),
             _REQUEST_BUCKETS_S,
         )
         stages = self._histogram(
@@ -106,9 +97,11 @@ class Metrics:
             "answers_total",
             "Answers by how they were made: full, reduced (something was left out), ranked "
             "(nothing was generated), lookup (no model took part).",
-            ("scenario", "effort"),
+            ("scenario", "side", "effort"),
         )
-        empty = self._counter("empty_answers_total", "Answers without suggestions.", ("scenario",))
+        empty = self._counter(
+            "empty_answers_total", "Answers without suggestions.", ("scenario", "side")
+        )
         omissions = self._counter(
             "omissions_total",
             "Stages of answers that did less, and why.",
@@ -117,7 +110,7 @@ class Metrics:
         misses = self._counter(
             "budget_misses_total",
             "Answers later than their budget, and calls that their deadline ended.",
-            ("scenario",),
+            ("scenario", "side"),
         )
         errors = self._counter(
             "errors_total", "Calls that were refused or failed.", ("method", "reason")
@@ -131,23 +124,25 @@ class Metrics:
         )
         self.num_in_flight = 0
         in_flight = Gauge(
-            _PREFIX + "requests_in_flight",
+            PREFIX + "requests_in_flight",
             "Calls that are being worked on.",
             registry=self.registry,
         )
         in_flight.set_function(lambda: self.num_in_flight)
-        self._requests = _Children[tuple[str, str, str], Histogram](
+        self._requests = _Children[tuple[str, str, str, str], Histogram](
             lambda key: requests.labels(*key)
         )
         self._stages = _Children[Stage, Histogram](stages.labels)
         self._batches = _Children[Stage, Histogram](batches.labels)
         self._rows = _Children[Stage, Histogram](rows.labels)
-        self._answers = _Children[tuple[str, Effort], Counter](lambda key: answers.labels(*key))
-        self._empty = _Children[str, Counter](empty.labels)
+        self._answers = _Children[tuple[str, str, Effort], Counter](
+            lambda key: answers.labels(*key)
+        )
+        self._empty = _Children[tuple[str, str], Counter](lambda key: empty.labels(*key))
         self._omissions = _Children[Omission, Counter](
             lambda o: omissions.labels(o.stage, o.kind.name.lower(), o.reason.name.lower())
         )
-        self._misses = _Children[str, Counter](misses.labels)
+        self._misses = _Children[tuple[str, str], Counter](lambda key: misses.labels(*key))
         self._errors = _Children[tuple[str, ErrorReason], Counter](
             lambda key: errors.labels(key[0], reason_label(key[1]))
         )
@@ -160,58 +155,64 @@ class Metrics:
         self._evictions.bind("generation")
         for error in product(_METHODS, _ALERTING_ERRORS):
             self._errors.bind(error)
+        for reason in _EVENT_REFUSALS:
+            self._refused.bind(reason)
         for omission in product(_OMITTED_STAGES, Left, _ALERTING_OMISSIONS):
             self._omissions.bind(Omission(*omission))
 
-    def expect(self, scenarios: Iterable[str]) -> None:
-        """Starts the counters of scenarios at zero, so that a first miss is seen as a rise."""
+    def expect(self, side: str, scenarios: Iterable[str]) -> None:
+        """Starts the counters of a release at zero, so that a first miss is seen as a rise."""
         for scenario in scenarios:
-            self._requests.bind(("Recommend", scenario, "OK"))
-            self._misses.bind(scenario)
-            self._empty.bind(scenario)
+            self._requests.bind(("Recommend", scenario, side, "OK"))
+            self._misses.bind((scenario, side))
+            self._empty.bind((scenario, side))
             for effort in Effort:
-                self._answers.bind((scenario, effort))
+                self._answers.bind((scenario, side, effort))
 
     def watch(self, state: Callable[[], State]) -> None:
         """Has `state` say, at each scrape and on another thread, what the engine is then."""
-        self.registry.register(_StateCollector(state))
+        self.registry.register(StateCollector(state))
 
     def call_began(self) -> None:
         """Counts a call as in flight."""
         self.num_in_flight += 1
 
-    def call_ended(self, method: str, scenario: str, status: str, elapsed_s: float) -> None:
+    def call_ended(
+        self, method: str, scenario: str, side: str, status: str, elapsed_s: float
+    ) -> None:
         """Counts a call, which is in flight no more.
 
         Args:
             method: Name of the RPC.
             scenario: One of a bundle's, `UNKNOWN_SCENARIO`, or empty if the method has none.
+            side: Which release has that scenario, "bundle" or "canary"; empty if none.
             status: Name of a gRPC status.
             elapsed_s: Since it arrived.
         """
         self.num_in_flight -= 1
-        self._requests[method, scenario, status].observe(elapsed_s)
+        self._requests[method, scenario, side, status].observe(elapsed_s)
 
     def answered(
         self,
         scenario: str,
+        side: str,
         omissions: Sequence[Omission],
         timings: Iterable[tuple[Stage, float]],
         *,
         is_empty: bool,
     ) -> None:
         """Counts an answer, what it left out, and the seconds of its stages."""
-        self._answers[scenario, Effort.of(omissions)].inc()
+        self._answers[scenario, side, Effort.of(omissions)].inc()
         if is_empty:
-            self._empty[scenario].inc()
+            self._empty[scenario, side].inc()
         for omission in omissions:
             self._omissions[omission].inc()
         for stage, elapsed_s in timings:
             self._stages[stage].observe(elapsed_s)
 
-    def budget_missed(self, scenario: str) -> None:
+    def budget_missed(self, scenario: str, side: str) -> None:
         """Counts a call whose budget was over before it ended."""
-        self._misses[scenario].inc()
+        self._misses[scenario, side].inc()
 
     def failed(self, method: str, reason: ErrorReason) -> None:
         """Counts a call that was refused or failed."""
@@ -239,10 +240,10 @@ class Metrics:
     def _histogram(
         self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
     ) -> Histogram:
-        return Histogram(_PREFIX + name, text, labels, buckets=buckets, registry=self.registry)
+        return Histogram(PREFIX + name, text, labels, buckets=buckets, registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
-        return Counter(_PREFIX + name, text, labels, registry=self.registry)
+        return Counter(PREFIX + name, text, labels, registry=self.registry)
 
 
 class Endpoint:
@@ -286,25 +287,3 @@ class _Children(dict[K, C], Generic[K, C]):
     def bind(self, key: K) -> None:
         """Makes the child, so that it is exported from now on."""
         self[key] = self._make(key)
-
-
-class _StateCollector(Collector):
-    def __init__(self, state: Callable[[], State]) -> None:
-        self._state = state
-
-    def collect(self) -> Iterator[Metric]:
-        state = self._state()
-        for name, text, value in (
-            ("ready", "1 once a bundle serves.", min(1, len(state.bundle_ids))),
-            ("rows_waiting", "Rows that wait for a model.", state.num_waiting),
-        ):
-            yield GaugeMetricFamily(_PREFIX + name, text, value)
-        for name, text, value in (
-            ("bundle_swaps", "Releases that took another's place.", state.num_swaps),
-            ("bundle_refusals", "Releases that could not be used.", state.num_refusals),
-        ):
-            yield CounterMetricFamily(_PREFIX + name, text, value)
-        bundles = InfoMetricFamily(_PREFIX + "bundle", "The bundles that serve.", labels=("side",))
-        for side, bundle_id in state.bundle_ids.items():
-            bundles.add_metric((side,), {"bundle_id": bundle_id})
-        yield bundles

@@ -81,6 +81,7 @@ class Call:
         "_metrics",
         "_omissions",
         "_scenario",
+        "_side",
         "_trace",
         "probe",
         "request_id",
@@ -103,6 +104,7 @@ class Call:
         self._metrics = metrics
         self._trace = trace
         self._scenario = UNKNOWN_SCENARIO if method == "Recommend" else ""
+        self._side = ""
         self._deadline: Deadline | None = None
         self._omissions: Sequence[Omission] | None = None
         self._is_empty = False
@@ -112,9 +114,10 @@ class Call:
         self._metrics.call_began()
         return self
 
-    def asked(self, scenario: str) -> None:
-        """Notes for which of the bundle's scenarios it is."""
+    def asked(self, scenario: str, side: str) -> None:
+        """Notes for which scenario of which release it is, "bundle" or "canary"."""
         self._scenario = scenario
+        self._side = side
 
     def due(self, deadline: Deadline) -> None:
         """Notes when an answer has to be ready."""
@@ -140,13 +143,14 @@ class Call:
         is_late = self._deadline is not None and self._deadline.has_passed
         status = _status(error, is_late=is_late)
         metrics = self._metrics
-        metrics.call_ended(self._method, self._scenario, status.name, elapsed_s)
+        scenario, side = self._scenario, self._side
+        metrics.call_ended(self._method, scenario, side, status.name, elapsed_s)
         if isinstance(error, RequestError):
             metrics.failed(self._method, error.reason)
         if self._omissions is not None:
-            metrics.answered(self._scenario, self._omissions, stages, is_empty=self._is_empty)
-        if is_late and self._scenario and status in (StatusCode.OK, StatusCode.DEADLINE_EXCEEDED):
-            metrics.budget_missed(self._scenario)
+            metrics.answered(scenario, side, self._omissions, stages, is_empty=self._is_empty)
+        if is_late and scenario and status in (StatusCode.OK, StatusCode.DEADLINE_EXCEEDED):
+            metrics.budget_missed(scenario, side)
         if self._trace is not None:
             self._trace.end(status, self._fields())
         if _log.isEnabledFor(logging.DEBUG):
@@ -165,6 +169,8 @@ class Call:
             fields["response_id"] = self.response_id
         if self._scenario:
             fields["scenario"] = self._scenario
+        if self._side:
+            fields["side"] = self._side
         if self._omissions is not None:
             fields["effort"] = Effort.of(self._omissions).value
             fields["omissions"] = [

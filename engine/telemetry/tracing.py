@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 _SERVICE = "queryrec.v1.QueryRecommenderService"
 _EXPORT_TIMEOUT_S = 2.0  # retries included; the last export delays the end of the process
 _PROPAGATED = ("traceparent", "tracestate")
+# OpenTelemetry's rule for servers: all others are the caller's doing, or its wish.
+_ERRORS = frozenset(
+    {
+        StatusCode.UNKNOWN,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.UNIMPLEMENTED,
+        StatusCode.INTERNAL,
+        StatusCode.UNAVAILABLE,
+        StatusCode.DATA_LOSS,
+    }
+)
 
 Attribute = str | int | Sequence[str]
 
@@ -133,7 +144,7 @@ class Trace:
                 **{f"queryrec.{name}": value for name, value in attributes.items()},
             }
         )
-        if status is not StatusCode.OK:
+        if status in _ERRORS:
             self._span.set_status(Status(SpanStatus.ERROR, status.name))
         self._span.end()
 

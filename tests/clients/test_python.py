@@ -5,6 +5,7 @@ import copy
 import pickle
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -51,9 +52,12 @@ class FixedServicer(QueryRecommenderServiceServicer):
     def __init__(self) -> None:
         self.requests: list[service_pb2.RecommendRequest] = []
         self.events: list[feedback_pb2.FeedbackEvent] = []
+        self.peers: set[str] = set()
+        self.metadata: list[dict[str, str | bytes]] = []
 
     async def Recommend(self, request, context):
         self.requests.append(request)
+        self._note(context)
         if request.query in FAILURES:
             await errors.abort(context, FAILURES[request.query])
         if request.query == "plain":
@@ -88,6 +92,7 @@ class FixedServicer(QueryRecommenderServiceServicer):
         )
 
     async def RecordFeedback(self, request, context):
+        self._note(context)
         self.events.extend(request.events)
         return service_pb2.RecordFeedbackResponse(
             num_accepted=1,
@@ -101,6 +106,7 @@ class FixedServicer(QueryRecommenderServiceServicer):
         )
 
     async def ListScenarios(self, request, context):
+        self._note(context)
         return service_pb2.ListScenariosResponse(
             scenarios=[
                 scenario_pb2.Scenario(
@@ -111,6 +117,10 @@ class FixedServicer(QueryRecommenderServiceServicer):
                 )
             ]
         )
+
+    def _note(self, context):
+        self.peers.add(context.peer())
+        self.metadata.append(dict(context.invocation_metadata()))
 
 
 @pytest_asyncio.fixture
@@ -284,6 +294,38 @@ def test_a_timeout_of_nonsense_is_refused():
 
 @pytest.mark.parametrize("name", ["session_queries", "exclude"])
 async def test_a_string_in_place_of_a_sequence_of_strings_is_refused(name):
+    arguments: dict[str, Any] = {name: "abc"}
     async with QueryRecClient("127.0.0.1:1") as client:
         with pytest.raises(ValueError, match=f"{name} is a string"):
-            await client.recommend("suggestion", "q", **{name: "abc"})
+            await client.recommend("suggestion", "q", **arguments)
+
+
+async def test_each_client_has_a_connection_of_its_own(served):
+    target, servicer = served
+    clients = [QueryRecClient(target, timeout_s=10) for _ in range(4)]
+    for client in [*clients, *clients]:
+        await client.list_scenarios()
+    for client in clients:
+        await client.close()
+
+    assert len(servicer.peers) == len(clients)
+
+
+async def test_metadata_goes_with_each_call(served):
+    target, servicer = served
+    metadata = [("x-request-id", "r-1"), ("traceparent", "00-1-2-01")]
+    async with QueryRecClient(target, timeout_s=10) as client:
+        await client.recommend("suggestion", "earbuds", metadata=metadata)
+        await client.record_feedback([], metadata=metadata)
+        await client.list_scenarios(metadata=metadata)
+        await client.list_scenarios()
+
+    sent = [{k: v for k, v in m.items() if k in dict(metadata)} for m in servicer.metadata]
+    assert sent == [dict(metadata)] * 3 + [{}]
+
+
+@pytest.mark.parametrize("pair", [("X-Request-Id", "r-1"), ("x-request-id", "größe")])
+async def test_metadata_that_cannot_be_sent_is_refused(pair):
+    async with QueryRecClient("127.0.0.1:1") as client:
+        with pytest.raises(ValueError, match=f"metadata has '{pair[0]}'"):
+            await client.list_scenarios(metadata=[pair])

@@ -1,6 +1,8 @@
 """Every kind of bad input, over real gRPC against an engine in a process of its own."""
 
+import re
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -167,3 +169,21 @@ def test_more_events_than_allowed_are_refused_as_a_whole(stub):
         stub.RecordFeedback(pb.RecordFeedbackRequest(events=[event("x")] * 257), timeout=TIMEOUT_S)
     assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert info(failure.value).reason == "ERROR_REASON_TOO_MANY_ITEMS"
+
+
+def test_a_compressed_request_is_refused_without_being_inflated(live_engine, channel, stub):
+    process = Path(f"/proc/{live_engine.process.pid}")
+
+    def peak_bytes() -> int:
+        [kilobytes] = re.findall(r"VmHWM:\s*(\d+) kB", (process / "status").read_text())
+        return int(kilobytes) * 1024
+
+    ask = channel.unary_unary(RECOMMEND)
+    (process / "clear_refs").write_text("5")  # the peak is measured from now on
+    before_bytes = peak_bytes()
+    for size in (200, 160 << 20):  # of the latter, less than may be received is sent
+        with pytest.raises(grpc.RpcError) as failure:
+            ask(bytes(size), timeout=120, compression=grpc.Compression.Gzip)
+        assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert peak_bytes() < before_bytes + (80 << 20)
+    assert stub.Recommend(request(), timeout=TIMEOUT_S).suggestions

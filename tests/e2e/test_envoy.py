@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,10 +34,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def configured(targets: list[str], port: int) -> dict[str, object]:
+def configured(targets: list[str], port: int, admin_port: int) -> dict[str, object]:
     """The shipped configuration, with addresses of this machine."""
     config = yaml.safe_load((ROOT / "deploy/envoy.yaml").read_text())
-    del config["admin"]
+    config["admin"]["address"]["socket_address"]["port_value"] = admin_port
     resources = config["static_resources"]
     resources["listeners"][0]["address"]["socket_address"] = {
         "address": "127.0.0.1",
@@ -69,13 +70,18 @@ def engines(tiny_bundle, other_bundle, tmp_path, start_engine, stop_engine):
 
 
 @pytest.fixture
-def envoy(engines, tmp_path) -> Iterator[str]:
+def admin_port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def envoy(engines, admin_port, tmp_path) -> Iterator[str]:
     """The address of an Envoy in front of both engines."""
     if not ENVOY.exists():
         pytest.skip("no Envoy here: run `make envoy`")
     port = free_port()
     path = tmp_path / "envoy.json"
-    path.write_text(json.dumps(configured([e.target for e in engines], port)))
+    path.write_text(json.dumps(configured([e.target for e in engines], port, admin_port)))
     with (tmp_path / "envoy.txt").open("w") as log:
         process = subprocess.Popen(
             [ENVOY, "-c", path, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"],
@@ -163,6 +169,26 @@ def test_calls_go_on_succeeding_while_an_engine_hangs(envoy, engines, tiny_bundl
         finally:
             engines[0].process.send_signal(signal.SIGCONT)
         callers.wait_for(hanging, 8)  # taken back once its health is right
+    assert callers.failed == []
+
+
+def test_errors_that_engines_answer_with_take_none_of_them_out(
+    envoy, admin_port, engines, tiny_bundle, other_bundle
+):
+    hasty = pb.RecommendRequest(scenario="suggestion", query="a lamp")
+    hasty.latency_budget.nanos = 1
+    with grpc.insecure_channel(envoy) as channel:
+        stub = QueryRecommenderServiceStub(channel)
+        for _ in range(40):
+            with pytest.raises(grpc.RpcError) as failure:
+                stub.Recommend(hasty, timeout=TIMEOUT_S)
+            assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    url = f"http://127.0.0.1:{admin_port}/stats?filter=outlier_detection.ejections_enforced_total"
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as page:
+        assert page.read().decode().strip().endswith("ejections_enforced_total: 0")
+    with Callers(envoy) as callers:
+        for directory in (tiny_bundle, other_bundle):
+            callers.wait_for(read_manifest(directory).bundle_id, 8)
     assert callers.failed == []
 
 

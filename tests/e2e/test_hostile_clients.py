@@ -7,7 +7,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import psutil
@@ -72,13 +72,15 @@ def ask(stub: QueryRecommenderServiceStub, number: int) -> int:
 
 
 def assert_answers_again(stub: QueryRecommenderServiceStub) -> None:
-    """Waits until what came before is worked off; then every call has to be answered."""
+    """Has every call of many answered, once what came before is worked off."""
     until_s = time.monotonic() + 60
-    while time.monotonic() < until_s:
-        with suppress(grpc.RpcError):
-            ask(stub, -1)
-            break
-    assert all(ask(stub, i) for i in range(50))
+    while True:
+        try:
+            assert all(ask(stub, i) for i in range(50))
+        except grpc.RpcError:
+            assert time.monotonic() < until_s
+        else:
+            return
 
 
 def reason_of(error: grpc.RpcError) -> str:

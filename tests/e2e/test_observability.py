@@ -148,7 +148,7 @@ def test_nothing_that_is_told_holds_text_of_the_user(told):
 
 
 def test_metrics_count_what_was_asked(told):
-    ok = {"method": "Recommend", "status": "OK", "scenario": "suggestion"}
+    ok = {"method": "Recommend", "status": "OK", "scenario": "suggestion", "side": "bundle"}
     assert told.value("request_duration_seconds_count", **ok) >= 2
     assert told.value("request_duration_seconds_count", status="NOT_FOUND", scenario="unknown") == 1
     for reason in ("scenario_unknown", "query_too_long", "deadline_unreachable"):
@@ -166,6 +166,7 @@ def test_metrics_count_what_was_asked(told):
     assert told.value("ready") == 1
     assert told.value("bundle_info") == 1
     assert told.value("requests_in_flight") == 0
+    assert "queryrec_call_wait_seconds " in told.metrics
     assert "process_resident_memory_bytes" in told.metrics
     assert "_created" not in told.metrics
 

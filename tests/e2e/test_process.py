@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
@@ -146,6 +147,36 @@ def test_a_link_that_leads_elsewhere_is_followed_on_sighup_or_unasked(
         engine.process.send_signal(signal.SIGHUP)
     old, new = (read_manifest(d).bundle_id for d in (tiny_bundle, other_bundle))
     assert next_line().startswith(f"queryrec-engine: bundle {new} takes over from {old} after ")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_engine_whose_lines_nobody_can_read_goes_on_following_the_link(
+    tiny_bundle, other_bundle, tmp_path, start_engine, stop_engine, workers
+):
+    link = tmp_path / "current"
+    link.symlink_to(tiny_bundle)
+    engine = start_engine(link, tmp_path, "--workers", workers)
+    engine.process.stdout.close()
+    try:
+        for directory in (other_bundle, tiny_bundle, other_bundle):
+            (tmp_path / "new").symlink_to(directory)
+            (tmp_path / "new").rename(link)
+            engine.process.send_signal(signal.SIGHUP)
+            wait_until_all_serve(engine.target, read_manifest(directory).bundle_id)
+    finally:
+        assert stop_engine(engine) == 0
+    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
+
+
+def wait_until_all_serve(target: str, bundle_id: str) -> None:
+    """Returns once eight connections in a row are answered with a bundle: all workers', that is."""
+    num_left, deadline_s = 8, time.monotonic() + 120
+    while num_left:
+        assert time.monotonic() < deadline_s
+        with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = QueryRecommenderServiceStub(channel)
+            listed = stub.ListScenarios(pb.ListScenariosRequest(), timeout=30)
+        num_left = num_left - 1 if listed.bundle_id == bundle_id else 8
 
 
 def test_a_canary_shares_the_sessions(

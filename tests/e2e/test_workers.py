@@ -98,6 +98,16 @@ def test_a_worker_that_is_killed_starts_again_while_the_other_answers(
     assert "ended with SIGKILL; starts again in 0.5 s" in (tmp_path / "stderr.txt").read_text()
 
 
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_killed_and_starts_again(tiny_bundle, tmp_path, following):
+    engine, next_line = following(tiny_bundle, tmp_path, "--workers", "2")
+    stopped = min(children(engine.process))
+    os.kill(stopped, signal.SIGSTOP)
+    assert next_line().endswith(f": serving {read_manifest(tiny_bundle).bundle_id} again")
+    assert stopped not in children(engine.process)
+    assert "gave no sign of life for 10 s; killed" in (tmp_path / "stderr.txt").read_text()
+
+
 def test_a_link_that_leads_elsewhere_is_followed_by_all_workers_on_sighup(
     tiny_bundle, other_bundle, tmp_path, following
 ):

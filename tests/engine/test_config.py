@@ -32,7 +32,7 @@ def test_all_mistakes_are_reported_together(tmp_path):
 
 def test_variables_that_kubernetes_sets_for_a_service_are_let_pass():
     address = "tcp://10.0.0.1:50051"
-    for service in ("QUERYREC", "QUERYREC_CANARY"):
+    for service in ("QUERYREC", "QUERYREC_CANARY", "QUERYREC_SERVER", "QUERYREC_METRICS"):
         environment = {
             f"{service}_SERVICE_HOST": "10.0.0.1",
             f"{service}_SERVICE_PORT": "50051",
@@ -93,4 +93,11 @@ def test_two_keys_of_one_id_are_refused(tmp_path):
 
 
 def test_without_a_file_each_start_has_a_key_of_its_own():
-    assert load_keys("").secrets != load_keys("").secrets
+    one, other = load_keys(""), load_keys("")
+    assert one.active_key_id not in other.secrets, "a token of before a restart is no forgery"
+    assert set(one.secrets.values()).isdisjoint(other.secrets.values())
+
+
+def test_a_feedback_directory_without_a_name_is_refused():
+    with pytest.raises(ValueError, match=r"feedback\.directory is ''"):
+        load_config(None, {"QUERYREC_FEEDBACK_DIRECTORY": ""}, {})

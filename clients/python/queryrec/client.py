@@ -10,6 +10,7 @@ helps.
         await client.record_feedback([*shown, answer.event("click", position=1)])
 """
 
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -33,10 +34,13 @@ from queryrec.v1 import query_recommender_service_pb2 as service_pb2
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 
 FeedbackKind = Literal["impression", "click", "dismiss"]
+Metadata = Sequence[tuple[str, str]]
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration
+_METADATA_KEY = re.compile(r"[a-z0-9_.-]+")
+_CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # else clients share a connection
 
 
 class Suggestion(NamedTuple):
@@ -134,6 +138,8 @@ class Recommendation:
 class QueryRecClient:
     """One connection to the service; share it, it carries any number of calls at once.
 
+    Each client has a connection of its own, also where several have the same target.
+
     Args:
         target: Address, such as "localhost:50051" or "dns:///queryrec:50051".
         timeout_s: Deadline of each call, in seconds: the time budget of an answer.
@@ -150,9 +156,9 @@ class QueryRecClient:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s is {timeout_s}; it must be above 0")
         if credentials is None:
-            self._channel = aio.insecure_channel(target)
+            self._channel = aio.insecure_channel(target, _CHANNEL_OPTIONS)
         else:
-            self._channel = aio.secure_channel(target, credentials)
+            self._channel = aio.secure_channel(target, credentials, _CHANNEL_OPTIONS)
         self._stub = QueryRecommenderServiceStub(self._channel)
         self._timeout_s = timeout_s
 
@@ -186,6 +192,7 @@ class QueryRecClient:
         max_suggestions: int = 0,
         latency_budget_s: float | None = None,
         timeout_s: float | None = None,
+        metadata: Metadata = (),
     ) -> Recommendation:
         """Returns suggestions for ``query``.
 
@@ -203,10 +210,12 @@ class QueryRecClient:
             max_suggestions: At most this many; 0 means the scenario's default.
             latency_budget_s: Asks for an answer in less time than the deadline, in seconds.
             timeout_s: Deadline of this call instead of the client's, in seconds.
+            metadata: (key, value) pairs to send with the call, such as "x-request-id", which logs
+                then have, or "traceparent". The other methods take them, too.
 
         Raises:
             QueryRecError: The call failed.
-            ValueError: An argument does not fit the request's fields.
+            ValueError: An argument does not fit the request's fields, or metadata cannot be sent.
         """
         for name, texts in (("session_queries", session_queries), ("exclude", exclude)):
             if isinstance(texts, str):
@@ -228,7 +237,7 @@ class QueryRecClient:
         )
         if latency_budget_s is not None:
             request.latency_budget.CopyFrom(_duration(latency_budget_s))
-        response = await self._call(self._stub.Recommend, request, timeout_s)
+        response = await self._call(self._stub.Recommend, request, timeout_s, metadata)
         return Recommendation(
             request_id=response.request_id,
             suggestions=tuple(
@@ -258,16 +267,20 @@ class QueryRecClient:
         )
 
     async def record_feedback(
-        self, events: Sequence[FeedbackEvent], *, timeout_s: float | None = None
+        self,
+        events: Sequence[FeedbackEvent],
+        *,
+        timeout_s: float | None = None,
+        metadata: Metadata = (),
     ) -> Receipt:
         """Stores at most 256 events; returns once all that were not refused are durable.
 
         Raises:
             QueryRecError: The call failed; send the same events again.
-            ValueError: An event does not fit the request's fields.
+            ValueError: An event does not fit the request's fields, or metadata cannot be sent.
         """
         request = service_pb2.RecordFeedbackRequest(events=[_event_message(e) for e in events])
-        response = await self._call(self._stub.RecordFeedback, request, timeout_s)
+        response = await self._call(self._stub.RecordFeedback, request, timeout_s, metadata)
         return Receipt(
             num_accepted=response.num_accepted,
             refusals=tuple(
@@ -280,14 +293,17 @@ class QueryRecClient:
             ),
         )
 
-    async def list_scenarios(self, *, timeout_s: float | None = None) -> tuple[Scenario, ...]:
+    async def list_scenarios(
+        self, *, timeout_s: float | None = None, metadata: Metadata = ()
+    ) -> tuple[Scenario, ...]:
         """Returns the panels that the service can fill, by name.
 
         Raises:
             QueryRecError: The call failed.
+            ValueError: Metadata cannot be sent.
         """
         response = await self._call(
-            self._stub.ListScenarios, service_pb2.ListScenariosRequest(), timeout_s
+            self._stub.ListScenarios, service_pb2.ListScenariosRequest(), timeout_s, metadata
         )
         return tuple(
             Scenario(
@@ -305,13 +321,28 @@ class QueryRecClient:
         method: aio.UnaryUnaryMultiCallable[_Request, _Response],
         request: _Request,
         timeout_s: float | None,
+        metadata: Metadata,
     ) -> _Response:
         try:
             return await method(
-                request, timeout=self._timeout_s if timeout_s is None else timeout_s
+                request,
+                timeout=self._timeout_s if timeout_s is None else timeout_s,
+                metadata=_checked(metadata),
             )
         except aio.AioRpcError as error:
             raise QueryRecError.from_rpc_error(error) from error
+
+
+def _checked(metadata: Metadata) -> Metadata:
+    """Returns metadata that gRPC can send, or raises ValueError; gRPC's own error names none."""
+    pairs = tuple(metadata)
+    for key, value in pairs:
+        if not (_METADATA_KEY.fullmatch(key) and value.isascii() and value.isprintable()):
+            raise ValueError(
+                f"metadata has {key!r}: {value!r}; keys must be of lower-case letters, digits and "
+                "'-', '_', '.', values of printable ASCII characters"
+            )
+    return pairs
 
 
 class _Enum(Protocol):

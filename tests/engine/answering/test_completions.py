@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import msgspec
+import numpy as np
 import pytest
 
 from engine.answering.generation import Generation
@@ -10,10 +12,11 @@ from engine.errors import QueueFull
 from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.models import GenerateRow, Sequences
 from engine.formats.completion import completed
+from engine.formats.index import CooccurrenceIndex, Edges, write_index
 from engine.formats.text import normalise
 from engine.scheduling.stages import Left, Omission, Stage, Why
 from export.sample import write_sample_bundle
-from tests.engine.answering.conftest import ask, make, texts, without
+from tests.engine.answering.conftest import CONFIG, ask, make, texts, without
 
 
 async def test_slots_that_agree_on_a_rare_prefix_are_asked_again_for_other_words(
@@ -152,3 +155,25 @@ async def test_a_queue_that_fills_up_while_more_is_wanted_does_not_lose_the_answ
     assert len(calls) == 2
     assert 0 < len(texts(answer)) < len(expected)
     assert Omission(Stage.GENERATE, Left.DEGRADED, Why.OVERLOAD) in answer.omissions
+
+
+async def test_completions_of_completions_have_the_figures_of_the_log(bundle, runtime, tmp_path):
+    searches = {"red hat": 8, "red shoe": 9, "red shoe box": 7, "shoe box": 20, "shoe rack": 30}
+    num = len(searches)
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    write_index(
+        tmp_path,
+        texts=list(searches),
+        popularity=np.array(list(searches.values()), np.float32),
+        edges=Edges(np.zeros(num + 1, np.int64), *nothing),
+        embeddings=np.eye(num, dtype=np.float32),
+    )
+    spec = msgspec.structs.replace(bundle.manifest.index, num_queries=num, embedding_dim=num)
+    log_only = dataclasses.replace(
+        without(bundle, "encoder", "generator", "click_model"),
+        index=CooccurrenceIndex(tmp_path, spec),
+    )
+    ranking = msgspec.structs.replace(CONFIG.ranking, max_log_candidates=2)
+    pipeline = make(log_only, runtime, msgspec.structs.replace(CONFIG, ranking=ranking))
+    answer = await ask(pipeline, "red", scenario="completion")
+    assert texts(answer) == ["red shoe", "red hat", "red shoe box", "red shoe rack"]

@@ -7,12 +7,18 @@ from collections.abc import Callable
 
 from engine.execution.bundle import Bundle
 from engine.scheduling.stages import Left, Omission, Stage, Why
+from engine.telemetry.metrics import Lookup, Metrics
 from tests.engine.answering.conftest import ask, make, texts, without
 
 
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(0)
+
+
+def num_lookups(metrics: Metrics, result: Lookup) -> float:
+    labels = {"cache": "generation", "result": result}
+    return metrics.registry.get_sample_value("queryrec_cache_lookups_total", labels) or 0.0
 
 
 class Counting:
@@ -30,25 +36,25 @@ class Counting:
 
 
 async def test_equal_questions_at_the_same_time_share_a_generation(bundle, runtime):
-    generator = Counting(bundle)
-    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime)
+    generator, metrics = Counting(bundle), Metrics()
+    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime, metrics=metrics)
     tasks = [asyncio.ensure_future(ask(pipeline, "wireless mouse")) for _ in range(5)]
-    await until(lambda: pipeline.worker.num_shared == 4)
+    await until(lambda: num_lookups(metrics, "shared") == 4)
     generator.may_finish.set()
     answers = await asyncio.gather(*tasks)
     assert generator.num_rows == 1
     assert {a.omissions for a in answers} == {()}
     assert len({a.suggestions for a in answers}) == 1
     await ask(pipeline, "wireless mouse")
-    worker = pipeline.worker
-    assert (worker.num_misses, worker.num_shared, worker.num_hits) == (1, 4, 1)
+    found = {result: num_lookups(metrics, result) for result in ("miss", "shared", "hit")}
+    assert found == {"miss": 1, "shared": 4, "hit": 1}
 
 
 async def test_an_equal_question_that_is_cancelled_takes_nothing_from_the_others(bundle, runtime):
-    generator = Counting(bundle)
-    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime)
+    generator, metrics = Counting(bundle), Metrics()
+    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime, metrics=metrics)
     tasks = [asyncio.ensure_future(ask(pipeline, "wireless mouse")) for _ in range(3)]
-    await until(lambda: pipeline.worker.num_shared == 2)
+    await until(lambda: num_lookups(metrics, "shared") == 2)
     tasks[0].cancel()
     await asyncio.wait(tasks[:1])
     generator.may_finish.set()
@@ -58,15 +64,15 @@ async def test_an_equal_question_that_is_cancelled_takes_nothing_from_the_others
 
 
 async def test_a_better_generation_that_is_under_way_is_shared_whatever_the_plan(bundle, runtime):
-    generator = Counting(bundle)
-    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime)
+    generator, metrics = Counting(bundle), Metrics()
+    pipeline = make(dataclasses.replace(bundle, generator=generator), runtime, metrics=metrics)
     full, *_ = bundle.rungs["completion"]
     first = asyncio.ensure_future(ask(pipeline, "wireless m", scenario="completion"))
     await until(lambda: generator.num_rows == 1)
     for _ in range(3):
         pipeline.worker.models.costs.observe(full.work, 1, 3600.0)  # a plan would give it up
     second = asyncio.ensure_future(ask(pipeline, "wireless m", scenario="completion"))
-    await until(lambda: pipeline.worker.num_shared == 1)
+    await until(lambda: num_lookups(metrics, "shared") == 1)
     generator.may_finish.set()
     answers = await asyncio.gather(first, second)
     assert generator.num_rows == 1

@@ -23,6 +23,7 @@ class ManualRunner:
     max_batch_size = 1
     concurrency = 4
     can_cancel = True
+    is_out = False
 
     def __init__(self) -> None:
         self.runs: list[Results] = []
@@ -78,3 +79,25 @@ async def test_a_run_that_is_given_up_counts_only_if_it_took_longer_than_predict
             run.set_exception(TooLate())
         await settled()
         assert models.costs.predict_s(WORK, 1) == pytest.approx(expected_s)
+
+
+async def test_of_batches_that_go_on_failing_one_is_logged_now_and_then(
+    runner, models, clock, caplog
+):
+    async def fail(work: Work) -> None:
+        models.run(work, ["a", "b"])
+        runner.runs[-1].set_exception(RuntimeError("broken"))
+        await settled()
+
+    for _ in range(30):
+        await fail(WORK)
+        clock.advance(0.1)
+    await fail(Work(Stage.ENCODE))
+    clock.advance(10)
+    await fail(WORK)
+    assert [r.getMessage() for r in caplog.records] == [
+        "score: a batch of 2 rows failed",
+        "encode: a batch of 2 rows failed",
+        "score: a batch of 2 rows failed, and 29 others since the last one that was logged",
+    ]
+    assert all(r.exc_info for r in caplog.records)

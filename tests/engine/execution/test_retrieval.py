@@ -225,3 +225,11 @@ def test_last_words_are_not_used_where_the_whole_prefix_is_known_well(
 def test_prefix_of_one_unknown_word_has_no_completion(retrieval: Retrieval) -> None:
     assert retrieval.completions("zebr", ()).texts == []
     assert retrieval.completions("zebra ", ()).texts == []
+
+
+def test_of_a_prefix_of_many_words_only_the_last_are_looked_up(index) -> None:
+    retrieval = Retrieval(index, max_candidates=24, max_cooccurring=5, num_nearest=8)
+    found = retrieval.completions("x " * 120 + "red sh", ()).texts
+    assert found
+    assert all(t.startswith("x " * 120 + "red sh") for t in found)
+    assert retrieval._starting_with.cache_info().misses <= 10

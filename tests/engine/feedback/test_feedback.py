@@ -284,6 +284,39 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path):
         FeedbackLog(tmp_path / "file")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no directory here refuses root, too")
+def test_a_directory_that_cannot_be_written_is_refused_at_start():
+    with pytest.raises(ValueError, match=r"feedback directory /proc/self cannot be used"):
+        FeedbackLog(Path("/proc/self"))
+
+
+async def test_only_their_owner_can_read_what_users_wrote(tmp_path):
+    directory = tmp_path / "feedback"
+    log = FeedbackLog(directory)
+    await log.append([event("a")])
+    [open_segment] = directory.iterdir()
+    assert open_segment.stat().st_mode & 0o777 == 0o600
+    log.close()
+    assert segments(directory)[0].stat().st_mode & 0o777 == 0o600
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_disk_that_goes_on_failing_is_told_once_and_so_is_its_end(tmp_path, caplog):
+    directory = tmp_path / "feedback"
+    log = FeedbackLog(directory)
+    directory.rename(tmp_path / "moved")
+    for _ in range(3):
+        with pytest.raises(FeedbackNotStored):
+            await log.append([event("a")])
+    (tmp_path / "moved").rename(directory)
+    for _ in range(2):
+        await log.append([event("a")])
+    log.close()
+    began, ended = (record.getMessage() for record in caplog.records)
+    assert began.startswith(f"feedback cannot be written to {directory}: [Errno 2]")
+    assert ended == f"feedback is written to {directory} again"
+
+
 async def test_an_unreadable_line_is_skipped_and_named_without_its_content(tmp_path, caplog):
     log = FeedbackLog(tmp_path)
     await log.append([event("a"), event("b")])

@@ -6,15 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from engine.scheduling.batcher import Batcher, TooLate
-
-COST_S = 1.0
-SOON_S, LATER_S = 10.0, 100.0
-
-
-async def settled() -> None:
-    """Lets all callbacks run that can run."""
-    for _ in range(10):
-        await asyncio.sleep(0)
+from tests.engine.scheduling.conftest import COST_S, LATER_S, SOON_S, settled
 
 
 class ManyHands:

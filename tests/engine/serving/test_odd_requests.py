@@ -86,6 +86,19 @@ def test_a_text_far_too_long_is_refused_before_it_is_normalised(bundle, monkeypa
     assert longest < 10_000
 
 
+def test_excluded_texts_are_limited_once_they_are_normalised_as_queries_are(bundle):
+    with pytest.raises(InvalidRequest) as raised:
+        translated(bundle, exclude=["a lamp", GROWING * 8])  # 24 bytes; 264 once normalised
+    assert raised.value.metadata == {
+        "field": "exclude[1]",
+        "size_bytes": "264",
+        "max_bytes": str(MAX_QUERY_BYTES),
+    }
+    bold = "\U0001d400" * MAX_QUERY_BYTES  # 4 bytes each, 1 once normalised
+    excluded = translated(bundle, exclude=["A  Lamp", " ", bold]).excluded_keys
+    assert {"a lamp", "a" * MAX_QUERY_BYTES} <= excluded
+
+
 def test_white_space_of_any_length_and_characters_that_shrink_are_no_reason_to_refuse(bundle):
     assert translated(bundle, query=" " * 50_000 + "mouse").query == "mouse"
     bold = "\U0001d400" * MAX_QUERY_BYTES  # 4 bytes each, 1 once normalised

@@ -121,3 +121,14 @@ def test_only_its_own_probe_counts(clock):
     shedding.waited = waits.append
     QueueProbe(shedding, clock).arrived([("queryrec-probe", ""), ("queryrec-probe", "forged")])
     assert waits == []
+
+
+def test_the_last_wait_is_told(clock):
+    shedding = Shedding(BUDGET_S, clock)
+    for wait_s in (0.001, 0.03):
+        shedding.waited(wait_s)
+        assert shedding.wait_s == wait_s
+    shedding.waits(0.7)  # and nobody has looked at it yet
+    assert shedding.wait_s == 0.7
+    shedding.reset()
+    assert shedding.wait_s == 0

@@ -39,11 +39,13 @@ def lines() -> list[str]:
 
 
 @pytest.fixture
-async def releases(runtime, lines) -> AsyncIterator[Releases]:
-    async def load(directory: Path, others: Sequence[Pipeline]) -> Pipeline:
+async def releases(runtime, lines, clock) -> AsyncIterator[Releases]:
+    async def load(side: str, directory: Path, others: Sequence[Pipeline]) -> Pipeline:
         return await load_pipeline(directory, runtime, CONFIG, CLOCK, others=others)
 
-    releases = Releases(load, canary_share=0.25, report=lines.append, randomness=random.Random(7))
+    releases = Releases(
+        load, clock=clock, canary_share=0.25, report=lines.append, randomness=random.Random(7)
+    )
     yield releases
     await releases.close()
 
@@ -157,6 +159,30 @@ async def test_a_release_that_was_refused_is_taken_once_it_is_whole(
     shutil.copytree(other_bundle, place.bundle)
     assert await releases.refresh(place, is_asked=False)
     assert served(releases) == bundle_id(other_bundle)
+
+
+async def test_a_release_that_was_refused_is_tried_again_unasked_ever_more_seldom(
+    releases, clock, tiny_bundle, other_bundle, changed_bundle, caplog
+):
+    await releases.load(Places(tiny_bundle))
+    place = Places(changed_bundle(other_bundle, "copied"))
+    generator = place.bundle / "generator.onnx"
+    whole = generator.read_bytes()
+    generator.write_bytes(whole[:-1])  # all of it will have come when it is looked at again
+    assert not await releases.refresh(place, is_asked=False)
+    generator.write_bytes(whole)
+    clock.advance(59)
+    assert not await releases.refresh(place, is_asked=False)
+    generator.write_bytes(whole[:-1])
+    clock.advance(1)
+    assert not await releases.refresh(place, is_asked=False)
+    generator.write_bytes(whole)
+    clock.advance(119)
+    assert not await releases.refresh(place, is_asked=False)
+    clock.advance(1)
+    assert await releases.refresh(place, is_asked=False)
+    assert served(releases) == bundle_id(place.bundle)
+    assert len(caplog.records) == releases.num_refusals == 1
 
 
 async def test_a_release_without_a_scenario_in_use_is_refused(

@@ -15,7 +15,7 @@ import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.config import Config, FeedbackConfig, ModelsConfig, ServerConfig
+from engine.config import Config, FeedbackConfig, ModelsConfig, RankingConfig, ServerConfig
 from engine.feedback.attribution import (
     MAX_POSITIONS,
     MAX_TOKEN_BYTES,
@@ -28,6 +28,7 @@ from engine.feedback.events import MAX_EVENTS_PER_CALL, MAX_ID_BYTES
 from engine.feedback.segments import Segment
 from engine.formats.manifest import BundleError, read_manifest
 from engine.serving import server as serving
+from engine.serving import service
 from engine.serving.places import Places
 from engine.serving.server import Server
 from engine.telemetry.metrics import Metrics
@@ -129,9 +130,12 @@ async def test_no_call_fails_while_bundles_are_swapped(config, tiny_bundle, othe
     assert all(num_suggestions for _, num_suggestions in answered)
 
 
-async def test_a_canary_answers_the_same_sessions_again(config, tiny_bundle, other_bundle):
+async def test_a_canary_answers_the_same_sessions_again_and_counts_for_itself(
+    config, tiny_bundle, other_bundle
+):
     share = msgspec.structs.replace(config.server, canary_share=0.5)
-    server = Server(msgspec.structs.replace(config, server=share))
+    metrics = Metrics()
+    server = Server(msgspec.structs.replace(config, server=share), metrics=metrics)
     try:
         target = f"127.0.0.1:{await server.start()}"
         await server.load(tiny_bundle, other_bundle)
@@ -146,7 +150,14 @@ async def test_a_canary_answers_the_same_sessions_again(config, tiny_bundle, oth
 
             first = await answerers()
             assert first == await answerers()
-        assert set(first) == {read_manifest(d).bundle_id for d in (tiny_bundle, other_bundle)}
+        for side, directory in Places(tiny_bundle, other_bundle).sides():
+            labels = {"method": "Recommend", "scenario": "suggestion", "side": side, "status": "OK"}
+            name = "queryrec_request_duration_seconds_count"
+            num_answers = first.count(read_manifest(directory).bundle_id)
+            assert metrics.registry.get_sample_value(name, labels) == 2 * num_answers > 0
+            labels = {"scenario": "completion", "side": side}  # nobody asks for any
+            name = "queryrec_empty_answers_total"
+            assert metrics.registry.get_sample_value(name, labels) == 0
     finally:
         await server.drain()
 
@@ -239,7 +250,7 @@ async def test_feedback_that_its_deadline_ends_counts_as_such(config, held_disk)
     server = Server(config, keys=KEYS, metrics=metrics)
 
     def num_calls(status: str) -> float:
-        labels = {"method": "RecordFeedback", "scenario": "", "status": status}
+        labels = {"method": "RecordFeedback", "scenario": "", "side": "", "status": status}
         name = "queryrec_request_duration_seconds_count"
         return metrics.registry.get_sample_value(name, labels) or 0.0
 
@@ -255,7 +266,7 @@ async def test_feedback_that_its_deadline_ends_counts_as_such(config, held_disk)
         held_disk.released.set()
     finally:
         await server.drain()
-    misses = {"scenario": ""}
+    misses = {"scenario": "", "side": ""}
     assert metrics.registry.get_sample_value("queryrec_budget_misses_total", misses) is None
 
 
@@ -305,6 +316,62 @@ async def test_questions_beyond_the_limit_do_not_keep_feedback_out(config):
                     await client.list_scenarios()
                 assert refusal.value.reason == "ERROR_REASON_QUEUE_FULL"
                 assert (await client.record_feedback([click(longest_token())])).num_accepted == 1
+    finally:
+        await server.drain()
+
+
+async def test_feedback_is_refused_while_too_many_events_are_being_stored(
+    config, held_disk, monkeypatch
+):
+    monkeypatch.setattr(service, "_MAX_EVENTS_AT_ONCE", 3)
+    server = Server(config, keys=KEYS)
+    try:
+        target, token = f"127.0.0.1:{await server.start()}", longest_token()
+        async with QueryRecClient(target, timeout_s=30) as client:
+            stored = asyncio.ensure_future(
+                client.record_feedback([click(token, i) for i in range(3)])
+            )
+            assert await asyncio.to_thread(held_disk.asked.wait, 20)
+            with pytest.raises(QueryRecError) as refusal:
+                await client.record_feedback([click(token, 3)])
+            assert refusal.value.reason == "ERROR_REASON_QUEUE_FULL"
+            held_disk.released.set()
+            assert (await stored).num_accepted == 3
+            assert (await client.record_feedback([click(token, 3)])).num_accepted == 1
+    finally:
+        await server.drain()
+
+
+async def test_a_blocklist_that_has_changed_is_read_again_when_somebody_asks(
+    config, tiny_bundle, tmp_path
+):
+    blocklist = tmp_path / "blocklist"
+    blocklist.write_text("")
+    ranking = RankingConfig(blocklist=str(blocklist))
+    lines: list[str] = []
+    server = Server(msgspec.structs.replace(config, ranking=ranking), report=lines.append)
+    place, identity = Places(tiny_bundle), read_manifest(tiny_bundle).bundle_id
+
+    async def texts() -> list[str]:
+        answer = await client.recommend("suggestion", "wireless mouse")
+        return [suggestion.text for suggestion in answer.suggestions]
+
+    try:
+        target = f"127.0.0.1:{await server.start()}"
+        await server.load(tiny_bundle)
+        async with QueryRecClient(target, timeout_s=30) as client:
+            blocked = (await texts())[0]
+            blocklist.write_text(blocked)
+            assert await server.releases.refresh(place, is_asked=False)
+            assert blocked in await texts()
+            assert await server.releases.refresh(place, is_asked=True)
+            assert blocked not in await texts()
+            assert lines[-1].startswith(f"bundle {identity} takes over from {identity} after")
+            assert await server.releases.refresh(place, is_asked=True)
+            assert lines[-1] == f"bundle {identity} is served already"
+            blocklist.unlink()
+            assert not await server.releases.refresh(place, is_asked=True)
+            assert blocked not in await texts()
     finally:
         await server.drain()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import Config, FeedbackConfig, ModelsConfig, ServerConfig
+from engine.serving import supervisor
 from engine.serving.places import Places
 from engine.serving.supervisor import Supervisor
 from engine.serving.worker_process import WorkerProcess
@@ -72,6 +73,14 @@ async def engine(tiny_bundle, tmp_path, monkeypatch) -> AsyncIterator[Engine]:
     if engine.running is not None:
         engine.running.cancel()
         await asyncio.wait([engine.running])
+
+
+@pytest.mark.parametrize(
+    ("status", "described"),
+    [(0, "status 0"), (-9, "SIGKILL"), (-35, "signal 35")],
+)
+def test_how_a_process_ended_is_told_of_every_signal(status, described):
+    assert supervisor._described(status) == described
 
 
 async def test_a_worker_that_is_being_started_at_the_end_ends_too(engine):

@@ -8,8 +8,9 @@ import pytest
 from engine import errors
 from engine.scheduling.deadline import Deadline
 from engine.scheduling.stages import Effort, Left, Omission, Stage, Why
-from engine.telemetry.metrics import Metrics, State
+from engine.telemetry.metrics import Metrics
 from engine.telemetry.observation import Observer
+from engine.telemetry.state import State
 from queryrec.v1.error_reason_pb2 import ErrorReason
 
 
@@ -27,6 +28,9 @@ class Context:
         self.trailing = metadata
 
 
+SUGGESTION = {"scenario": "suggestion", "side": "bundle"}
+
+
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
@@ -42,7 +46,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 
 def num_calls(metrics: Metrics, status: str, *, scenario: str = "suggestion") -> float:
-    labels = {"method": "Recommend", "scenario": scenario, "status": status}
+    side = "" if scenario == "unknown" else "bundle"
+    labels = {"method": "Recommend", "scenario": scenario, "side": side, "status": status}
     return value(metrics, "request_duration_seconds_count", **labels)
 
 
@@ -50,7 +55,7 @@ def recommend(
     observer, clock, *, lasts_s: float, error: BaseException | None = None, num_suggestions: int = 6
 ) -> None:
     with observer.call("Recommend", Context()) as call:
-        call.asked("suggestion")
+        call.asked("suggestion", "bundle")
         call.due(Deadline.after(0.05, clock))
         clock.advance(lasts_s)
         if error is not None:
@@ -61,23 +66,23 @@ def recommend(
 def test_an_answer_in_time_counts_by_scenario_and_status(observer, clock, metrics):
     recommend(observer, clock, lasts_s=0.03)
     assert num_calls(metrics, "OK") == 1
-    seconds = {"method": "Recommend", "scenario": "suggestion", "status": "OK"}
+    seconds = {"method": "Recommend", **SUGGESTION, "status": "OK"}
     assert value(metrics, "request_duration_seconds_sum", **seconds) == pytest.approx(0.03)
-    assert value(metrics, "answers_total", scenario="suggestion", effort="full") == 1
-    assert value(metrics, "budget_misses_total", scenario="suggestion") == 0
+    assert value(metrics, "answers_total", **SUGGESTION, effort="full") == 1
+    assert value(metrics, "budget_misses_total", **SUGGESTION) == 0
 
 
 def test_an_answer_without_suggestions_is_counted(observer, clock, metrics):
     recommend(observer, clock, lasts_s=0.03)
     recommend(observer, clock, lasts_s=0.03, num_suggestions=0)
-    assert value(metrics, "answers_total", scenario="suggestion", effort="full") == 2
-    assert value(metrics, "empty_answers_total", scenario="suggestion") == 1
+    assert value(metrics, "answers_total", **SUGGESTION, effort="full") == 2
+    assert value(metrics, "empty_answers_total", **SUGGESTION) == 1
 
 
 def test_an_answer_after_its_budget_is_a_miss(observer, clock, metrics):
     recommend(observer, clock, lasts_s=0.06)
     assert num_calls(metrics, "OK") == 1
-    assert value(metrics, "budget_misses_total", scenario="suggestion") == 1
+    assert value(metrics, "budget_misses_total", **SUGGESTION) == 1
 
 
 @pytest.mark.parametrize(
@@ -89,8 +94,8 @@ def test_a_cancelled_call_is_a_miss_only_once_its_budget_is_over(
     with pytest.raises(asyncio.CancelledError):
         recommend(observer, clock, lasts_s=lasts_s, error=asyncio.CancelledError())
     assert num_calls(metrics, status) == 1
-    assert value(metrics, "budget_misses_total", scenario="suggestion") == num_misses
-    assert value(metrics, "answers_total", scenario="suggestion", effort="full") == 0
+    assert value(metrics, "budget_misses_total", **SUGGESTION) == num_misses
+    assert value(metrics, "answers_total", **SUGGESTION, effort="full") == 0
 
 
 def test_a_refused_call_counts_by_reason_and_passes_the_error_on(observer, clock, metrics):
@@ -116,12 +121,27 @@ def test_stage_times_and_omissions_of_answers_are_counted(observer, clock, metri
     with observer.call("Recommend", Context()) as call:
         with call.probe.during(Stage.GENERATE):
             clock.advance(0.012)
-        call.asked("completion")
+        call.asked("completion", "canary")
         call.answered((Omission(Stage.SCORE, Left.SKIPPED, Why.OVERLOAD),), 6)
     assert value(metrics, "stage_duration_seconds_sum", stage="generate") == pytest.approx(0.012)
     omission = {"stage": "score", "kind": "skipped", "reason": "overload"}
     assert value(metrics, "omissions_total", **omission) == 1
-    assert value(metrics, "answers_total", scenario="completion", effort="reduced") == 1
+    canary = {"scenario": "completion", "side": "canary"}
+    assert value(metrics, "answers_total", **canary, effort="reduced") == 1
+
+
+def test_what_a_canary_does_worse_is_counted_for_it_alone(observer, clock, metrics):
+    for side, lasts_s, num_suggestions in (("bundle", 0.03, 6), ("canary", 0.06, 0)):
+        with observer.call("Recommend", Context()) as call:
+            call.asked("suggestion", side)
+            call.due(Deadline.after(0.05, clock))
+            clock.advance(lasts_s)
+            call.answered((), num_suggestions)
+    for name in ("budget_misses_total", "empty_answers_total"):
+        assert value(metrics, name, scenario="suggestion", side="canary") == 1
+        assert value(metrics, name, **SUGGESTION) == 0
+    canary = {"method": "Recommend", "scenario": "suggestion", "side": "canary", "status": "OK"}
+    assert value(metrics, "request_duration_seconds_sum", **canary) == pytest.approx(0.06)
 
 
 def test_feedback_events_count_as_accepted_or_by_reason(observer, metrics):
@@ -194,6 +214,7 @@ def test_effort_is_what_took_part_in_an_answer(omissions, effort):
         ("errors_total", {"method": "RecordFeedback", "reason": "feedback_not_stored"}),
         ("omissions_total", {"stage": "generate", "kind": "skipped", "reason": "failure"}),
         ("omissions_total", {"stage": "retrieve", "kind": "degraded", "reason": "failure"}),
+        ("feedback_events_total", {"result": "token_key_unknown"}),
     ],
 )
 def test_what_alerts_look_for_starts_at_zero(metrics, name, labels):
@@ -205,20 +226,21 @@ def test_late_feedback_is_no_late_answer(observer, clock, metrics):
         call.due(Deadline.after(0.05, clock))
         clock.advance(0.06)
         raise asyncio.CancelledError
-    labels = {"method": "RecordFeedback", "scenario": "", "status": "DEADLINE_EXCEEDED"}
+    none = {"scenario": "", "side": ""}
+    labels = {"method": "RecordFeedback", **none, "status": "DEADLINE_EXCEEDED"}
     assert value(metrics, "request_duration_seconds_count", **labels) == 1
-    assert (
-        metrics.registry.get_sample_value("queryrec_budget_misses_total", {"scenario": ""}) is None
-    )
+    assert metrics.registry.get_sample_value("queryrec_budget_misses_total", none) is None
 
 
 def test_state_is_asked_at_each_scrape(metrics):
     state = State()
     metrics.watch(lambda: state)
     assert value(metrics, "ready") == 0
-    state = State(bundle_ids={"bundle": "b-1", "canary": "b-2"}, num_waiting=7, num_refusals=2)
+    sides = {"bundle": "b-1", "canary": "b-2"}
+    state = State(bundle_ids=sides, num_waiting=7, call_wait_s=0.25, num_refusals=2)
     assert value(metrics, "ready") == 1
     assert value(metrics, "rows_waiting") == 7
+    assert value(metrics, "call_wait_seconds") == 0.25
     assert value(metrics, "bundle_refusals_total") == 2
     assert value(metrics, "bundle_info", side="bundle", bundle_id="b-1") == 1
     assert value(metrics, "bundle_info", side="canary", bundle_id="b-2") == 1
@@ -227,6 +249,8 @@ def test_state_is_asked_at_each_scrape(metrics):
 
 
 def test_scenarios_that_are_expected_start_at_zero(metrics):
-    metrics.expect(["suggestion"])
-    labels = {"scenario": "suggestion"}
-    assert metrics.registry.get_sample_value("queryrec_budget_misses_total", labels) == 0.0
+    metrics.expect("canary", ["suggestion"])
+    for side, expected in (("canary", 0.0), ("bundle", None)):
+        labels = {"scenario": "suggestion", "side": side}
+        name = "queryrec_budget_misses_total"
+        assert metrics.registry.get_sample_value(name, labels) == expected

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import grpc
 import pytest
 import pytest_asyncio
 from grpc import aio
@@ -103,10 +104,27 @@ async def test_no_span_holds_text_of_the_user(ask):
 
 
 @on_one_loop
-async def test_a_refused_call_is_an_error_with_its_status(ask):
+async def test_a_callers_mistake_is_no_error_of_the_server(ask):
     (*_, call) = await ask(SAMPLED, query="")
-    assert call.status.status_code is StatusCode.ERROR
-    assert call.status.description == "INVALID_ARGUMENT"
+    assert call.status.status_code is StatusCode.UNSET
+    assert call.attributes["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
+@pytest.mark.parametrize("status", grpc.StatusCode)
+def test_spans_are_errors_by_opentelemetrys_rule_for_servers(status):
+    tracer, exporter = traced(1.0)
+    trace = tracer.begin("Recommend", {})
+    assert trace is not None
+    trace.end(status, {})
+    [span] = exporter.get_finished_spans()
+    if status.name in (
+        *("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"),
+        *("INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
+    ):
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.status.description == status.name
+    else:
+        assert span.status.status_code is StatusCode.UNSET
 
 
 @pytest.mark.parametrize("traceparent", ["nonsense", "00-0-0-01", f"00-{'0' * 32}-{PARENT_ID}-01"])

@@ -1,0 +1,33 @@
+"""Lines for the operator that cannot be printed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TALKING = """
+from engine.serving.console import complain, say
+for _ in range(2):
+    say("what nobody will read")
+    complain("neither this")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_line_for_which_the_disk_has_no_room_is_lost_and_ends_nothing(stream):
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", TALKING],
+            stdout=full if stream == "stdout" else subprocess.PIPE,
+            stderr=full if stream == "stderr" else subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert "Traceback" not in f"{run.stdout}{run.stderr}"
+    if stream == "stdout":
+        assert run.returncode == 0
+        assert run.stderr.count("queryrec-engine: neither this\n") == 2
+    else:
+        assert run.stdout.count("queryrec-engine: what nobody will read\n") == 2
