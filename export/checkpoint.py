@@ -22,6 +22,8 @@ from train.clicks.calibration import EXAMINATION, read_examination
 from train.generation.decoder import DecoderShape
 from train.retrieval.encoder import Encoder, encoder_tokenizer
 
+_UNCALIBRATED = (1.0, 0.0)  # slope and intercept of a scenario without held-out impressions
+
 
 class DecoderCheckpoint(NamedTuple):
     """A causal transformer, ready to be built into a graph."""
@@ -59,11 +61,15 @@ class Run:
 
         Where there is a click model, positions are worth what its training found that they are
         looked at: click rates by position would count twice that a policy puts the best first.
+        A panel that it was calibrated for, but not trained on, was taken for seen everywhere.
         """
         content = (self.directory / "mined/scenarios.json").read_bytes()
         specs = msgspec.json.decode(content, type=list[ScenarioSpec])
-        has_curves = (self.directory / EXAMINATION).is_file()
-        seen = read_examination(self.directory) if has_curves else {}
+        seen: dict[str, list[float]] = {}
+        if (self.directory / EXAMINATION).is_file():
+            calibrations = [*self.calibration().items(), *self.unknown_calibration().items()]
+            seen = {name: [1.0] for name, platt in calibrations if platt != _UNCALIBRATED}
+            seen |= read_examination(self.directory)
         return [
             msgspec.structs.replace(s, position_ctr=seen.get(s.name, s.position_ctr)) for s in specs
         ]

@@ -83,7 +83,9 @@ class MineConfig(Section, frozen=True, kw_only=True):
     max_session_searches: int = 100  # sessions with more are robots' and left out; 0: no limit
     association: Literal["npmi", "llr"] = "npmi"  # how strongly the queries of a pair belong
     near_duplicates: Literal["keep", "punctuation", "words"] = "keep"  # what is merged
-    valid_share: float = 0.1  # the last share of searches, and of impressions: validation only
+    # The last share of searches, and of impressions: validation only. So are all searches from the
+    # first held-out impression on.
+    valid_share: float = 0.1
     unsafe_words: str = ""  # file with one word or phrase a line; queries with them are dropped
     engine: Literal["duckdb", "spark"] = "duckdb"
     spark_master: str = ""  # empty: this machine
@@ -212,6 +214,7 @@ class ClickModelConfig(Section, frozen=True, kw_only=True):
 
     num_epochs: float = 1
     batch_size: int = 32  # requests, each with all shown candidates
+    max_requests: int = 400_000  # of the log, drawn by their ids; held in memory; 0: all
     session_share: float = 1.0  # requests made from sessions, read before clicks, per logged one
     hidden_log_share: float = 0.3  # candidates without popularity and association in training
     hidden_text_share: float = 0.4  # candidates trained on by their features alone
@@ -224,6 +227,7 @@ class ClickModelConfig(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Checks ranges."""
         _check_training(self.num_epochs, self.batch_size, self.learning_rate, self.max_train_s)
+        _at_least("max_requests", self.max_requests, 0)
         _within("session_share", self.session_share, 0, 100)
         _within("matrix_learning_rate", self.matrix_learning_rate, 0, 1)
         _within("weight_decay", self.weight_decay, 0, 1)
@@ -247,7 +251,8 @@ class AlignmentConfig(Section, frozen=True, kw_only=True):
     objective: Objective = "pl"
     beta: float = 0.3  # of the objective: the larger, the closer to the policy before
     anchor_weight: float = 0.0  # of the negative log-likelihood of the best list, nats per token
-    pessimism: float = 0.0  # 0: expected click probability; else the level of a lower bound of it
+    # 0: expected click probability; from 0.5 on, the level of a lower bound of it
+    pessimism: float = 0.0
     relevance_floor: float = 0.0  # least share of letter trigrams common with query and session
     min_gap: float = 0.02  # lists closer in reward, relative to the best, are not told apart
     max_kl: float = 40.0  # nats a list between the policies before and after a round
@@ -269,7 +274,10 @@ class AlignmentConfig(Section, frozen=True, kw_only=True):
         _within("confidence", self.confidence, 0, 10)
         _within("beta", self.beta, 1e-4, 100)
         _within("anchor_weight", self.anchor_weight, 0, 100)
-        _within("pessimism", self.pessimism, 0, 0.99)
+        if self.pessimism != 0 and not 0.5 <= self.pessimism < 1:  # below it, doubt would pay
+            raise ValueError(
+                f"pessimism is {self.pessimism}, must be 0 (off) or at least 0.5 and below 1"
+            )
         _within("relevance_floor", self.relevance_floor, 0, 1)
         _within("min_gap", self.min_gap, 0, 1)
         _within("max_kl", self.max_kl, 1e-3, 1e6)

@@ -85,6 +85,7 @@ def learn(
         seed=config.seed,
         output=out / "click_model",
         raw_impressions=places,
+        mined_with=config.mine,
         start=before,
     )
     (out / "aligned").mkdir()

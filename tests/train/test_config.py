@@ -80,6 +80,10 @@ def test_mistakes_of_a_section_do_not_hide_one_another(tmp_path: Path) -> None:
         ("[simulate]\nclick_model = 1", "click_model is 1, must be one of pbm, cascade"),
         ("[mine]\nengine = 'sparc'", "engine is 'sparc', must be one of duckdb, spark"),
         ("[alignment]\nobjective = ''", "objective is '', must be one of pl, lipo, dpo, sdpo"),
+        ("[alignment]\npessimism = 0.1", "0.1, must be 0 (off) or at least 0.5 and below 1"),
+        ("[alignment]\npessimism = 1", "1.0, must be 0 (off) or at least 0.5 and below 1"),
+        ("[alignment]\npessimism = -0.5", "-0.5, must be 0 (off) or at least 0.5"),
+        ("[click_model]\nmax_requests = -1", "max_requests is -1"),
         ("[[scenarios]]\nname = 'a b'\ndescription = ''", "'a b'"),
         ("[[scenarios]]\nname = 'Next'\ndescription = ''", "'Next'"),
         (f"[[scenarios]]\nname = '{'a' * 65}'\ndescription = ''", "must be 1 to 64"),
@@ -101,6 +105,12 @@ def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path, content: str, p
     with pytest.raises(ValueError, match=r"config\.toml") as raised:
         read_config(written(tmp_path, content))
     assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("level", [0, 0.5, 0.99])
+def test_pessimism_is_off_or_a_level_from_a_half_on(tmp_path: Path, level: float) -> None:
+    path = written(tmp_path, f"[alignment]\npessimism = {level}")
+    assert read_config(path).alignment.pessimism == level
 
 
 def test_numbers_are_finite(tmp_path: Path) -> None:

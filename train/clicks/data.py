@@ -5,6 +5,8 @@ rows that were shown count. Knows nothing of the model.
 """
 
 # R requests, N impressions (rows), C candidates of a request, F features, X runs of moved rows
+import hashlib
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,23 +16,23 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from engine.formats.manifest import MAX_CANDIDATE_TOKENS, PromptSpec, ScenarioSpec
-from engine.formats.prompt import PromptRenderer, SideInformation
+from engine.formats.prompt import ANSWER, SESSION, PromptRenderer, SideInformation
 from engine.formats.token_statistics import TokenStatistics
 from engine.formats.vocabulary import Vocabulary
 from train.clicks.feature_reader import FeatureReader
 from train.clicks.token_statistics import count_tokens
-from train.models.shared_prefix import Packed, PackedBatch, collate, pack
+from train.models.shared_prefix import PackedBatch
 from train.retrieval.pairs import BEFORE_CUT
 
 Ids = NDArray[np.int64]
 _EXPLORED = 0.5  # rows of a lower propensity were put where they are by a random swap
+_LAST_KINDS = {ANSWER: 1, SESSION: 2}  # of side information: after all others, in this order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,99 +84,128 @@ class ClickBatch(NamedTuple):
     scenario: Tensor  # int64 (B)
 
 
+class RequestReader:
+    """Reads tables of impressions as a run's click model reads them."""
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        max_edges: int,
+        statistics: TokenStatistics | None = None,
+        searches: str = BEFORE_CUT,
+    ) -> None:
+        """Reads what was mined.
+
+        Args:
+            run: run directory, mined, with its tokenizer.
+            max_edges: co-occurrence lists are cut as in the index, so that NPMI is known in
+                training where it will be known in serving.
+            statistics: of the run's tokens; None: they are counted.
+            searches: what popularity is, see `train.clicks.feature_reader.FeatureReader`.
+
+        Raises:
+            ValueError: an older release mined the run.
+        """
+        content = (run / "mined/scenarios.json").read_bytes()
+        scenarios = msgspec.json.decode(content, type=list[ScenarioSpec])
+        self._specs = {s.name: s for s in scenarios}
+        self._vocabulary = Vocabulary.load(run / "tokenizer.json")
+        prompt = msgspec.json.decode((run / "mined/prompt.json").read_bytes(), type=PromptSpec)
+        self._renderer = PromptRenderer(self._vocabulary, prompt, scenarios)
+        statistics = statistics or count_tokens(run, self._vocabulary)
+        self._features = FeatureReader(run, self._vocabulary, statistics, max_edges, searches)
+
+    def of(self, table: pa.Table) -> ClickRequests:
+        """Returns the requests of a table that looks like the mined impressions.
+
+        Raises:
+            ValueError: an impression has a scenario that scenarios.json lacks.
+        """
+        table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
+        codes = table["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+        is_first = np.concatenate([[True], codes[1:] != codes[:-1]])
+        offsets = np.concatenate([np.flatnonzero(is_first), [table.num_rows]]).astype(np.int64)
+        heads = table.take(pa.array(offsets[:-1]))
+        names = list(self._specs)
+        scenarios: list[str] = heads["scenario"].to_pylist()
+        unknown = set(scenarios) - set(names)
+        if unknown:
+            raise ValueError(
+                f"there are impressions of {sorted(unknown)}, scenarios.json knows {names}"
+            )
+        queries: list[str] = heads["query"].to_pylist()
+        contexts = packed_ids(
+            self._renderer.click_context(scenario, query, _as_served(items))
+            for scenario, query, items in zip(
+                scenarios, queries, heads["side_information"].to_pylist(), strict=True
+            )
+        )
+        encoded = table["text"].combine_chunks().dictionary_encode()
+        texts: list[str] = encoded.dictionary.to_pylist()
+        candidate_N = encoded.indices.to_numpy().astype(np.int64)
+        candidates = packed_ids(
+            ids[:MAX_CANDIDATE_TOKENS] for ids in self._vocabulary.encode_batch(texts)
+        )
+        specs = [self._specs[name] for name in scenarios]
+        position_N = table["position"].to_numpy().astype(np.int64) - 1
+        return ClickRequests(
+            scenarios=names,
+            scenario_R=np.array([names.index(name) for name in scenarios]),
+            query_R=np.unique(queries, return_inverse=True)[1],
+            is_valid_R=np.array([s == "valid" for s in heads["split"].to_pylist()]),
+            contexts=contexts,
+            offsets=offsets,
+            candidates=candidates,
+            candidate_N=candidate_N,
+            features_NF=self._features.of(specs, queries, texts, candidates, candidate_N, offsets),
+            position_N=position_N,
+            rank_N=intended_ranks(position_N, _propensities(table), offsets),
+            clicked_N=table["clicked"].to_numpy(zero_copy_only=False),
+        )
+
+
 def read_requests(
-    run: Path, *, max_edges: int, statistics: TokenStatistics | None = None
+    run: Path,
+    *,
+    max_edges: int,
+    statistics: TokenStatistics | None = None,
+    max_requests: int = 0,
 ) -> ClickRequests | None:
     """Returns the mined impressions, or None if there are none.
 
     Args:
-        run: run directory, mined, with its tokenizer.
-        max_edges: co-occurrence lists are cut as in the index, so that NPMI is known in training
-            where it will be known in serving.
-        statistics: of the run's tokens; None: they are counted.
+        run: see `RequestReader`.
+        max_edges: see `RequestReader`.
+        statistics: see `RequestReader`.
+        max_requests: so many at most, drawn by their ids; 0: all.
 
     Raises:
         ValueError: an impression has a scenario that scenarios.json lacks, or an older release
             mined the run.
     """
     path = run / "mined/impressions.parquet"
-    if not path.exists():
+    if not path.exists() or not pq.read_metadata(path).num_rows:
         return None
-    table = pq.read_table(path)
-    if not table.num_rows:
-        return None
-    return requests_of(run, table, max_edges=max_edges, statistics=statistics)
+    chosen = None
+    if max_requests:
+        ids = pq.read_table(path, columns=["request_id"])["request_id"].unique()
+        if len(ids) > max_requests:
+            print(
+                f"click_model.max_requests is {max_requests}: so many of {len(ids)} requests are "
+                "read",
+                file=sys.stderr,
+            )
+            by_hash = sorted(ids.to_pylist(), key=lambda i: hashlib.md5(i.encode()).digest())
+            chosen = pc.field("request_id").isin(by_hash[:max_requests])
+    table = pq.read_table(path, filters=chosen)
+    return RequestReader(run, max_edges=max_edges, statistics=statistics).of(table)
 
 
-def requests_of(
-    run: Path,
-    table: pa.Table,
-    *,
-    max_edges: int,
-    statistics: TokenStatistics | None = None,
-    searches: str = BEFORE_CUT,
-) -> ClickRequests:
-    """Returns the requests of a table that looks like the mined impressions; see above.
-
-    Popularity is what `searches` says, see `train.clicks.feature_reader.FeatureReader`.
-    """
-    table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
-    codes = table["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    is_first = np.concatenate([[True], codes[1:] != codes[:-1]])
-    offsets = np.concatenate([np.flatnonzero(is_first), [table.num_rows]]).astype(np.int64)
-    heads = table.take(pa.array(offsets[:-1]))
-
-    scenarios = msgspec.json.decode(
-        (run / "mined/scenarios.json").read_bytes(), type=list[ScenarioSpec]
-    )
-    names = [s.name for s in scenarios]
-    specs = {s.name: s for s in scenarios}
-    unknown = set(heads["scenario"].to_pylist()) - set(names)
-    if unknown:
-        raise ValueError(
-            f"there are impressions of {sorted(unknown)}, scenarios.json knows {names}"
-        )
-    vocabulary = Vocabulary.load(run / "tokenizer.json")
-    spec = msgspec.json.decode((run / "mined/prompt.json").read_bytes(), type=PromptSpec)
-    renderer = PromptRenderer(vocabulary, spec, scenarios)
-    queries: list[str] = heads["query"].to_pylist()
-    sides = [
-        [SideInformation(item["kind"], item["text"]) for item in items or []]
-        for items in heads["side_information"].to_pylist()
-    ]
-    scenario_names: list[str] = heads["scenario"].to_pylist()
-    contexts = packed_ids(
-        renderer.click_context(scenario, query, side)
-        for scenario, query, side in zip(scenario_names, queries, sides, strict=True)
-    )
-    encoded = table["text"].combine_chunks().dictionary_encode()
-    texts: list[str] = encoded.dictionary.to_pylist()
-    candidate_N = encoded.indices.to_numpy().astype(np.int64)
-    candidates = packed_ids(ids[:MAX_CANDIDATE_TOKENS] for ids in vocabulary.encode_batch(texts))
-    position_N = table["position"].to_numpy().astype(np.int64) - 1
-    return ClickRequests(
-        scenarios=names,
-        scenario_R=np.array([names.index(s) for s in scenario_names]),
-        query_R=np.unique(queries, return_inverse=True)[1],
-        is_valid_R=np.array([s == "valid" for s in heads["split"].to_pylist()]),
-        contexts=contexts,
-        offsets=offsets,
-        candidates=candidates,
-        candidate_N=candidate_N,
-        features_NF=FeatureReader(
-            run, vocabulary, statistics or count_tokens(run, vocabulary), max_edges, searches
-        ).of(
-            [specs[name] for name in scenario_names],
-            queries,
-            texts,
-            candidates,
-            candidate_N,
-            offsets,
-        ),
-        position_N=position_N,
-        rank_N=intended_ranks(position_N, _propensities(table), offsets),
-        clicked_N=table["clicked"].to_numpy(zero_copy_only=False),
-    )
+def _as_served(items: Sequence[dict[str, str]] | None) -> list[SideInformation]:
+    """Returns side information by kind as a served request has it: what matters most last."""
+    side = [SideInformation(item["kind"], item["text"]) for item in items or []]
+    return sorted(side, key=lambda item: _LAST_KINDS.get(item.kind, 0))
 
 
 def packed_ids(rows: Iterable[Sequence[int]]) -> "list[array[int]]":
@@ -212,66 +243,6 @@ def intended_ranks(position_N: Ids, propensity_N: NDArray[np.float64], offsets: 
     first = rows[is_sure_X[run] & (place % 2 == 0) & has_next]
     rank_N[first], rank_N[first + 1] = position_N[first + 1], position_N[first]
     return rank_N
-
-
-def make_batch(
-    requests: ClickRequests, chosen: Sequence[int], *, hidden_share: float = 0.0, seed: int = 0
-) -> ClickBatch:
-    """Returns the batch of some requests.
-
-    Args:
-        requests: all of them.
-        chosen: numbers of the batch's requests.
-        hidden_share: of the candidates, whose features from the log are set to 0: the model
-            learns to judge texts that the log does not know, of which training has next to none.
-        seed: of that choice.
-    """
-    packed: list[Packed] = []
-    for r in chosen:
-        shown = requests.candidate_N[requests.offsets[r] : requests.offsets[r + 1]]
-        packed.append(pack(requests.contexts[r], [requests.candidates[c] for c in shown]))
-    width = max(int(requests.offsets[r + 1] - requests.offsets[r]) for r in chosen)
-    shape = (len(chosen), width)
-    features = np.zeros((*shape, len(FEATURE_NAMES)), np.float32)
-    position, clicked = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-    for i, r in enumerate(chosen):
-        start, end = requests.offsets[r], requests.offsets[r + 1]
-        features[i, : end - start] = requests.features_NF[start:end]
-        position[i, : end - start] = requests.position_N[start:end]
-        clicked[i, : end - start] = requests.clicked_N[start:end]
-    if hidden_share:
-        is_hidden = np.random.default_rng([seed, *chosen]).random(shape) < hidden_share
-        features[is_hidden, :NUM_LOG_FEATURES] = 0
-    return ClickBatch(
-        packed=collate(packed, multiple_of=8),
-        features=torch.from_numpy(features),
-        position=torch.from_numpy(position),
-        clicked=torch.from_numpy(clicked),
-        scenario=torch.from_numpy(requests.scenario_R[list(chosen)]),
-    )
-
-
-def training_order(
-    requests: ClickRequests, chosen: Ids, *, num_epochs: float, batch_size: int, seed: int
-) -> Ids:
-    """Returns the order in which `chosen` requests are trained on, all epochs after another.
-
-    Random, but the requests of a batch are of similar length: of every 50 batches' worth, sorted
-    by length, whole batches are shuffled.
-    """
-    random = np.random.default_rng(seed)
-    lengths = np.array([requests.num_tokens(r) for r in chosen])
-    order: list[Ids] = []
-    for _ in range(int(np.ceil(num_epochs))):
-        shuffled = random.permutation(len(chosen))
-        for start in range(0, len(shuffled), 50 * batch_size):
-            block = shuffled[start : start + 50 * batch_size]
-            block = block[np.argsort(lengths[block], kind="stable")]
-            batches = np.split(block, np.arange(batch_size, len(block), batch_size))
-            # The last, shorter batch must stay last, or all others would be cut across.
-            order += [batches[i] for i in random.permutation(len(batches) - 1)] + batches[-1:]
-    total = max(min(batch_size, len(chosen)), round(num_epochs * len(chosen)))
-    return chosen[np.concatenate(order)][:total]
 
 
 def _propensities(table: pa.Table) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ class FeatureReader:
             run: run directory, mined.
             vocabulary: of its tokenizer.
             statistics: of its tokens.
-            max_edges: see `train.clicks.data.read_requests`.
+            max_edges: see `train.clicks.data.RequestReader`.
             searches: `BEFORE_CUT` for clicks to learn from or to predict, since later searches may
                 come of these very clicks; `EVER` for features as a bundle of the run has them.
 

@@ -58,7 +58,7 @@ def fit_click_model(
         valid_logits: of the rows of the held-out ones, in their order.
         raw: held-out requests with texts that the log does not know (see `train.clicks.unknown`);
             None: such texts are calibrated with the others.
-        hidden_share: of training, see `train.clicks.data.make_batch`.
+        hidden_share: of training, see `train.clicks.batches.make_batch`.
         seed: of the sample of training requests.
 
     Raises:

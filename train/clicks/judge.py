@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engine.formats.features import FEATURE_NAMES
 from engine.formats.prompt import SideInformation
 from engine.formats.token_statistics import TOKEN_STATISTICS, TokenStatistics
-from train.clicks.data import ClickRequests, requests_of
+from train.clicks.data import RequestReader
 from train.clicks.model import load_click_model
 from train.clicks.scoring import click_activations
 from train.clicks.uncertainty import load_uncertainty
@@ -76,12 +76,11 @@ class ClickJudge:
 
         Args:
             run: run directory, with a click model.
-            max_edges: of the index, see `train.clicks.data.read_requests`.
+            max_edges: of the index, see `train.clicks.data.RequestReader`.
 
         Raises:
             ValueError: the run has no click model, or one of another release.
         """
-        self._run, self._max_edges = run, max_edges
         directory = run / "click_model"
         if not (directory / "config.json").is_file():
             raise ValueError(
@@ -91,7 +90,12 @@ class ClickJudge:
         device = PartialState(cpu=not torch.cuda.is_available()).device
         self._model = load_click_model(directory).to(device)
         self._uncertainty = load_uncertainty(directory)
-        self._statistics = TokenStatistics.load(directory / TOKEN_STATISTICS)
+        self._reader = RequestReader(
+            run,
+            max_edges=max_edges,
+            statistics=TokenStatistics.load(directory / TOKEN_STATISTICS),
+            searches=EVER,
+        )
 
     def __call__(self, questions: Sequence[Judged], *, level: float) -> list[Judgement]:
         """Returns a judgement a question.
@@ -106,9 +110,7 @@ class ClickJudge:
         """
         if not questions:
             return []
-        requests = requests_for(
-            self._run, questions, max_edges=self._max_edges, statistics=self._statistics
-        )
+        requests = self._reader.of(table_of(questions))
         is_cold_N = np.array([asked.is_cold for asked in questions])[requests.request_N]
         requests.features_NF[is_cold_N, _NPMI] = 0
         activations_NE = click_activations(self._model, requests, np.arange(len(requests)))
@@ -125,30 +127,7 @@ class ClickJudge:
         return [Judgement(p_N[a:b], lower_N[a:b], is_known_N[a:b]) for a, b in parts]
 
 
-def requests_for(
-    run: Path, questions: Sequence[Judged], *, max_edges: int, statistics: TokenStatistics
-) -> ClickRequests:
-    """Returns questions as the served click model reads them; see `train.clicks.data`."""
-    return requests_of(
-        run, _table(questions), max_edges=max_edges, statistics=statistics, searches=EVER
-    )
-
-
-def _check(scenario: str, *probabilities: Floats) -> None:
-    for values in probabilities:
-        if not np.isfinite(values).all():
-            raise ValueError(
-                f"the click model's {scenario} probabilities are not all numbers: its weights or "
-                "calibration are broken; train it again"
-            )
-        if len(values) > 1 and float(np.ptp(values)) == 0.0:
-            raise ValueError(
-                f"the click model gives every {scenario} text the probability {values[0]:.4g}: "
-                "it prefers nothing, so there is nothing to align to"
-            )
-
-
-def _table(questions: Sequence[Judged]) -> pa.Table:
+def table_of(questions: Sequence[Judged]) -> pa.Table:
     """Returns the questions as a table that looks like mined impressions, in their order."""
     rows = [
         {
@@ -165,3 +144,17 @@ def _table(questions: Sequence[Judged]) -> pa.Table:
         for position, text in enumerate(asked.texts, start=1)
     ]
     return pa.Table.from_pylist(rows, _SCHEMA)
+
+
+def _check(scenario: str, *probabilities: Floats) -> None:
+    for values in probabilities:
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"the click model's {scenario} probabilities are not all numbers: its weights or "
+                "calibration are broken; train it again"
+            )
+        if len(values) > 1 and float(np.ptp(values)) == 0.0:
+            raise ValueError(
+                f"the click model gives every {scenario} text the probability {values[0]:.4g}: "
+                "it prefers nothing, so there is nothing to align to"
+            )

@@ -27,6 +27,7 @@ from engine.formats.token_statistics import SEQUEL_LEAST, SEQUEL_MEAN, TokenStat
 from train.clicks.data import ClickRequests, packed_ids
 from train.generation.generator import read_prompts
 from train.mining.mine import CONTEXTS, QUERIES
+from train.models.words import words_of
 
 _NUM_POPULAR, _NUM_SIMILAR, _NUM_BROKEN = 2, 3, 2  # wrong candidates of a request
 _SEQUELS = [FEATURE_NAMES.index(name) for name in (SEQUEL_MEAN, SEQUEL_LEAST)]
@@ -43,7 +44,7 @@ class WrongTexts:
         self._cumulative = np.cumsum(np.array(num_searches, np.float64)).tolist()
         self._sharing: dict[str, list[str]] = defaultdict(list)
         for text in texts:
-            for word in text.split():
+            for word in words_of(text):
                 if len(self._sharing[word]) < _MAX_SHARING:
                     self._sharing[word].append(text)
 
@@ -53,7 +54,7 @@ class WrongTexts:
 
     def sharing_a_word(self, query: str, rng: random.Random, num: int) -> list[str]:
         """Returns queries that share a word with the query; none if there are none."""
-        pools = [self._sharing[w] for w in query.split() if w in self._sharing]
+        pools = [self._sharing[w] for w in words_of(query) if w in self._sharing]
         return [rng.choice(rng.choice(pools)) for _ in range(num)] if pools else []
 
     def starting_with(self, prefix: str, rng: random.Random, num: int) -> list[str]:

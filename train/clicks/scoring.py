@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.clicks.data import ClickRequests, make_batch
+from train.clicks.batches import batches_by_length, make_batch
+from train.clicks.data import ClickRequests
 from train.clicks.model import ClickModel
 from train.models.shared_prefix import PackedBatch
 
@@ -53,10 +54,8 @@ def _row_values(
 ) -> Floats:
     """Returns what `read` gives of batches, (B, C, ...), by row."""
     device = next(model.parameters()).device
-    by_length = chosen[np.argsort([requests.num_tokens(r) for r in chosen], kind="stable")]
     value_of: dict[int, Floats] = {}
-    for start in range(0, len(by_length), _BATCH_SIZE):
-        part = by_length[start : start + _BATCH_SIZE].tolist()
+    for part in batches_by_length(requests, chosen, batch_size=_BATCH_SIZE):
         batch = make_batch(requests, part, hidden_share=hidden_share, seed=seed)
         packed = type(batch.packed)(*(tensor.to(device) for tensor in batch.packed))
         values_BC = read(packed, batch.features.to(device)).cpu().numpy()

@@ -19,6 +19,9 @@ from engine.formats.token_statistics import (
     TokenStatistics,
 )
 from engine.formats.vocabulary import EOS_ID, Vocabulary
+from train.generation.associations import known_in_training
+from train.mining.mine import PAIRS
+from train.retrieval.pairs import rows_of
 
 _MAX_PAIRS = 2_000_000  # of a table; the most frequent stay
 _CHUNK = 100_000  # queries, or pairs of queries, at once
@@ -29,19 +32,22 @@ T = TypeVar("T")
 def count_tokens(run: Path, vocabulary: Vocabulary) -> TokenStatistics:
     """Returns the statistics of a mined run's queries and of the pairs that followed one another.
 
+    Of those searched before the validation cut: later ones may come of clicks to be predicted.
+
     Args:
         run: run directory, mined.
         vocabulary: of its tokenizer.
+
+    Raises:
+        ValueError: an older release mined the run, and did not count searches before the cut.
     """
-    texts: list[str] = pq.read_table(run / "mined/queries.parquet", columns=["text"])[
-        "text"
-    ].to_pylist()
-    pairs = pq.read_table(run / "mined/pairs.parquet", columns=["source", "target"])
+    mined = run / "mined"
+    texts = known_in_training(mined)
+    pairs = pq.read_table(mined / PAIRS, columns=["source", "target"])
+    sources, targets = rows_of(pairs["source"], texts), rows_of(pairs["target"], texts)
+    is_known = (sources >= 0) & (targets >= 0)
     ids = vocabulary.encode_batch(texts)
-    row_of = {text: row for row, text in enumerate(texts)}
-    sources = np.array([row_of[t] for t in pairs["source"].to_pylist()], np.int64)
-    targets = np.array([row_of[t] for t in pairs["target"].to_pylist()], np.int64)
-    return statistics_of(ids, sources, targets, size=vocabulary.size)
+    return statistics_of(ids, sources[is_known], targets[is_known], size=vocabulary.size)
 
 
 def statistics_of(

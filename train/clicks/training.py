@@ -9,6 +9,7 @@ mined.
 import shutil
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import LlamaModel, set_seed
 
 from engine.formats.token_statistics import TOKEN_STATISTICS
 from engine.formats.vocabulary import Vocabulary
+from train.clicks.batches import make_batch, training_batches
 from train.clicks.calibration import EXAMINATION, read_examination
-from train.clicks.data import ClickBatch, ClickRequests, make_batch, read_requests, training_order
+from train.clicks.data import ClickBatch, ClickRequests, read_requests
 from train.clicks.feature_fit import features_of, fit_features
 from train.clicks.fitting import fit_click_model
 from train.clicks.losses import ChoiceLoss, ClickLoss
@@ -66,7 +67,7 @@ def train_click_model(
         run: run directory, mined.
         config: training.
         shape: of the backbone.
-        max_edges: of the index, see `read_requests`.
+        max_edges: of the index, see `train.clicks.data.RequestReader`.
         seed: of weights and order.
         output: directory of the stage.
         raw_impressions: place of the log that was mined: texts below k are calibrated on its
@@ -86,7 +87,9 @@ def train_click_model(
     older_curves = {} if start is None else _curves_of_start(start, run)
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     statistics = count_tokens(run, vocabulary)
-    requests = read_requests(run, max_edges=max_edges, statistics=statistics)
+    requests = read_requests(
+        run, max_edges=max_edges, statistics=statistics, max_requests=config.max_requests
+    )
     if requests is None:
         print("no impressions were mined: no click model", file=sys.stderr)
         return None
@@ -180,11 +183,12 @@ class _Course:
     ) -> PacedTrainer:
         """Trains on the chosen requests; sessions and clicks share the time there is."""
         config, seed = self.config, self.seed
-        order = training_order(
+        batches = training_batches(
             requests, chosen, num_epochs=num_epochs, batch_size=config.batch_size, seed=seed
         )
 
-        def collator(numbers: list[int]) -> dict[str, Any]:
+        def collator(parts: list[list[int]]) -> dict[str, Any]:
+            numbers = list(chain.from_iterable(parts))
             batch = make_batch(requests, numbers, hidden_share=hidden_share, seed=seed)
             return {**batch._asdict(), "packed": batch.packed._asdict()}
 
@@ -192,13 +196,13 @@ class _Course:
             model=module,
             args=trainer_arguments(
                 self.checkpoints / name,
-                batch_size=config.batch_size,
+                batch_size=1,  # of batches that are made already
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 bf16=config.bf16,
                 seed=seed,
             ),
-            train_dataset=_Requests(order),
+            train_dataset=batches,
             data_collator=collator,
             max_train_s=config.max_train_s / (1 + (self.checkpoints / "sessions").is_dir()),
             warmup_share=0.05,
@@ -241,19 +245,6 @@ def _where_it_ended(
 
 def _num_positions(requests: ClickRequests) -> int:
     return max(2, int(requests.position_N.max()) + 1)
-
-
-class _Requests(Dataset[int]):
-    """Numbers of requests in the order of training."""
-
-    def __init__(self, order: Ids) -> None:
-        self._order = order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> int:
-        return int(self._order[index])
 
 
 class _BatchTrainer(PacedTrainer):

@@ -3,11 +3,13 @@
 Mining leaves out texts below k, and not at random: what stays was searched or clicked more. A
 model trained on what stays is too sure of the others, which the generator will write. So rows of
 the raw log that are for validation are scored once, and two numbers a scenario, from thousands of
-rows, are all that is kept of them. Texts are cleaned as in mining: what mining refuses is left out,
-and what it merges into a known query is that query. Knows nothing of the model.
+rows, are all that is kept of them. Robots are left out as in mining, and texts cleaned: what mining
+refuses is left out, and what it merges into a known query is that query. Knows nothing of the
+model.
 """
 
 # R requests, N impressions (rows)
+import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -22,17 +24,20 @@ import pyarrow.parquet as pq
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.text import normalise_prefix
 from engine.formats.token_statistics import TokenStatistics
-from train.clicks.data import ClickRequests, requests_of
+from train.clicks.data import ClickRequests, RequestReader
 from train.mining import logs
 from train.mining.anonymity import TextFilter, read_unsafe_words
-from train.mining.mine import SCENARIOS
+from train.mining.failures import told_without_values
+from train.mining.mine import ROBOTS, SCENARIOS
+from train.mining.sessions import outside
 from train.mining.shown import IMPRESSIONS
 from train.mining.variants import variant_key
+from train.mining.workspace import Workspace, number_of
 from train.retrieval.pairs import BEFORE_CUT, read_queries
 from train.settings import MineConfig, Places
 
 MAX_REQUESTS = 10_000
-_MAX_ROWS = 500_000  # of the raw log; the first of the held-out time
+_MAX_ROWS = 500_000  # of the raw log, about; those of a random choice of requests
 _COLUMNS = (
     *("request_id", "scenario", "query", "side_information", "position", "text"),
     *("clicked", "propensity"),
@@ -57,9 +62,9 @@ def unknown_requests(
     Args:
         run: run directory, mined, with its tokenizer.
         impressions: places of the raw table of impressions.
-        max_edges: see `train.clicks.data.read_requests`.
+        max_edges: see `train.clicks.data.RequestReader`.
         settings: that the run was mined with; None: the defaults.
-        statistics: see `train.clicks.data.read_requests`.
+        statistics: see `train.clicks.data.RequestReader`.
         max_requests: a random choice of so many.
         seed: of the choice.
 
@@ -69,9 +74,10 @@ def unknown_requests(
     mined = run / "mined"
     specs = msgspec.json.decode((mined / SCENARIOS).read_bytes(), type=list[ScenarioSpec])
     searched = read_queries(run / "mined", BEFORE_CUT)
-    clean = _cleaner(searched["text"].to_pylist(), settings or MineConfig())
+    settings = settings or MineConfig()
+    clean = _cleaner(searched["text"].to_pylist(), settings)
     completes = {s.name for s in specs if s.completes_prefix}
-    table = _raw_rows(mined, impressions, [s.name for s in specs])
+    table = _raw_rows(mined, impressions, [s.name for s in specs], settings)
     scenarios, raw_queries = table["scenario"].to_pylist(), table["query"].to_pylist()
     queries = [
         normalise_prefix(raw) if scenario in completes and clean(raw) else clean(raw)
@@ -91,14 +97,14 @@ def unknown_requests(
         table = table.set_column(column, name, pa.array(values, table.schema.field(name).type))
     table = table.filter(pc.field("query").is_valid() & pc.field("text").is_valid())
     known = searched.filter(pc.field(BEFORE_CUT) > 0)["text"].combine_chunks()
-    requests = table.filter(~pc.field("text").isin(known))["request_id"].unique().to_pylist()
+    requests = table.filter(~pc.field("text").isin(known))["request_id"].unique().sort().to_pylist()
     if not requests:
         return None
     order = np.random.default_rng(seed).permutation(len(requests))[:max_requests]
     chosen = [requests[i] for i in order.tolist()]
     table = table.filter(pc.field("request_id").isin(chosen))
     table = table.append_column("split", pa.array(["valid"] * table.num_rows))
-    return requests_of(run, table, max_edges=max_edges, statistics=statistics)
+    return RequestReader(run, max_edges=max_edges, statistics=statistics).of(table)
 
 
 def _cleaner(known: Iterable[str], settings: MineConfig) -> Callable[[str], str | None]:
@@ -119,20 +125,30 @@ def _cleaner(known: Iterable[str], settings: MineConfig) -> Callable[[str], str 
     return clean
 
 
-def _raw_rows(mined: Path, impressions: Places, scenarios: list[str]) -> pa.Table:
-    """Returns rows of the raw log that were shown in the held-out time; times are UTC."""
-    times = pq.read_table(mined / IMPRESSIONS, columns=["time", "split"])
-    start = min(times.filter(pc.field("split") == "valid")["time"].to_pylist())
-    connection = ibis.duckdb.connect()
-    rows = logs.open_impressions(connection, impressions)
-    rows = rows.filter(rows.shown & rows.scenario.isin(scenarios))
-    rows = rows.filter(rows.time >= ibis.literal(start))
-    for name in ("request_id", "query", "position", "text"):
-        rows = rows.filter(rows[name].notnull())
-    rows = rows.mutate(clicked=rows.clicked.fill_null(False))
-    rows = rows.order_by("time", "request_id", "position")
-    table = rows.select(*_COLUMNS).limit(_MAX_ROWS).to_pyarrow()
-    connection.disconnect()
-    if table.num_rows == _MAX_ROWS:  # the last request may have been cut
-        table = table.filter(pc.field("request_id") != table["request_id"][-1])
-    return table
+def _raw_rows(
+    mined: Path, impressions: Places, scenarios: list[str], settings: MineConfig
+) -> pa.Table:
+    """Returns rows of the raw log that were shown to people in the held-out time; times are UTC."""
+    held_out = pq.read_table(
+        mined / IMPRESSIONS, columns=["time"], filters=[("split", "=", "valid")]
+    )
+    start = held_out.group_by([]).aggregate([("time", "min")])["time_min"][0].as_py()
+    with tempfile.TemporaryDirectory() as spill, told_without_values("", impressions):
+        connection = logs.connect(settings, Path(spill))
+        try:
+            rows = logs.open_impressions(connection, impressions)
+            rows = rows.filter(rows.shown & rows.scenario.isin(scenarios))
+            rows = rows.filter(rows.time >= ibis.literal(start))
+            for name in ("request_id", "query", "position", "text"):
+                rows = rows.filter(rows[name].notnull())
+            if (mined / ROBOTS).is_file():
+                robots = Workspace(connection, Path(spill)).read(mined / ROBOTS)
+                rows = outside(rows, robots, settings.session_gap_s)
+            num_rows = number_of(rows.count())
+            if num_rows > _MAX_ROWS:  # the same requests on every engine
+                most = f"{int(_MAX_ROWS / num_rows * 16**8):08x}"
+                rows = rows.filter(rows.request_id.hexdigest("md5").substr(0, 8) < most)
+            rows = rows.mutate(clicked=rows.clicked.fill_null(False))
+            return rows.select(*_COLUMNS).order_by("request_id", "position", "text").to_pyarrow()
+        finally:
+            connection.disconnect()

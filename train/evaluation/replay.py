@@ -21,11 +21,14 @@ known of what was there. Knows nothing of how lists are made.
 
 # U requests, P places of one
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -93,19 +96,23 @@ def read_panels(run: Path, *, num: int, seed: int) -> dict[str, list[Shown]]:
     path = run / "mined/impressions.parquet"
     if not path.is_file():
         raise ValueError(f"{run}: has no impressions, so there is nothing to replay")
-    table = pq.read_table(path, filters=[("split", "=", "valid")])
-    table = table.sort_by([("request_id", "ascending"), ("position", "ascending")])
-    panels: dict[str, dict[str, list[dict]]] = {}
-    for row in table.to_pylist():
-        panels.setdefault(row["scenario"], {}).setdefault(row["request_id"], []).append(row)
-    if not panels:
+    is_valid = pc.field("split") == "valid"
+    ids = pq.read_table(path, columns=["scenario", "request_id"], filters=is_valid)
+    if not ids.num_rows:
         raise ValueError(f"{run}: no impressions were held out; see mine.valid_share")
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[Shown]] = {}
-    for scenario, by_id in sorted(panels.items()):
-        ids = sorted(by_id)
-        chosen = sorted(rng.choice(len(ids), min(num, len(ids)), replace=False).tolist())
-        drawn[scenario] = [_panel(by_id[ids[i]]) for i in chosen]
+    for scenario in sorted(ids["scenario"].unique().to_pylist()):
+        own = ids.filter(pc.field("scenario") == scenario)["request_id"].unique().sort()
+        chosen = rng.choice(len(own), min(num, len(own)), replace=False)
+        is_drawn = (pc.field("scenario") == scenario) & pc.field("request_id").isin(
+            own.take(chosen)
+        )
+        table = pq.read_table(path, filters=is_valid & is_drawn)
+        shown = table.sort_by([("request_id", "ascending"), ("position", "ascending")]).to_pylist()
+        drawn[scenario] = [
+            _panel(list(rows)) for _, rows in groupby(shown, itemgetter("request_id"))
+        ]
     return drawn
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from train.models.words import words_of
 from train.retrieval.pairs import (
     BEFORE_CUT,
     EVER,
@@ -105,15 +106,6 @@ class Associations:
         texts, counts = queries["text"].to_pylist(), queries[searches].to_numpy()
         return cls(texts, counts, pairs, clicks, max_edges=max_edges)
 
-    def __contains__(self, text: str) -> bool:
-        """Returns whether the text is a k-anonymous query."""
-        return text in self._row
-
-    def popularity(self, text: str) -> int:
-        """Returns how often a text was searched; 0 if it is no k-anonymous query."""
-        row = self._row.get(text)
-        return 0 if row is None else int(self.num_searches[row])
-
     def following(self, query: str, k: int | None = None) -> list[str]:
         """Returns up to k queries that follow `query`, best association first, as served.
 
@@ -157,7 +149,7 @@ class Associations:
         Similarity is the share of common words, weighted by how rare a word is; ties go to the
         more searched query.
         """
-        words = set(query.split())
+        words = set(words_of(query))
         shared: dict[int, float] = defaultdict(float)
         for word in words:
             rows, rarity = self._by_word.get(word, ((), 0.0))
@@ -165,7 +157,7 @@ class Associations:
                 shared[row] += rarity
         own = self._row.get(query)
         scored = [
-            (score / (len(words) + len(self.texts[row].split())), row)
+            (score / (len(words) + len(words_of(self.texts[row]))), row)
             for row, score in shared.items()
             if row != own
         ]
@@ -174,13 +166,13 @@ class Associations:
 
     def specialisations(self, query: str, k: int) -> list[str]:
         """Returns up to k queries that add words to `query`, most searched first."""
-        words = query.split()
+        words = words_of(query)
         if not words:
             return []
         rarest = min(words, key=lambda w: len(self._by_word.get(w, ((), 0.0))[0]))
         wanted = set(words)
         rows = self._by_word.get(rarest, ((), 0.0))[0]
-        found = [self.texts[r] for r in rows if wanted < set(self.texts[r].split())]
+        found = [self.texts[r] for r in rows if wanted < set(words_of(self.texts[r]))]
         return found[:k]
 
     def _range_of(self, prefix: str) -> tuple[int, int]:
@@ -212,7 +204,7 @@ class Associations:
         """Returns per word its most searched queries (best first) and its rarity."""
         rows: dict[str, list[int]] = defaultdict(list)
         for row in np.argsort(-self.num_searches, kind="stable").tolist():
-            for word in set(self.texts[row].split()):
+            for word in set(words_of(self.texts[row])):
                 rows[word].append(row)
         total = len(self.texts)
         return {

@@ -11,6 +11,8 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from heapq import heappop, heappush
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -20,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.formats.manifest import PromptSpec, ScenarioSpec
-from engine.formats.prompt import COOCCURRING, SESSION, SideInformation
+from engine.formats.prompt import ANSWER, COOCCURRING, SESSION, SideInformation
 from engine.formats.text import match_key, normalise_prefix
 from train.generation.associations import Associations, Clicks, known_in_training
 from train.mining.mine import CONTEXTS
 from train.mining.shown import IMPRESSIONS
+from train.models.words import words_of
 
 Context = tuple[tuple[str, tuple[str, ...]], list[str]]  # query and session; what followed
 _EXACT_SHARE = 0.6  # of the examples with side information; the others get similar queries' lists
@@ -111,8 +114,8 @@ class ExampleMaker:
         best = [s.text for s in known.best_next(query)]
         if spec.has_auxiliary_text:  # options narrow the query down
             narrower = known.specialisations(query, num_wanted)
-            is_narrower = set(query.split()).issubset
-            best = [*(t for t in best if is_narrower(t.split())), *narrower, *best]
+            is_narrower = set(words_of(query)).issubset
+            best = [*(t for t in best if is_narrower(words_of(t))), *narrower, *best]
         excluded = {query, *source.session_queries}
         found = distinct([*source.wanted, *best], excluded, num_wanted)
         if len(found) < num_wanted:  # rare queries: what narrows them down or resembles them
@@ -204,12 +207,12 @@ def distinct(texts: Iterable[str], excluded: Iterable[str], k: int) -> list[str]
     seen = {match_key(t) for t in excluded}
     found: list[str] = []
     for text in texts:
+        if len(found) == k:
+            break
         key = match_key(text)
         if key not in seen:
             seen.add(key)
             found.append(text)
-            if len(found) == k:
-                break
     return found
 
 
@@ -229,7 +232,7 @@ def _contexts(mined: Path, config: ExampleConfig, split: str) -> list[Context]:
 
 
 def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Source]:
-    """Returns a source per request that got clicks."""
+    """Returns a source per request that got clicks, the newest ones of each query."""
     path = mined / IMPRESSIONS
     if not path.exists():
         return []
@@ -237,28 +240,34 @@ def _clicked_sources(mined: Path, config: ExampleConfig, split: str) -> list[Sou
     rows = pq.read_table(path, filters=[("split", "==", split)]).sort_by(
         [("request_id", "ascending"), ("position", "ascending")]
     )
-    num_of: Counter[tuple[str, str]] = Counter()
-    sources: list[Source] = []
-    for _, request in groupby(_rows(rows), key=itemgetter("request_id")):
+    newest: defaultdict[tuple[str, str], list[tuple[datetime, str, Source]]] = defaultdict(list)
+    for request_id, request in groupby(_rows(rows), key=itemgetter("request_id")):
         shown = list(request)
         first = shown[0]
         spec, query = specs[first["scenario"]], first["query"]
         wanted = tuple(r["text"] for r in shown if r["clicked"])
         if not wanted:
             continue
-        num_of[spec.name, query] += 1
-        if num_of[spec.name, query] > config.max_contexts_per_query:
-            continue
         items = [SideInformation(i["kind"], i["text"]) for i in first["side_information"]]
         session = _last_distinct([i.text for i in items if i.kind == SESSION], query)
-        further = tuple(i for i in items if i.kind not in (SESSION, COOCCURRING))
+        further = [i for i in items if i.kind not in (SESSION, COOCCURRING)]
+        further.sort(key=lambda i: i.kind == ANSWER)  # as an engine does
         auxiliary = first["auxiliary_text"] if spec.has_auxiliary_text else None
-        sources.append(
-            Source(
-                spec.name, query, session, further, wanted, auxiliary, spec.completes_prefix, True
-            )
+        source = Source(
+            spec.name,
+            query,
+            session,
+            tuple(further),
+            wanted,
+            auxiliary,
+            spec.completes_prefix,
+            True,
         )
-    return sources
+        own = newest[spec.name, query]
+        heappush(own, (first["time"], request_id, source))
+        if len(own) > config.max_contexts_per_query:
+            heappop(own)
+    return [source for own in newest.values() for _, _, source in own]
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,6 @@ Knows nothing of how examples are chosen (`examples`) or laid out (`responses`).
 """
 
 # B batch, L packed tokens, N tokens to predict, D model dim, V vocab
-import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from engine.formats.vocabulary import Vocabulary
 from train.generation.associations import Associations
 from train.generation.examples import ExampleConfig, ExampleMaker, Source, read_clicks, read_sources
 from train.generation.responses import ResponseEncoder, Responses, to_batch
+from train.generation.taught import examine
 from train.mining.mine import PROMPT, SCENARIOS
 from train.models.backbone import Shape, llama_config
 from train.models.pace import PacedTrainer, trainer_arguments
@@ -30,7 +30,6 @@ from train.models.shared_prefix import IGNORED_LABEL, Packed
 from train.settings import GeneratorConfig, IndexConfig
 
 METRICS = "metrics.json"
-_MAX_TRIED = 1000  # sources of a scenario; if none of them gives an example, nothing teaches it
 _MAX_VALID = 400  # examples per scenario that the validation loss is measured on
 
 
@@ -48,6 +47,8 @@ class GeneratorMetrics(msgspec.Struct, frozen=True, kw_only=True):
     stopped_by_time: bool
     train_loss: float  # nats per token, mean over the last steps
     valid_loss: dict[str, float]  # scenario -> nats per token; no entry without examples
+    # scenario -> share of what was to be taught that fits max_new_tokens; no entry without any
+    fitting: dict[str, float]
 
 
 class ResponseLoss(nn.Module):
@@ -137,7 +138,7 @@ def train_generator(
         max_edges: of the index that will be served.
         model: to start from; its vocabulary must be the run's.
         teacher: what to learn beside the log, see `train.generation.teacher`.
-        report: called with how far the training is, and with what nothing teaches.
+        report: called with how far the training is, and with what nothing, or little, teaches.
 
     Raises:
         ValueError: nothing was mined to train on.
@@ -159,16 +160,14 @@ def train_generator(
         return None if example is None else encoder(example, rng)
 
     sources = read_sources(mined, maker.config, "train", seed, further=teacher)
-    for spec in prompts.scenarios:
-        own = itertools.islice((s for s in sources if s.scenario == spec.name), _MAX_TRIED)
-        if not any(make(source, random.Random(0)) for source in own):
-            report(_untaught(spec, config.mode))
+    taught = examine(sources, prompts.scenarios, maker, encoder, config.mode, report)
     dataset = Responses(
         sources,
         make,
         batch_size=config.batch_size,
         num_epochs=config.num_epochs,
         seed=seed,
+        share=taught.share or 1.0,  # where nothing fits, the first example says so
     )
     arguments = trainer_arguments(
         output / "checkpoints",
@@ -207,24 +206,13 @@ def train_generator(
         stopped_by_time=trainer.state.global_step < trainer.state.max_steps,
         train_loss=_last_loss(trainer),
         valid_loss=_valid_losses(trainer.model, valid, make, prompts.scenarios, config.batch_size),
+        fitting=taught.fitting,
     )
     if trainer.is_world_process_zero():
         model.save_pretrained(output)
         (output / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
     trainer.remove_checkpoints()
     return metrics
-
-
-def _untaught(spec: ScenarioSpec, mode: str) -> str:
-    lacking = "no clicked panels"
-    if not spec.has_auxiliary_text:
-        lacking = "no searches that follow one another, and no clicked panels"
-    elif mode == "list":
-        lacking = "no clicked panels with an auxiliary text"
-    return (
-        f"warning: nothing teaches {spec.name}: {lacking}; leave it out of [[scenarios]] or bring "
-        "impressions, or it answers nonsense"
-    )
 
 
 class _CountingCollator:

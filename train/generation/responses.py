@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from engine.formats.completion import continuation
 from engine.formats.manifest import ScenarioSpec
-from engine.formats.prompt import PromptRenderer, spread
+from engine.formats.prompt import Prompt, PromptRenderer, spread
 from engine.formats.vocabulary import EOS_ID, LIST, SEP_ID
 from train.generation.examples import Example, Source
 from train.models.shared_prefix import Packed, collate, next_token_labels, pack
@@ -55,16 +55,8 @@ class ResponseEncoder:
     def __call__(self, example: Example, rng: random.Random) -> Packed | None:
         """Returns prompt and response, or None if no suggestion is short enough."""
         vocabulary, spec = self._renderer.vocabulary, self._scenarios[example.scenario]
-        prompt = self._renderer.generation_prompt(
-            example.scenario, example.query, example.side_information
-        )
-        if prompt.healed is not None:
-            healed = prompt.healed
-            found = [continuation(vocabulary, healed, t) for t in example.suggestions]
-        else:
-            found = vocabulary.encode_batch(example.suggestions)
-        # The end takes a token of its own; what does not fit is not taught cut short.
-        answers = [ids for ids in found if ids and len(ids) < spec.max_new_tokens]
+        prompt = self._prompt(example)
+        answers = self._answers(example, prompt)
         if not answers:
             return None
         auxiliary: list[int] | None = None
@@ -79,6 +71,25 @@ class ResponseEncoder:
         if as_list:
             return pack(prompt.ids, [self._list(auxiliary, answers)])
         return pack(prompt.ids, self._slots(example.scenario, auxiliary, answers))
+
+    def num_fitting(self, example: Example) -> int:
+        """Returns how many of the example's suggestions are short enough to be taught."""
+        return len(self._answers(example, self._prompt(example)))
+
+    def _prompt(self, example: Example) -> Prompt:
+        return self._renderer.generation_prompt(
+            example.scenario, example.query, example.side_information
+        )
+
+    def _answers(self, example: Example, prompt: Prompt) -> list[list[int]]:
+        vocabulary, spec = self._renderer.vocabulary, self._scenarios[example.scenario]
+        if prompt.healed is not None:
+            healed = prompt.healed
+            found = [continuation(vocabulary, healed, t) for t in example.suggestions]
+        else:
+            found = vocabulary.encode_batch(example.suggestions)
+        # The end takes a token of its own; what does not fit is not taught cut short.
+        return [ids for ids in found if ids and len(ids) < spec.max_new_tokens]
 
     def _list(self, auxiliary: list[int] | None, answers: list[list[int]]) -> list[int]:
         ids = [self._list_id]
@@ -119,8 +130,18 @@ class Responses(Dataset[Packed]):
         batch_size: int,
         num_epochs: float,
         seed: int,
+        share: float = 1.0,
     ) -> None:
         """Takes shuffled sources and what makes a packed example of one.
+
+        Args:
+            sources: in the order of training.
+            make: returns None where nothing can be made of a source.
+            batch_size: examples.
+            num_epochs: passes over the sources.
+            seed: of the examples and of the order of batches.
+            share: of the sources that give an example, about; above 0. Windows begin so far
+                apart, and an epoch has so many examples, that each source is taken about once.
 
         Raises:
             ValueError: there are no sources.
@@ -132,8 +153,9 @@ class Responses(Dataset[Packed]):
         self._batch_size = batch_size
         self._seed = seed
         self._window_size = batch_size * _WINDOW_BATCHES
+        self._sources_a_window = self._window_size / share
         # Whole batches only: the last may be filled up with repeated sources.
-        num_batches = max(1, round(len(sources) * num_epochs / batch_size))
+        num_batches = max(1, round(len(sources) * share * num_epochs / batch_size))
         self._num_examples = num_batches * batch_size
         self._window: tuple[int, list[Packed]] = (-1, [])
 
@@ -149,11 +171,10 @@ class Responses(Dataset[Packed]):
         return self._window[1][place]
 
     def _made(self, number: int) -> list[Packed]:
-        first = number * self._window_size
-        size = min(self._window_size, self._num_examples - first)
+        size = min(self._window_size, self._num_examples - number * self._window_size)
         rng = random.Random(self._seed * 1_000_003 + number)
         packed: list[Packed] = []
-        offset, num_missing = first, 0
+        offset, num_missing = round(number * self._sources_a_window), 0
         while len(packed) < size:
             made = self._make(self._sources[offset % len(self._sources)], rng)
             offset += 1
@@ -179,8 +200,3 @@ def to_batch(packed: Sequence[Packed]) -> dict[str, Tensor]:
         position_ids=batch.position_ids,
         labels=next_token_labels(batch),
     )._asdict()
-
-
-def num_tokens(batch: dict[str, Tensor]) -> int:
-    """Returns how many tokens of a batch are no padding."""
-    return int((batch["attention_mask"][:, 0, :, 0] > -1).sum())

@@ -6,7 +6,7 @@
 
 Each is a parquet file, a directory of parquet files, a glob, or several of these, whose columns
 may differ in what is optional. `side_information` is a list of (kind, text); `position` counts
-from 1. Knows nothing of what is mined from them.
+from 1; an empty id is none. Knows nothing of what is mined from them.
 """
 
 import glob
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import ibis
 import ibis.expr.datatypes as dt
 
+from train.mining.checks import counted, files_of_several, num_mixed_requests, num_shared_requests
 from train.mining.failures import told_without_values
 from train.settings import MineConfig, Places, places_of
 
@@ -25,6 +26,9 @@ from train.settings import MineConfig, Places, places_of
 Table: TypeAlias = Any
 Backend: TypeAlias = Any
 Check = Callable[[dt.DataType], bool]
+
+# What is shown further down is no panel that anybody looks through, but a mistake of the log.
+MAX_POSITION = 1000
 
 
 class _Column(NamedTuple):
@@ -42,7 +46,8 @@ class LogTables(NamedTuple):
 
     searches: Table
     impressions: Table | None
-    counts_users: bool  # whether user_key is there to be counted; else sessions are
+    counts_users: bool  # whether searches have a user_key to be counted; else sessions are
+    counts_viewers: bool  # the same of impressions; false without them
 
 
 def _is_id(kind: dt.DataType) -> bool:
@@ -58,7 +63,6 @@ def _is_side_information(kind: dt.DataType) -> bool:
 
 _ID = "string or integer"
 _SIDE_INFORMATION = "list of struct(kind string, text string)"
-_ENDS = ("min", "max")
 # What columns become, so that tables of several places are of one type.
 _TYPES = {
     _ID: "string",
@@ -87,7 +91,7 @@ _IMPRESSIONS = (
     _Column("clicked", "boolean", dt.DataType.is_boolean),
     _Column("user_key", _ID, _is_id, is_required=False),
     _Column("propensity", "number", dt.DataType.is_numeric, is_required=False),
-    _Column("bundle_id", "string", dt.DataType.is_string, is_required=False),
+    _Column("bundle_id", _ID, _is_id, is_required=False),
     _Column("auxiliary_text", "string", dt.DataType.is_string, is_required=False),
 )
 
@@ -129,12 +133,13 @@ def open_tables(connection: Backend, *, searches: Places, impressions: Places) -
 
     Args:
         connection: of DuckDB.
-        searches: one place or several; rows of several are put together as they are.
-        impressions: the same; a request must not occur in two places.
+        searches: one place or several; a file must not be in two of them.
+        impressions: the same; a request must not occur in two places either.
 
     Raises:
         ValueError: files that cannot be read, missing columns, wrong types, no rows, no clicks,
-            positions below 1, requests in two places or of two panels; the message names them all.
+            positions below 1, files or requests in two places, requests of two panels; the message
+            names them all.
     """
     with told_without_values(searches, impressions):
         return _open_tables(connection, searches, impressions)
@@ -146,24 +151,24 @@ def _open_tables(connection: Backend, searches: Places, impressions: Places) -> 
     shown = _opened(connection, "impressions", places_of(impressions), _IMPRESSIONS, errors)
     if errors or searched is None:
         raise ValueError("; ".join(errors))
-    checks = [_checked("searches", searched, errors)]
+    num_searches, num_users = counted(searched)
+    if not num_searches:
+        errors.append("table searches has no rows")
+    num_viewers = 0
     if shown is not None:
-        found = _checked(
-            "impressions",
-            shown,
-            errors,
-            num_clicks=(shown.shown & shown.clicked).sum(),
-            num_low=(shown.position < 1).sum(),
+        num_rows, num_viewers, num_clicks, num_low = counted(
+            shown, (shown.shown & shown.clicked).sum(), (shown.position < 1).sum()
         )
-        checks.append(found)
-        if found["num_rows"] and not found["num_clicks"]:
+        if not num_rows:
+            errors.append("table impressions has no rows")
+        elif not num_clicks:
             errors.append(
                 "table impressions has no clicks (rows with shown and clicked true): "
                 "leave logs.impressions empty to train without a click model"
             )
-        if found["num_low"]:
-            errors.append(f"table impressions has {found['num_low']} rows with position < 1")
-        num_mixed = _num_mixed_requests(shown)
+        if num_low:
+            errors.append(f"table impressions has {num_low} rows with position < 1")
+        num_mixed = num_mixed_requests(shown)
         if num_mixed:
             errors.append(
                 f"table impressions: {num_mixed} request_ids stand for several panels, with more "
@@ -172,32 +177,13 @@ def _open_tables(connection: Backend, searches: Places, impressions: Places) -> 
             )
     if errors:
         raise ValueError("; ".join(errors))
-    return LogTables(searched, shown, all(found["num_user_keys"] for found in checks))
-
-
-def _checked(name: str, table: Table, errors: list[str], **sums: Any) -> dict[str, int]:
-    """Returns counts and sums over a table, all in one pass; no rows are an error."""
-    counts = {"num_rows": table.count(), "num_user_keys": table.user_key.count(), **sums}
-    row = table.agg(**counts).to_pyarrow().to_pylist()[0]
-    if not row["num_rows"]:
-        errors.append(f"table {name} has no rows")
-    return {key: int(value or 0) for key, value in row.items()}
-
-
-def _num_mixed_requests(impressions: Table) -> int:
-    """Returns how many request_ids have rows of more than one scenario or query."""
-    rows = impressions.filter(impressions.request_id.notnull())
-    requests = rows.group_by("request_id").agg(
-        **{f"{end}_{c}": getattr(rows[c], end)() for c in ("scenario", "query") for end in _ENDS}
-    )
-    is_mixed = (requests.min_scenario != requests.max_scenario) | (
-        requests.min_query != requests.max_query
-    )
-    return _scalar(requests.filter(is_mixed).count())
+    return LogTables(searched, shown, num_users > 0, num_viewers > 0)
 
 
 def open_impressions(connection: Backend, places: Places) -> Table:
     """Opens the table of impressions alone, as `open_tables` gives it, without counting rows.
+
+    Those without a position up to `MAX_POSITION` are left out.
 
     Raises:
         ValueError: files that cannot be read, missing columns, wrong types.
@@ -206,7 +192,7 @@ def open_impressions(connection: Backend, places: Places) -> Table:
     table = _opened(connection, "impressions", places_of(places), _IMPRESSIONS, errors)
     if errors or table is None:
         raise ValueError("; ".join(errors))
-    return table
+    return table.filter(table.position <= MAX_POSITION)
 
 
 def _opened(
@@ -218,6 +204,10 @@ def _opened(
 ) -> Table | None:
     """Returns the tables of all places as one; none without places or with errors."""
     tables: list[Table] = []
+    errors += [
+        f"table {name}: {file} is in more than one of {', '.join(places)}"
+        for file in files_of_several(places)
+    ]
     for place in places:
         called = f"{name} ({place})" if len(places) > 1 else name
         table = _open(connection, called, place, columns, errors)
@@ -226,11 +216,7 @@ def _opened(
     if not tables or errors:
         return None
     if len(tables) > 1 and "request_id" in tables[0].columns:
-        numbered = [t.select("request_id", place=ibis.literal(i)) for i, t in enumerate(tables)]
-        requests: Table = (
-            ibis.union(*numbered).group_by("request_id").agg(places=lambda t: t.place.nunique())
-        )
-        num_shared = _scalar(requests.filter(requests.places > 1).count())
+        num_shared = num_shared_requests(tables)
         if num_shared:
             errors.append(
                 f"table {name}: {num_shared} request_ids occur in more than one of "
@@ -279,10 +265,8 @@ def _column(table: Table, column: _Column, schema: ibis.Schema) -> Any:
     if column.name not in schema:
         return ibis.null(kind)
     value = table[column.name]
+    if column.wanted == _ID:
+        return value.cast(kind).nullif("")
     if column.wanted == _SIDE_INFORMATION:  # the order of the fields may differ
         return value.map(lambda item: ibis.struct({"kind": item["kind"], "text": item["text"]}))
     return value.cast(kind)
-
-
-def _scalar(expression: Any) -> Any:
-    return expression.to_pyarrow().as_py()

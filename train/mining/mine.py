@@ -10,6 +10,7 @@ so memory stays bounded. Knows nothing of tokens or models.
 
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from train.settings import MineConfig, Places
 QUERIES = "queries.parquet"
 PAIRS = "pairs.parquet"  # source, target, num_pairs, num_users, association in [-1, 1]
 CONTEXTS = "contexts.parquet"  # query, target, session_queries (oldest first), weight, split
+ROBOTS = "robots.parquet"  # when sessions were that are left out, see `sessions.spans`
 SUMMARY = "summary.json"
 SCENARIOS = "scenarios.json"
 PROMPT = "prompt.json"
@@ -39,7 +41,8 @@ class MineSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What was mined, what was left out and why."""
 
     min_users: int  # k
-    counted: str  # what k counts: "users" or "sessions"
+    counted: str  # what k counts in searches: "users" or "sessions"
+    counted_in_impressions: str | None = None  # the same of impressions; None: there are none
     num_searches: int  # rows read
     num_sessions: int
     num_queries: int
@@ -55,11 +58,16 @@ class _Searches(NamedTuple):
     """The log of searches, normalised."""
 
     events: Table  # session, time, user, text
-    counts: Table  # text, num_searches, num_searches_before_cut, num_users
-    clean: Table  # anonymity.CLEAN_SCHEMA; near-duplicates merged
     robots: Table | None  # when their sessions were, see `sessions.spans`; None without a limit
-    split: int  # see `sessions.split_second`
     dropped: dict[str, int]  # rows by reason
+
+
+class _Counted(NamedTuple):
+    """Searches and texts, near-duplicates merged."""
+
+    events: Table  # session, time, user, text
+    counts: Table  # text, num_searches, num_searches_before_cut, num_users
+    clean: Table  # anonymity.CLEAN_SCHEMA
 
 
 def mine(
@@ -80,8 +88,8 @@ def mine(
         report: called with what is being done.
 
     Raises:
-        ValueError: the tables cannot be used, or nothing is left after anonymisation; then
-            nothing has been written to `out`.
+        ValueError: the tables cannot be used, or nothing is left after anonymisation or before
+            the held-out impressions; then nothing has been written to `out`.
     """
     scratch = out.with_name(out.name + ".scratch")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -109,11 +117,21 @@ def _mine(
 ) -> MineSummary:
     settings = config.mine
     keep = workspace.keep
-    counted = "users" if tables.counts_users else "sessions"
+    counted = _people(tables.counts_users)
     report("normalising texts")
     clean = _clean_texts(tables, workspace, TextFilter(read_unsafe_words(settings.unsafe_words)))
     report("sessions")
-    events, counts, clean, robots, split, dropped = _searches(tables, clean, workspace, settings)
+    events, robots, dropped = _searches(tables, clean, workspace, settings)
+    if robots is not None:
+        workspace.write(robots.order_by("session_id", "start_s"), out / ROBOTS)
+    split = cut = sessions.split_second(events, settings.valid_share)
+    seen = None
+    if tables.impressions is not None:
+        rows = _with_counted_user(tables.impressions, tables.counts_viewers)
+        seen = shown.seen_by_people(config, rows, robots=robots, workspace=workspace)
+        # Later searches may come of the very clicks that are held out.
+        cut = split if seen.first_valid is None else min(split, seen.first_valid)
+    events, counts, clean = _merged(events, clean, cut, workspace, settings)
     public = counts.filter(counts.num_users >= settings.min_users)
     public = workspace.write(public.order_by("text"), out / QUERIES)
     num_queries = number_of(public.count())
@@ -124,10 +142,12 @@ def _mine(
             f"out before counting: {reasons or 'none'}): bring more logs, or lower mine.min_users "
             "if the logs are anonymous already"
         )
+    if cut < split:
+        _check_cut(public, cut, settings.valid_share, report)
     dropped["search_below_k"] = number_of(events.count()) - number_of(public.num_searches.sum())
 
     report("pairs of queries")
-    steps = keep("steps", sessions.steps(events, public, split))
+    steps = keep("steps", sessions.steps(events, public, cut))
     pairs = keep("all_pairs", cooccurrence.all_pairs(steps, settings.max_pair_steps))
     anonymous = cooccurrence.anonymous_pairs(pairs, public, settings.min_users)
     anonymous = keep("anonymous_pairs", anonymous)
@@ -144,16 +164,10 @@ def _mine(
         )
 
     result = shown.Shown(num_rows=0, num_clicks=0, position_ctr={}, dropped={})
-    if tables.impressions is not None:
+    if seen is not None:
         report("impressions")
         result = shown.mine_shown(
-            config,
-            _with_counted_user(tables.impressions, tables.counts_users),
-            clean=clean,
-            public=public,
-            robots=robots,
-            workspace=workspace,
-            out=out,
+            config, seen, clean=clean, public=public, workspace=workspace, out=out
         )
     specs = [
         s.spec(result.position_ctr.get(s.name) or shown.default_position_ctr(s.num_suggestions))
@@ -164,6 +178,7 @@ def _mine(
     summary = MineSummary(
         min_users=settings.min_users,
         counted=counted,
+        counted_in_impressions=None if seen is None else _people(tables.counts_viewers),
         num_searches=number_of(tables.searches.count()),
         num_sessions=number_of(events.session.nunique()),
         num_queries=num_queries,
@@ -193,7 +208,7 @@ def _clean_texts(tables: logs.LogTables, workspace: Workspace, keep: TextFilter)
 def _searches(
     tables: logs.LogTables, clean: Table, workspace: Workspace, settings: MineConfig
 ) -> _Searches:
-    """Returns the usable searches by session, without robots, near-duplicates merged."""
+    """Returns the usable searches by session, without robots."""
     searches = _with_counted_user(tables.searches, tables.counts_users)
     joined = searches.left_join(clean, searches.query == clean.raw)
     is_usable = joined.text.notnull() & joined.time.notnull() & joined.session_id.notnull()
@@ -212,8 +227,14 @@ def _searches(
         robots = workspace.keep("robots", sessions.spans(events.filter(is_robot)))
         dropped["search_of_robot"] = number_of(events.filter(is_robot).count())
         events = events.filter(~is_robot)
-    split = sessions.split_second(events, settings.valid_share)
-    counts = workspace.keep("counts", _counts(events, split))
+    return _Searches(events, robots, dropped)
+
+
+def _merged(
+    events: Table, clean: Table, cut: int, workspace: Workspace, settings: MineConfig
+) -> _Counted:
+    """Merges near-duplicates, if they are to be, and counts the searches of each text."""
+    counts = workspace.keep("counts", _counts(events, cut))
     if settings.near_duplicates != "keep":
         canonical = variants.canonical_texts(
             counts,
@@ -223,16 +244,43 @@ def _searches(
         )
         clean = workspace.keep("merged_clean", variants.replaced(clean, canonical))
         events = workspace.keep("merged_events", variants.replaced(events, canonical))
-        counts = workspace.keep("merged_counts", _counts(events, split))
-    return _Searches(events, counts, clean, robots, split, dropped)
+        counts = workspace.keep("merged_counts", _counts(events, cut))
+    return _Counted(events, counts, clean)
 
 
-def _counts(events: Table, split: int) -> Table:
+def _counts(events: Table, cut: int) -> Table:
     return events.group_by("text").agg(
         num_searches=events.count(),
-        num_searches_before_cut=events.count(where=~sessions.is_valid(events.time, split)),
+        num_searches_before_cut=events.count(where=~sessions.is_valid(events.time, cut)),
         num_users=events.user.nunique(),
     )
+
+
+def _check_cut(public: Table, cut: int, valid_share: float, report: Report) -> None:
+    """Checks that held-out impressions leave searches to learn from, and tells if they leave few.
+
+    Raises:
+        ValueError: no k-anonymous query was searched before them.
+    """
+    total, before = (
+        number_of(public[name].sum()) for name in ("num_searches", "num_searches_before_cut")
+    )
+    begin = f"the held-out impressions begin at {datetime.fromtimestamp(cut, UTC):%Y-%m-%d %H:%M}"
+    if not before:
+        raise ValueError(
+            f"{begin} UTC, before all searches of k-anonymous queries: later searches may come of "
+            "their clicks, so nothing is left to learn from; bring older searches or younger "
+            "impressions, or leave logs.impressions empty"
+        )
+    if before < total * (1 - valid_share) / 2:
+        report(
+            f"warning: {begin} UTC, and searches from then on are held out, too: models learn "
+            f"from {before} of {total}; bring younger impressions to learn from more"
+        )
+
+
+def _people(counts_users: bool) -> str:
+    return "users" if counts_users else "sessions"
 
 
 def _with_counted_user(table: Table, counts_users: bool) -> Table:

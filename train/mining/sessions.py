@@ -81,6 +81,12 @@ def is_valid(time: Table, split: int) -> Table:
     return _second(time) >= split
 
 
+def first_valid_second(events: Table, split: int) -> int | None:
+    """Returns the second since 1970 of the first row that is for validation, if there is one."""
+    valid = events.filter(is_valid(events.time, split))
+    return _second(valid.time).min().to_pyarrow().as_py()
+
+
 def steps(events: Table, public: Table, split: int) -> Table:
     """Returns the steps of sessions: repeated queries (next pages) are one step.
 
@@ -104,7 +110,7 @@ def steps(events: Table, public: Table, split: int) -> Table:
 
 def _second(time: Table) -> Table:
     # Truncated first: DuckDB's seconds have a fraction, Spark's have none.
-    return time.truncate("s").epoch_seconds()
+    return time.truncate("s").epoch_seconds().cast("int64")
 
 
 def _counts(column: Table) -> list[tuple[int, int]]:

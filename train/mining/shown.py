@@ -9,6 +9,7 @@ auxiliary texts, need k distinct users who were shown it, or they are left out o
 prefix stays if it starts a k-anonymous query, whose users all typed through it.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,16 +17,27 @@ import ibis
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.formats.prompt import COOCCURRING, SESSION
 from train.config import TrainConfig
-from train.mining.logs import Table
-from train.mining.sessions import is_valid, outside, split_second
+from train.mining.logs import MAX_POSITION, Table
+from train.mining.sessions import first_valid_second, is_valid, outside, split_second
+from train.mining.side_information import side_information, side_items
 from train.mining.workspace import Workspace, number_of, rows_of
 
 IMPRESSIONS = "impressions.parquet"
 GENERATED = "generated"  # what the engine calls the source of a text that its log does not know
 _MAX_POSITIONS = 20
 _MIN_IMPRESSIONS = 30  # per position, for its click rate to be believed
+
+
+class Seen(NamedTuple):
+    """The impressions that people saw."""
+
+    rows: Table  # all columns of the log, and `user`
+    split: int  # see `sessions.split_second`
+    first_valid: (
+        int | None
+    )  # second since 1970 of the first one for validation; None: there is none
+    dropped: dict[str, int]  # rows by reason
 
 
 class Shown(NamedTuple):
@@ -42,36 +54,59 @@ def default_position_ctr(num_positions: int) -> list[float]:
     return [round(1 / (1 + 0.35 * i), 4) for i in range(num_positions)]
 
 
+def seen_by_people(
+    config: TrainConfig, impressions: Table, *, robots: Table | None, workspace: Workspace
+) -> Seen:
+    """Returns the impressions that count, and which of them are for validation.
+
+    That goes by the impressions' own times: feedback on a bundle is all younger than the searches
+    that it was trained on.
+
+    Args:
+        config: sections mine and scenarios are read.
+        impressions: validated table with `user`, what k counts.
+        robots: when robots' sessions were, see `sessions.spans`; None: nobody is taken for one.
+        workspace: runs expressions.
+    """
+    names = [s.name for s in config.scenarios]
+    seen = impressions.filter(impressions.shown & impressions.scenario.isin(names))
+    known = seen.filter(seen.request_id.notnull() & seen.time.notnull() & seen.position.notnull())
+    near = known.filter(known.position <= MAX_POSITION)
+    human = near if robots is None else outside(near, robots, config.mine.session_gap_s)
+    times = workspace.keep("seen_times", human.select("time"))
+    split = split_second(times, config.mine.valid_share)
+    nums = [number_of(t.count()) for t in (impressions, seen, known, near, times)]
+    reasons = (
+        "impression_not_shown_or_unknown_scenario",
+        "impression_missing_value",
+        f"impression_position_beyond_{MAX_POSITION}",
+        "impression_of_robot",
+    )
+    dropped = {r: n - left for r, (n, left) in zip(reasons, pairwise(nums), strict=True)}
+    return Seen(human, split, first_valid_second(times, split), dropped)
+
+
 def mine_shown(
     config: TrainConfig,
-    impressions: Table,
+    seen: Seen,
     *,
     clean: Table,
     public: Table,
-    robots: Table | None,
     workspace: Workspace,
     out: Path,
 ) -> Shown:
     """Writes impressions.parquet into `out`.
 
-    Which rows are for validation goes by the impressions' own times: feedback on a bundle is all
-    younger than the searches that it was trained on.
-
     Args:
         config: sections mine, prompt and scenarios are read.
-        impressions: validated table with `user`, what k counts.
+        seen: see `seen_by_people`.
         clean: raw texts and what they became (anonymity.CLEAN_SCHEMA).
         public: the k-anonymous queries.
-        robots: when robots' sessions were, see `sessions.spans`; None: nobody is taken for one.
         workspace: runs expressions.
         out: directory.
     """
-    k, keep = config.mine.min_users, workspace.keep
-    names = [s.name for s in config.scenarios]
+    k, keep, human = config.mine.min_users, workspace.keep, seen.rows
     completing = [s.name for s in config.scenarios if s.completes_prefix]
-    seen = impressions.filter(impressions.shown & impressions.scenario.isin(names))
-    known = seen.filter(seen.request_id.notnull() & seen.time.notnull() & seen.position.notnull())
-    human = known if robots is None else outside(known, robots, config.mine.session_gap_s)
     queries = clean.select(raw_query="raw", query_text="text", query_prefix="prefix")
     texts = clean.select(raw_text="raw", clean_text="text")
     auxiliary = clean.select(raw_auxiliary="raw", clean_auxiliary="text")
@@ -98,9 +133,8 @@ def mine_shown(
             auxiliary_text=rows.clean_auxiliary,
         ),
     )
-    split = split_second(rows, config.mine.valid_share)
     position_ctr = _position_ctr(rows)
-    items = keep("side_items", _side_items(rows, clean, public, config))
+    items = keep("side_items", side_items(rows, clean, public, k))
     unknown = rows.filter(rows.side_information.isnull()).select("request_id")
     private = items.filter(~items.is_public).select("request_id").union(unknown)
     texts = _anonymous_texts(rows, public, k)
@@ -108,7 +142,7 @@ def mine_shown(
     written = rows.filter(rows.is_written & rows.text.notnull()).anti_join(texts, "text")
     with_text = keep("with_text", searched.union(written.anti_join(private, "request_id")))
     anonymous = _anonymous_rows(with_text, public, k, workspace)
-    side = keep("side_information", _side_information(items, config.prompt.side_information_kinds))
+    side = keep("side_information", side_information(items, config.prompt.side_information_kinds))
     joined = anonymous.left_join(side, anonymous.request_id == side.side_request)
     no_items = ibis.literal([], type="array<struct<kind: string, text: string>>")
     result = joined.select(
@@ -123,24 +157,20 @@ def mine_shown(
         "propensity",
         "auxiliary_text",
         side_information=ibis.coalesce(joined.items, no_items),
-        split=ibis.ifelse(is_valid(joined.time, split), "valid", "train"),
+        split=ibis.ifelse(is_valid(joined.time, seen.split), "valid", "train"),
     )
     order = ["time", "request_id", "position", "text"]
     ties = ["query", "source", "clicked", "propensity", "auxiliary_text"]
     workspace.write(result.order_by(*order, *ties), out / IMPRESSIONS)
-    num_total, num_seen, num_known, num_human, num_with_text = (
-        number_of(t.count()) for t in (impressions, seen, known, rows, with_text)
-    )
+    num_rows, num_with_text = (number_of(t.count()) for t in (rows, with_text))
     num_left = pq.read_metadata(out / IMPRESSIONS).num_rows
     return Shown(
         num_rows=num_left,
         num_clicks=number_of(anonymous.clicked.sum()),
         position_ctr=position_ctr,
         dropped={
-            "impression_not_shown_or_unknown_scenario": num_total - num_seen,
-            "impression_missing_value": num_seen - num_known,
-            "impression_of_robot": num_known - num_human,
-            "impression_text_refused_or_below_k": num_human - num_with_text,
+            **seen.dropped,
+            "impression_text_refused_or_below_k": num_rows - num_with_text,
             "impression_query_refused_or_below_k": num_with_text - num_left,
         },
     )
@@ -215,54 +245,6 @@ def _anonymous_prefixes(typed: Table, public: Table) -> Table:
     starts = ends.select(start=ends.text.substr(0, ends.end))
     wanted = typed.select(prefix="query").distinct()
     return wanted.semi_join(starts, [("prefix", "start")])
-
-
-def _side_items(rows: Table, clean: Table, public: Table, config: TrainConfig) -> Table:
-    """Returns the side information of all rows.
-
-    Columns: request_id, user, first (whether of the first row of the request), place, kind, text,
-    is_public (k-anonymous).
-    """
-    rows = rows.mutate(num_items=rows.side_information.length().fill_null(0))
-    in_order = ["position", "text", "user", "num_items"]  # equal rows may differ in their items
-    by_place = ibis.window(group_by="request_id", order_by=in_order)
-    ranked = rows.mutate(first=ibis.row_number().over(by_place) == 0)
-    ranked = ranked.select("request_id", "user", "side_information", "first")
-    items = ranked.unnest("side_information", offset="place", keep_empty=False)
-    items = items.select(
-        "request_id",
-        "user",
-        "first",
-        "place",
-        kind=items.side_information["kind"],
-        raw=items.side_information["text"],
-    )
-    known = clean.filter(clean.text.notnull()).select(known_raw="raw", text="text")
-    items = items.left_join(known, items.raw == known.known_raw)
-    items = items.filter(items.raw.notnull()).drop("known_raw")
-    first = items.filter(items.first)
-    readers = first.group_by("kind", "text").agg(num_users=first.user.nunique())
-    is_read = readers.filter(readers.num_users >= config.mine.min_users)
-    is_query = items.kind.isin([SESSION, COOCCURRING]).fill_null(False)
-    queries = items.filter(is_query).semi_join(public, "text")
-    others = items.filter(~is_query).semi_join(is_read, ["kind", "text"])
-    found = queries.union(others).mutate(is_public=ibis.literal(True))
-    rest_of_queries = items.filter(is_query).anti_join(public, "text")
-    rest_of_others = items.filter(~is_query).anti_join(is_read, ["kind", "text"])
-    rest = rest_of_queries.union(rest_of_others).mutate(is_public=ibis.literal(False))
-    return found.union(rest)
-
-
-def _side_information(items: Table, kinds: list[str]) -> Table:
-    """Returns per request its k-anonymous side information of these kinds: side_request, items."""
-    kept = items.filter(items.first & items.is_public & items.kind.isin(kinds))
-    placed = ibis.struct({"place": kept.place, "kind": kept.kind, "text": kept.text})
-    grouped = kept.group_by(side_request="request_id").agg(items=placed.collect())
-    in_order = grouped.items.sort()
-    return grouped.select(
-        "side_request",
-        items=in_order.map(lambda item: ibis.struct({"kind": item.kind, "text": item.text})),
-    )
 
 
 def _position_ctr(rows: Table) -> dict[str, list[float]]:

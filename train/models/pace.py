@@ -149,6 +149,8 @@ def trainer_arguments(
 ) -> TrainingArguments:
     """Returns TrainingArguments for one pass over an ordered data set, on GPU where there is one.
 
+    A process uses one GPU, of several the first.
+
     Args:
         checkpoints: directory of the checkpoints; the last one is kept.
         batch_size: examples per device and step.
@@ -160,7 +162,7 @@ def trainer_arguments(
         checkpoint_steps: a checkpoint is written every so many steps, and every ten minutes.
     """
     has_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=1,
         per_device_train_batch_size=batch_size,
@@ -178,3 +180,6 @@ def trainer_arguments(
         report_to=[],
         seed=seed,
     )
+    # Trainer would split each batch among all GPUs, n times as large, by nn.DataParallel.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments

@@ -56,29 +56,25 @@ def pack(prefix_ids: Sequence[int], suffixes: Sequence[Sequence[int]]) -> Packed
     return Packed(input_ids, positions, segments)
 
 
-def collate(
-    packed: Sequence[Packed], *, pad_id: int = 0, multiple_of: int = 1, num_suffixes: int = 0
-) -> PackedBatch:
+def collate(packed: Sequence[Packed], *, multiple_of: int = 1) -> PackedBatch:
     """Returns the sequences as one batch.
 
     Args:
         packed: at least one sequence.
-        pad_id: token id of padding; its outputs mean nothing, and nothing else sees it.
         multiple_of: L is rounded up to a multiple of this, so that fewer shapes occur.
-        num_suffixes: least width S of the suffix columns; more if a sequence has more.
     """
     length = max(len(p.input_ids) for p in packed)
     length = -(-length // multiple_of) * multiple_of
     rows = [
         [
             sequence + [padding] * (length - len(sequence))
-            for sequence, padding in zip(p, (pad_id, 0, _PADDING), strict=True)
+            for sequence, padding in zip(p, (0, 0, _PADDING), strict=True)
         ]
         for p in packed
     ]
     stacked_B3L = torch.tensor(rows, dtype=torch.int64)
     input_ids_BL, position_ids_BL, segment_ids_BL = stacked_B3L.unbind(1)
-    num_suffixes = max(num_suffixes, *(p.segment_ids[-1] for p in packed), 0)
+    num_suffixes = max(p.segment_ids[-1] for p in packed)
     last_BS, mask_BS = _last_indices(segment_ids_BL, num_suffixes)
     return PackedBatch(
         input_ids=input_ids_BL,

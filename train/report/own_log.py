@@ -117,7 +117,8 @@ def _asked(panel: Shown) -> Asked:
         panel.query,
         session_queries=tuple(item.text for item in side if item.kind == SESSION),
         answer=next((item.text for item in side if item.kind == ANSWER), ""),
-        side_information=tuple(item for item in side if item.kind not in (SESSION, ANSWER)),
+        # The log has what matters most last, a request first.
+        side_information=tuple(i for i in reversed(side) if i.kind not in (SESSION, ANSWER)),
     )
 
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train.models.words import words_of
+
 _NEGATIVES_PER_QUERY = 4
 _MAX_WORD_QUERIES = 1000  # words in more queries than this do not make two queries similar
 Ids = NDArray[np.int64]
@@ -84,7 +86,7 @@ def hard_negatives(texts: Sequence[str], graph: CooccurrenceGraph, seed: int) ->
     """
     random = np.random.default_rng(seed)
     num_queries = len(texts)
-    word_sets = [frozenset(t.split()) for t in texts]
+    word_sets = [frozenset(words_of(t)) for t in texts]
     set_ids: dict[frozenset[str], int] = {}
     signatures = np.array([set_ids.setdefault(words, len(set_ids)) for words in word_sets])
     word_ids: dict[str, int] = {}

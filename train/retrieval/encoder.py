@@ -16,10 +16,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from engine.formats.manifest import MAX_ENCODER_TOKENS
 from engine.formats.vocabulary import Vocabulary
 
 TOKENIZER_FILE = "encoder_tokenizer.json"  # among the encoder's files, if it has its own
 _BATCHES_A_LINE = 50  # of progress
+_BATCH = 8192  # texts
 
 
 class BatchTokenizer(Protocol):
@@ -60,7 +62,12 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, special tokens included."""
-        return [e.ids for e in self._tokenizer.encode_batch(list(texts))]
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), _BATCH):  # an encoding takes a kilobyte
+            ids += [
+                e.ids for e in self._tokenizer.encode_batch(list(texts[start : start + _BATCH]))
+            ]
+        return ids
 
 
 def encoder_tokenizer(run: Path) -> Path:
@@ -76,16 +83,16 @@ class Encoder(nn.Module):
     """A bidirectional transformer whose mean-pooled, normalised output embeds a query."""
 
     def __init__(self, backbone: PreTrainedModel, tokenizer: BatchTokenizer) -> None:
-        """Wraps a BERT-like backbone; longer queries than its position table are cut."""
+        """Wraps a BERT-like backbone; queries are cut where the engine cuts them."""
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
-        self._max_tokens: int = backbone.config.max_position_embeddings
+        self._max_tokens = min(backbone.config.max_position_embeddings, MAX_ENCODER_TOKENS)
 
     @classmethod
     def load(cls, run: Path) -> "Encoder":
         """Reads the encoder of a run directory, ready to embed (no dropout)."""
-        backbone = AutoModel.from_pretrained(run / "encoder", add_pooling_layer=False)
+        backbone = _backbone(run / "encoder")
         path = encoder_tokenizer(run)
         tokenizer: BatchTokenizer = (
             HuggingFaceTokenizer(Tokenizer.from_file(str(path)))
@@ -102,7 +109,7 @@ class Encoder(nn.Module):
             ValueError: it cannot be loaded.
         """
         try:
-            backbone = AutoModel.from_pretrained(name, add_pooling_layer=False)
+            backbone = _backbone(name)
             return cls(backbone, HuggingFaceTokenizer.of_checkpoint(name))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0].split(". ")[0]  # the rest lists all known models
@@ -126,7 +133,7 @@ class Encoder(nn.Module):
         return F.normalize(mean_BD, dim=-1)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, cut to the length of the position table.
+        """Returns the ids of each text, cut to 64, or the length of the position table.
 
         A text without any token (the empty text) becomes the padding token.
         """
@@ -158,6 +165,13 @@ class Encoder(nn.Module):
                 report(f"{start + len(rows)} of {len(texts)} queries embedded")
         self.train(was_training)
         return embeddings
+
+
+def _backbone(name: str | Path) -> PreTrainedModel:
+    try:
+        return AutoModel.from_pretrained(name, add_pooling_layer=False)
+    except TypeError:  # DistilBERT and others have no such layer, nor the argument
+        return AutoModel.from_pretrained(name)
 
 
 def padded(ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:

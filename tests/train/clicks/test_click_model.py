@@ -13,15 +13,10 @@ from safetensors.torch import load_file
 from transformers import LlamaModel
 
 from engine.answering.ranking import explored
-from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
+from engine.formats.features import FEATURE_NAMES
 from train.clicks import training
-from train.clicks.data import (
-    ClickRequests,
-    intended_ranks,
-    make_batch,
-    read_requests,
-    training_order,
-)
+from train.clicks.batches import make_batch
+from train.clicks.data import ClickRequests, intended_ranks, read_requests
 from train.clicks.fitting import (
     _calibrations,  # pyright: ignore[reportPrivateUsage]
     check_logits,
@@ -183,16 +178,6 @@ def test_no_row_is_taken_for_swapped_with_another_where_rows_are_missing(kept: f
     is_moved = found != position
     assert (found == rank)[is_moved].all()
     assert is_moved.sum() >= kept**3 * (np.array(rank) != position).sum() > 0
-
-
-def test_training_order_holds_every_request_once_an_epoch(clicked_run: Path) -> None:
-    requests = read_requests(clicked_run, max_edges=50)
-    assert requests is not None
-    chosen = np.flatnonzero(~requests.is_valid_R)
-    order = training_order(requests, chosen, num_epochs=2, batch_size=32, seed=0)
-    assert sorted(order[: len(chosen)]) == sorted(order[len(chosen) :]) == chosen.tolist()
-    again = training_order(requests, chosen, num_epochs=2, batch_size=32, seed=0)
-    assert (order == again).all()
 
 
 def test_trained_model_beats_position_and_finds_the_examination(
@@ -423,20 +408,3 @@ def test_clicks_that_teach_nothing_are_refused(
 def test_model_that_says_one_thing_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="learned nothing"):
         check_logits("suggestion", np.full(10, value, np.float32))
-
-
-def test_hidden_candidates_lose_what_the_log_says_and_nothing_else(clicked_run: Path) -> None:
-    requests = read_requests(clicked_run, max_edges=50)
-    assert requests is not None
-    chosen = list(range(40))
-    plain = make_batch(requests, chosen).features
-    hidden = make_batch(requests, chosen, hidden_share=0.5, seed=1).features
-    lost = (hidden[..., :NUM_LOG_FEATURES] == 0).all(-1) & (plain[..., :NUM_LOG_FEATURES] != 0).any(
-        -1
-    )
-    known = (plain[..., :NUM_LOG_FEATURES] != 0).any(-1)
-    assert 0.3 < lost.sum() / known.sum() < 0.7
-    assert torch.equal(hidden[..., NUM_LOG_FEATURES:], plain[..., NUM_LOG_FEATURES:])
-    assert torch.equal(hidden[~lost], plain[~lost])
-    again = make_batch(requests, chosen, hidden_share=0.5, seed=1).features
-    assert torch.equal(hidden, again)

@@ -14,14 +14,15 @@ from engine.feedback.attribution import Source
 from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from engine.formats.vocabulary import Vocabulary
 from train.clicks.calibration import auc
-from train.clicks.data import ClickRequests, read_requests
+from train.clicks.data import ClickRequests, RequestReader, read_requests
 from train.clicks.feature_fit import features_of, fit_features
-from train.clicks.judge import Judged, requests_for
+from train.clicks.judge import Judged, table_of
 from train.clicks.losses import ClickLoss
 from train.clicks.model import ClickModel
 from train.clicks.token_statistics import count_tokens
 from train.generation.generator import read_prompts
 from train.models.backbone import llama_config, shapes_of
+from train.retrieval.pairs import EVER
 
 LONG = " ".join(["longest"] * 40)  # more tokens than a candidate may have
 
@@ -47,7 +48,8 @@ def test_training_and_serving_read_the_same(clicked_run: Path, scenario: str) ->
     vocabulary = Vocabulary.load(clicked_run / "tokenizer.json")
     statistics = count_tokens(clicked_run, vocabulary)
     asked = Judged(scenario, query, (), texts)
-    trained = requests_for(clicked_run, [asked], max_edges=50, statistics=statistics)
+    reader = RequestReader(clicked_run, max_edges=50, statistics=statistics, searches=EVER)
+    trained = reader.of(table_of([asked]))
     candidates = [Candidate(t, t, Source.LOG, searches.get(t, 0.0)) for t in texts]
     (spec,) = (s for s in read_prompts(clicked_run).scenarios if s.name == scenario)
     CandidateInputs(vocabulary, statistics).attach(spec, query, candidates)

@@ -1,5 +1,6 @@
 """The judge against the click model read candidate by candidate, with features made by hand."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,14 @@ def test_questions_do_not_change_one_another(judge: ClickJudge) -> None:
 
 def test_nothing_asked_nothing_said(judge: ClickJudge) -> None:
     assert judge([], level=0.8) == []
+
+
+def test_what_the_log_knows_is_read_once(trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    judge = ClickJudge(run, max_edges=32)
+    asked = [Judged("suggestion", QUERY, SIDE, [KNOWN, "never heard of"])]
+    (before,) = judge(asked, level=0.8)
+    shutil.rmtree(run / "mined")
+    (after,) = judge(asked, level=0.8)
+    assert after.p_seen_C.tolist() == before.p_seen_C.tolist()

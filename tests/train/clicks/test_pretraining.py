@@ -9,7 +9,7 @@ import pytest
 
 from engine.formats.features import FEATURE_NAMES, NUM_LOG_FEATURES
 from engine.formats.token_statistics import SEQUEL_LEAST, SEQUEL_MEAN, TokenStatistics
-from train.clicks.data import make_batch
+from train.clicks.batches import make_batch
 from train.clicks.pretraining import WrongTexts, session_requests
 from train.clicks.token_statistics import count_tokens
 from train.generation.generator import read_prompts

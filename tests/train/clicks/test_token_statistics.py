@@ -6,14 +6,18 @@ from math import log
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.formats.manifest import MAX_QUERY_TOKENS, BundleError
 from engine.formats.token_statistics import FIGURES, START_ID, TokenStatistics
-from engine.formats.vocabulary import EOS_ID
-from train.clicks.token_statistics import statistics_of
+from engine.formats.vocabulary import EOS_ID, Vocabulary
+from tests.train.conftest import topic_queries
+from train.clicks.token_statistics import count_tokens, statistics_of
+from train.retrieval.pairs import BEFORE_CUT
 
 SIZE = 256
 A, B, C, D, E, UNSEEN = 130, 131, 132, 133, 134, 140
@@ -175,3 +179,28 @@ def test_pairs_of_a_vocabulary_of_150000_tokens_are_told_apart(
     expected = statistics.figures((A,), [(A, B), (D, UNSEEN)])
     coherence = FIGURES.index("coherence")
     np.testing.assert_allclose(found[:, coherence:], expected[:, coherence:], atol=1e-6)
+
+
+def test_queries_of_the_held_out_time_count_for_nothing(mined_run: Path, tmp_path: Path) -> None:
+    vocabulary = Vocabulary.load(mined_run / "tokenizer.json")
+    late, *_ = topic_queries()[0]
+    queries = pq.read_table(mined_run / "mined/queries.parquet").to_pylist()
+    pairs = pq.read_table(mined_run / "mined/pairs.parquet").to_pylist()
+    tables = {
+        "searched later": (
+            [{**q, BEFORE_CUT: 0} if q["text"] == late else q for q in queries],
+            pairs,
+        ),
+        "never searched": (
+            [q for q in queries if q["text"] != late],
+            [p for p in pairs if late not in (p["source"], p["target"])],
+        ),
+    }
+    for name, (own_queries, own_pairs) in tables.items():
+        mined = tmp_path / name / "mined"
+        mined.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(own_queries), mined / "queries.parquet")
+        pq.write_table(pa.Table.from_pylist(own_pairs), mined / "pairs.parquet")
+        count_tokens(tmp_path / name, vocabulary).save(tmp_path / f"{name}.npz")
+    found, expected = ((tmp_path / f"{name}.npz").read_bytes() for name in tables)
+    assert found == expected

@@ -1,18 +1,23 @@
 """Rows below k are read for calibration from the raw log, as training rows look."""
 
 import shutil
+import traceback
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from engine.formats.features import FEATURE_NAMES
+from train.clicks import unknown
 from train.clicks.data import read_requests
 from train.clicks.unknown import unknown_requests
+from train.mining import logs
 from train.mining.logs import _IMPRESSIONS  # pyright: ignore[reportPrivateUsage]
+from train.mining.mine import ROBOTS
 from train.retrieval.pairs import BEFORE_CUT
 from train.settings import MineConfig
 
@@ -145,6 +150,79 @@ def test_a_text_that_was_first_searched_in_the_held_out_time_is_unknown(
     found = unknown_requests(run, str(path), max_edges=50, seed=0)
     assert found is not None
     assert found.features_NF[:, IS_KNOWN].tolist() == [0]
+
+
+def test_what_mining_took_for_a_robot_is_left_out(clicked_run: Path, tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "raw.parquet"
+    shutil.copytree(clicked_run, run)
+    last_request(run, path, ["unheard"], session_id="robot")
+    (time,) = pq.read_table(path)["time"].cast(pa.timestamp("s")).cast(pa.int64()).to_pylist()
+
+    def found(session_id: str, start_s: int, end_s: int) -> bool:
+        columns = {"session_id": [session_id], "start_s": [start_s], "end_s": [end_s]}
+        pq.write_table(pa.table(columns), run / "mined" / ROBOTS)
+        given = {"max_edges": 50, "settings": MineConfig(session_gap_s=600), "seed": 0}
+        return unknown_requests(run, str(path), **given) is not None
+
+    assert not found("robot", time - 100, time + 100)
+    assert not found("robot", time - 800, time - 600)  # within the pause that ends a session
+    assert found("robot", time - 800, time - 601)  # a later session of the same id
+    assert found("somebody", time - 100, time + 100)
+
+
+def test_of_a_large_log_requests_of_all_its_held_out_time_are_read(
+    clicked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "raw.parquet"
+    held_out = write_raw(clicked_run, path, unknown_share=1.0).filter(pc.field("split") == "valid")
+    monkeypatch.setattr(unknown, "_MAX_ROWS", held_out.num_rows // 3)
+    found = unknown_requests(clicked_run, str(path), max_edges=50, seed=0)
+    again = unknown_requests(clicked_run, str(path), max_edges=50, seed=0)
+    assert found is not None
+    assert again is not None
+    assert found.contexts == again.contexts
+    assert 100 < len(found) < 300, "of 600 requests"
+    assert (np.diff(found.offsets) == 5).all(), "whole ones"
+    assert (found.clicked_N == again.clicked_N).all()
+    # Times are not kept: clicks and contexts of what was shown first and last tell.
+    read = {tuple(context) for context in found.contexts}
+    whole = read_requests(clicked_run, max_edges=50)
+    assert whole is not None
+    is_read = [tuple(whole.contexts[r]) in read for r in np.flatnonzero(whole.is_valid_R).tolist()]
+    for quarter in np.array_split(np.array(is_read), 4):
+        assert 0.15 < quarter.mean() < 0.55
+
+
+def test_the_log_is_read_within_the_limits_of_mining_and_failures_quote_none_of_it(
+    clicked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "raw.parquet"
+    last_request(clicked_run, path, ["my secret"])
+    limits: list[tuple[str, ...]] = []
+    connect = logs.connect
+
+    def connected(settings: MineConfig, spill_directory: Path) -> logs.Backend:
+        connection = connect(settings, spill_directory)
+        names = ("memory_limit", "threads", "temp_directory")
+        chosen = ", ".join(f"current_setting('{name}')" for name in names)
+        limits.append(connection.raw_sql(f"select {chosen}").fetchone())
+        return connection
+
+    monkeypatch.setattr(logs, "connect", connected)
+    settings = MineConfig(memory_limit_mb=500, num_threads=1)
+    given = {"max_edges": 50, "settings": settings, "seed": 0}
+    assert unknown_requests(clicked_run, str(path), **given) is not None
+    ((memory, threads, directory),) = limits
+    assert memory == "381.4 MiB"  # 400 MB
+    assert threads == 1
+    assert Path(directory).is_absolute()
+    assert not Path(directory).exists(), "what was spilled is gone"
+    table = pq.read_table(path)
+    broken = pa.array([b"my secret \xff"], pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index("text"), "text", broken), path)
+    with pytest.raises(ValueError, match="a text is not UTF-8") as raised:
+        unknown_requests(clicked_run, str(path), **given)
+    assert "secret" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_the_choice_is_limited_and_repeats(clicked_run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Replay against a world whose clicks are known: position-based, logged with random swaps."""
 
 import random
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from train.evaluation.replay import Shown, compare, read_panels
 from train.report.own_log import replay
 
 SEEN = [1.0, 0.6, 0.4, 0.3]
+SIDE_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
 TEXTS = ["a", "b", "c", "d"]
 
 
@@ -194,6 +196,46 @@ def test_panels_that_were_held_out_are_read_by_scenario_with_gaps_where_texts_ar
     assert panel.clicked == [False, False, True]
     assert panel.propensity == [0.25, 1.0, 0.25]
     assert panel.side_information == (SideInformation("session", "before"),)
+
+
+def test_few_panels_are_drawn_of_a_large_log_without_making_objects_of_the_rest(tmp_path):
+    num = 20_000
+    ids = [f"r{i:05}" for i in range(num) for _ in range(3)]
+    table = pa.table(
+        {
+            "request_id": ids,
+            "scenario": [
+                "completion" if i % 2 else "suggestion" for i in range(num) for _ in "abc"
+            ],
+            "query": ids,
+            "position": [1, 2, 3] * num,
+            "text": ["a", "b", "c"] * num,
+            "clicked": [False, True, False] * num,
+            "propensity": [0.5] * (3 * num),
+            "split": ["train" if i < num // 2 else "valid" for i in range(num) for _ in "abc"],
+        }
+    )
+    table = table.append_column("side_information", pa.array([[]] * len(ids)).cast(SIDE_TYPE))
+    (tmp_path / "mined").mkdir()
+    path = tmp_path / "mined/impressions.parquet"
+    pq.write_table(table.take(np.random.default_rng(0).permutation(len(ids))), path)
+    tracemalloc.start()
+    panels = read_panels(tmp_path, num=20, seed=0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**21, "bytes in Python's objects; those of all panels are twenty times as many"
+    assert {name: len(drawn) for name, drawn in panels.items()} == {
+        "completion": 20,
+        "suggestion": 20,
+    }
+    for name, drawn in panels.items():
+        numbers = [int(panel.query[1:]) for panel in drawn]
+        assert numbers == sorted(set(numbers))
+        assert min(numbers) >= num // 2
+        assert {i % 2 for i in numbers} == {name == "completion"}
+        assert all(panel.texts == ["a", "b", "c"] for panel in drawn)
+    assert read_panels(tmp_path, num=20, seed=0) == panels
+    assert read_panels(tmp_path, num=20, seed=1) != panels
 
 
 def test_a_run_without_impressions_says_so(tmp_path):

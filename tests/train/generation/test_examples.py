@@ -1,6 +1,8 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from engine.formats.manifest import PromptSpec, ScenarioSpec
 from engine.formats.prompt import ANSWER, COOCCURRING, SESSION, SideInformation
 from engine.formats.text import match_key
+from tests.train.conftest import IMPRESSION_SCHEMA
 from train.config import read_config
 from train.generation.associations import Associations, Clicks
 from train.generation.examples import (
@@ -27,6 +30,7 @@ from train.generation.examples import (
 from train.generation.generator import RunPrompts, example_maker
 from train.mining.mine import CONTEXTS, QUERIES, mine
 from train.mining.mine import PAIRS as MINED_PAIRS
+from train.mining.shown import IMPRESSIONS
 from train.retrieval.pairs import Pairs
 from train.settings import GeneratorConfig, default_scenarios
 
@@ -147,6 +151,15 @@ def test_similar_queries_share_words_and_are_others() -> None:
     assert associations().similar("gaming keyboard", 2) == ["keyboard", "gaming laptop"]
 
 
+def test_queries_of_scripts_without_spaces_resemble_one_another() -> None:
+    texts = sorted(["全自动咖啡机", "咖啡机", "咖啡豆", "手机壳"], key=str.encode)
+    none = np.array([], np.int64)
+    pairs = Pairs(none, none, np.array([], np.float32), none, none)
+    known = Associations(texts, np.array([1, 1, 1, 1]), pairs)
+    assert known.similar("咖啡机", 9) == ["全自动咖啡机", "咖啡豆"]
+    assert known.specialisations("咖啡机", 9) == ["全自动咖啡机"]
+
+
 def test_specialisations_add_words() -> None:
     found = associations().specialisations("laptop", 9)
     assert found == ["laptop bag", "laptop stand", "gaming laptop"]
@@ -234,6 +247,16 @@ def test_completion_is_shown_what_starts_with_the_prefix() -> None:
     texts = [i.text for i in made(typed).side_information if i.kind == COOCCURRING]
     # Best last: what followed the session's last query, before what is most searched.
     assert texts == ["mouse", "mouse pad"]
+
+
+@pytest.mark.parametrize("scenario", ["suggestion", "completion", "clarification"])
+def test_no_cooccurring_queries_are_shown_where_none_are_wanted(scenario: str) -> None:
+    prompt = PromptSpec(side_information_kinds=[SESSION, COOCCURRING], max_cooccurring=0)
+    maker = ExampleMaker(replace(configured(), prompt=prompt), associations())
+    asked = source(scenario, wanted=("laptop stand",), session_queries=("gaming laptop",))
+    for seed in range(30):
+        example = maker(asked, random.Random(seed))
+        assert example is None or {i.kind for i in example.side_information} == {SESSION}
 
 
 @pytest.fixture(scope="module")
@@ -364,9 +387,33 @@ def test_head_queries_are_capped(mined_logs: Path) -> None:
     assert len(of_head) <= 16  # 8 from sessions, 8 from clicks
 
 
+def test_of_a_head_query_the_newest_panels_are_kept(tmp_path: Path) -> None:
+    mined = tmp_path / "mined"
+    write_tables(mined, {"tea": 9}, [], [("tea", "tea", "valid")])
+    # Ids that sort in the order of their time, as they often do.
+    rows = [
+        {
+            "request_id": f"{minute:03}",
+            "time": datetime(2026, 1, 1, 0, minute),
+            "scenario": "suggestion",
+            "query": query,
+            "side_information": [],
+            "position": 1,
+            "text": f"{query} {minute}",
+            "clicked": minute != 7,
+            "split": "train",
+        }
+        for minute, query in enumerate(["rare", *["tea"] * 7])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, IMPRESSION_SCHEMA), mined / IMPRESSIONS)
+    config = replace(configured(), max_contexts_per_query=2)
+    clicked = [s.wanted for s in read_sources(mined, config, "train", seed=0) if s.is_clicked]
+    assert sorted(clicked) == [("rare 0",), ("tea 5",), ("tea 6",)]
+
+
 def test_clicks_of_completion_do_not_rank_suggestions(mined_logs: Path) -> None:
     clicks = read_clicks(mined_logs, "train", logged(mined_logs).scenarios)
     assert clicks
     known = Associations.load(mined_logs)
-    assert all(c.query in known for c in clicks)  # no typed prefixes
+    assert {c.query for c in clicks} <= set(known.texts)  # no typed prefixes
     assert all(0 < c.num_clicks <= c.num_seen for c in clicks)

@@ -21,9 +21,9 @@ from train.generation.generator import (
     read_prompts,
     train_generator,
 )
-from train.generation.responses import ResponseEncoder, Responses, num_tokens, to_batch
+from train.generation.responses import ResponseEncoder, Responses, to_batch
 from train.models.backbone import Shape, llama_config, shapes_of
-from train.models.shared_prefix import Packed
+from train.models.shared_prefix import Packed, pack
 from train.settings import GeneratorConfig, Mode
 
 SHAPE = shapes_of("tiny").generator
@@ -122,8 +122,6 @@ def test_suggestions_too_long_for_the_decoder_are_left_out(prompts: RunPrompts) 
 
 
 def random_packed(count: int, seed: int = 0) -> list[Packed]:
-    from train.models.shared_prefix import pack
-
     rng = random.Random(seed)
 
     def ids(least: int, most: int) -> list[int]:
@@ -172,11 +170,6 @@ def test_partners_and_padding_do_not_change_a_loss(loss: ResponseLoss) -> None:
     assert together * sum(count) == pytest.approx(sum(expected), rel=1e-5)
 
 
-def test_tokens_are_counted_without_padding() -> None:
-    packed = random_packed(4)
-    assert num_tokens(to_batch(packed)) == sum(len(p.input_ids) for p in packed)
-
-
 def responses(num_sources: int, num_epochs: float, seed: int = 0) -> Responses:
     sources = [Source("suggestion", str(n), (), (), (), None, False) for n in range(num_sources)]
 
@@ -199,6 +192,17 @@ def test_batches_hold_examples_of_similar_length() -> None:
     lengths = [len(p.input_ids) for p in (responses(300, 1)[i] for i in range(128))]
     spread = [max(lengths[i : i + 4]) - min(lengths[i : i + 4]) for i in range(0, 128, 4)]
     assert sum(spread) / len(spread) < 0.2 * (max(lengths) - min(lengths))
+
+
+def test_an_epoch_takes_each_source_once_where_most_give_nothing() -> None:
+    sources = [Source("suggestion", str(n), (), (), (), None, False) for n in range(1280)]
+
+    def make(source: Source, rng: random.Random) -> Packed | None:
+        number = int(source.query)
+        return pack([number + 1], [[5, EOS_ID]]) if number % 5 == 0 else None
+
+    made = Responses(sources, make, batch_size=4, num_epochs=1, seed=0, share=0.2)
+    assert sorted(made[i].input_ids[0] for i in range(len(made))) == list(range(1, 1280, 5))
 
 
 def test_sources_that_give_nothing_end_with_an_error() -> None:
@@ -271,6 +275,22 @@ def test_a_scenario_that_nothing_teaches_is_named(clicked_run: Path, tmp_path: P
     (run / "mined/impressions.parquet").unlink()
     (clarification,) = (w for w in warnings_of(run, tmp_path / "bare") if "clarification" in w)
     assert "nothing teaches clarification: no clicked panels; leave it out of" in clarification
+
+
+def test_a_scenario_whose_texts_do_not_fit_is_named(clicked_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(clicked_run, tmp_path / "run")
+    path = run / "mined/scenarios.json"
+    scenarios = msgspec.json.decode(path.read_bytes())
+    (completion,) = (s for s in scenarios if s["completes_prefix"])
+    completion["max_new_tokens"] = 1  # no more than the end
+    path.write_bytes(msgspec.json.encode(scenarios))
+    (warning,) = (w for w in warnings_of(run, tmp_path / "out") if completion["name"] in w)
+    assert warning.startswith(
+        "warning: 0% of the texts that would teach completion fit its max_new_tokens (1), and "
+    )
+    metrics = msgspec.json.decode((tmp_path / "out/metrics.json").read_bytes())
+    assert metrics["fitting"]["completion"] == 0
+    assert metrics["fitting"]["suggestion"] > 0.9
 
 
 class Interrupted(Exception):

@@ -1,3 +1,4 @@
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def test_what_is_no_parquet_is_named(tmp_path: Path) -> None:
 def test_without_user_keys_sessions_are_counted(simulated_logs: Any, tmp_path: Path) -> None:
     searches = changed(simulated_logs.searches, tmp_path / "s.parquet", user_key=None)
     assert not opened(tmp_path, searches).counts_users
+    tables = opened(tmp_path, searches, str(simulated_logs.impressions))
+    assert (tables.counts_users, tables.counts_viewers) == (False, True)
 
 
 def test_times_with_a_zone_become_utc_and_ids_strings(tmp_path: Path) -> None:
@@ -168,6 +171,47 @@ def test_a_request_id_of_several_panels_is_refused(
     place = changed(simulated_logs.impressions, tmp_path / "i.parquet", **{column: values})
     with pytest.raises(ValueError, match="1 request_ids stand for several panels"):
         opened(tmp_path, str(simulated_logs.searches), place)
+
+
+def test_a_query_of_a_panel_may_differ_in_case_and_spaces(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    queries = pq.read_table(simulated_logs.impressions)["query"].to_pylist()
+    queries[0] = f" {queries[0].upper()} ".replace(" ", "  ")
+    place = changed(simulated_logs.impressions, tmp_path / "i.parquet", query=queries)
+    impressions = opened(tmp_path, str(simulated_logs.searches), place).impressions
+    assert queries[0] in [row["query"] for row in rows_of(impressions)]
+
+
+def test_requests_without_an_id_are_not_of_two_places(simulated_logs: Any, tmp_path: Path) -> None:
+    table = pq.read_table(simulated_logs.impressions).slice(0, 90)
+    places = []
+    for name, part, missing in (("a", table.slice(0, 45), None), ("b", table.slice(45), "")):
+        ids = pa.array([missing, *part["request_id"].to_pylist()[1:]], pa.string())
+        pq.write_table(part.set_column(0, "request_id", ids), tmp_path / f"{name}.parquet")
+        places.append(str(tmp_path / f"{name}.parquet"))
+    opened(tmp_path, str(simulated_logs.searches), places)
+
+
+def test_a_file_in_two_places_is_refused(simulated_logs: Any, tmp_path: Path) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    for name, source in (("s", simulated_logs.searches), ("i", simulated_logs.impressions)):
+        shutil.copy(source, directory / f"{name}.parquet")
+    searches, impressions = (str(directory / f"{name}.parquet") for name in "si")
+    (tmp_path / "link.parquet").symlink_to(searches)
+    shutil.copy(searches, tmp_path / "further.parquet")
+    for places in (
+        [str(directory / "s*.parquet"), searches],
+        [searches, str(tmp_path / "link.parquet")],
+        [str(tmp_path / "f*.parquet"), str(tmp_path / "*her.parquet")],
+    ):
+        with pytest.raises(ValueError, match=r"table searches: .*parquet is in more than one of"):
+            opened(tmp_path, places)
+    with pytest.raises(ValueError, match=r"table impressions: .*i\.parquet is in more than one of"):
+        opened(tmp_path, searches, [impressions, str(directory / "i*")])
+    both = opened(tmp_path, [searches, str(tmp_path / "further.parquet")])
+    assert both.searches.count().to_pyarrow().as_py() == 3600
 
 
 @pytest.mark.parametrize("name", ["logs[1]", "what?", "a*b", "{a,b}"])

@@ -42,13 +42,54 @@ def test_a_text_needs_k_distinct_users_not_searches(
     assert summary.counted == "users"
 
 
+@pytest.mark.parametrize("user_key", [None, ""])
 def test_without_user_keys_sessions_count_and_the_summary_says_so(
+    write_log_tables: Write, tmp_path: Path, user_key: str | None
+) -> None:
+    searches = [{**search("", i, "tea", session=f"s{i}"), "user_key": user_key} for i in range(2)]
+    out, summary = mined(write_log_tables, tmp_path, searches, [])
+    assert (summary.counted, summary.counted_in_impressions) == ("sessions", None)
+    assert rows(out, "queries")[0]["num_users"] == 2
+
+
+def test_impressions_without_user_keys_leave_searches_counted_by_user(
     write_log_tables: Write, tmp_path: Path
 ) -> None:
-    searches = [{**search("", i, "tea", session=f"s{i}"), "user_key": None} for i in range(2)]
-    out, summary = mined(write_log_tables, tmp_path, searches, [])
-    assert summary.counted == "sessions"
-    assert rows(out, "queries")[0]["num_users"] == 2
+    searches = [search("u1", i, "my secret", session=f"s{i}") for i in range(9)]
+    searches += [search(u, 20, "tea") for u in ("u1", "u2")]
+    impressions = [shown(f"s{i}", "tea for two", user_key=None) for i in range(2)]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    assert [r["text"] for r in rows(out, "queries")] == ["tea"]
+    assert {r["text"] for r in rows(out, "impressions")} == {"tea for two"}
+    assert (summary.counted, summary.counted_in_impressions) == ("users", "sessions")
+
+
+def test_searches_without_user_keys_leave_impressions_counted_by_user(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [{**search(f"s{i}", i, "tea"), "user_key": None} for i in range(2)]
+    impressions = [
+        shown("u1", "my secret", session_id=f"s{i}", request_id=f"r{i}") for i in range(3)
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    assert [r["text"] for r in rows(out, "queries")] == ["tea"]
+    assert rows(out, "impressions") == []
+    assert (summary.counted, summary.counted_in_impressions) == ("sessions", "users")
+
+
+def test_empty_ids_are_missing_ones(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
+    searches += [{**search("u1", i, "tea"), "session_id": ""} for i in range(3)]
+    searches += [search("u1", 9, "coffee"), search("", 9, "coffee", session="s3")]
+    impressions = [shown("u1", "tea"), shown("u2", "tea", request_id="")]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    assert [(r["text"], r["num_users"]) for r in rows(out, "queries")] == [("tea", 2)]
+    assert [r["request_id"] for r in rows(out, "impressions")] == ["r-u1"]
+    assert summary.dropped == {
+        "impression_missing_value": 1,
+        "search_below_k": 2,
+        "search_missing_value": 3,
+    }
 
 
 def test_personal_data_and_unsafe_words_never_leave(
@@ -138,7 +179,9 @@ def test_sessions_of_robots_count_for_nothing(write_log_tables: Write, tmp_path:
     out, summary = mined(write_log_tables, tmp_path, searches + robots, [], max_session_searches=5)
     assert [r["text"] for r in rows(out, "queries")] == ["a", "b"]
     assert summary.dropped == {"search_of_robot": 18}
+    assert [r["session_id"] for r in rows(out, "robots")] == ["r0", "r1", "r2"]
     out, summary = mined(write_log_tables, tmp_path, searches + robots, [], max_session_searches=0)
+    assert not (out / "robots.parquet").exists()
     assert [r["text"] for r in rows(out, "queries")] == ["a", "b", "x", "y"]
 
 

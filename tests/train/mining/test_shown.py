@@ -4,11 +4,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import ibis
 import msgspec
 import pytest
 
 from engine.formats.manifest import ScenarioSpec
-from tests.train.mining.conftest import START, Write, mined, rows, search, shown
+from tests.train.mining.conftest import START, Write, configured, mined, rows, search, shown
+from train.mining import logs
+from train.mining.mine import mine
 from train.mining.shown import check_mined_clicks
 
 
@@ -147,6 +150,13 @@ def test_what_a_generator_wrote_from_public_text_stays_below_k(
             side_information=[],
             **{**written, "bundle_id": None},
         ),
+        shown(
+            "u1",
+            "tea for seven",
+            request_id="empty",
+            side_information=[],
+            **{**written, "bundle_id": ""},
+        ),
     ]
     out, _ = mined(write_log_tables, tmp_path, searches, impressions)
     assert {r["text"] for r in rows(out, "impressions")} == {"tea", "tea for two"}
@@ -190,3 +200,83 @@ def test_impressions_younger_than_all_searches_are_split_by_their_own_times(
     out, _ = mined(write_log_tables, tmp_path, searches, impressions, valid_share=0.2)
     found = sorted(rows(out, "impressions"), key=lambda row: row["time"])
     assert [row["split"] for row in found] == ["train"] * 8 + ["valid"] * 2
+
+
+def a_month_of_searches(first_day: int = 0, num_days: int = 30) -> list[dict]:
+    """Two users a day, who go on to one query in the first 8 days and to another one later."""
+    return [
+        search(user, day * 1440 + minute, query, session=f"s{day}-{user}")
+        for day in range(first_day, first_day + num_days)
+        for user in ("u1", "u2")
+        for minute, query in enumerate(["tea", "tea pot" if day < 8 else "cake"])
+    ]
+
+
+def ten_days_of_impressions() -> list[dict]:
+    """One a day, the last two of which are for validation if a fifth is."""
+    return [
+        shown(f"u{day}", "tea", request_id=f"r{day}", time=START + timedelta(days=day))
+        for day in range(10)
+    ]
+
+
+def test_searches_from_the_first_held_out_impression_on_are_held_out_too(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    """They may come of the clicks that are to be predicted."""
+    searches, impressions = a_month_of_searches(), ten_days_of_impressions()
+    out, _ = mined(write_log_tables, tmp_path, searches, impressions, valid_share=0.2)
+    found = sorted(rows(out, "impressions"), key=lambda row: row["time"])
+    assert [row["split"] for row in found] == ["train"] * 8 + ["valid"] * 2
+    counts = {r["text"]: r["num_searches_before_cut"] for r in rows(out, "queries")}
+    assert counts == {"cake": 0, "tea": 16, "tea pot": 16}
+    pairs = [(r["source"], r["target"], r["num_pairs"]) for r in rows(out, "pairs")]
+    assert pairs == [("tea", "tea pot", 16)]
+    contexts = {(r["target"], r["split"]): r["weight"] for r in rows(out, "contexts")}
+    assert contexts == {("tea pot", "train"): 16, ("cake", "valid"): 44}
+
+
+def test_impressions_older_than_all_searches_are_refused_unless_none_is_held_out(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches, impressions = a_month_of_searches(first_day=9), ten_days_of_impressions()
+    with pytest.raises(ValueError, match="held-out impressions begin at 2024-01-09 00:00 UTC"):
+        mined(write_log_tables, tmp_path, searches, impressions, valid_share=0.2)
+    assert not list((tmp_path / "run").rglob("*"))
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions, valid_share=0.0)
+    assert summary.num_impressions == 10
+    assert all(r["num_searches_before_cut"] for r in rows(out, "queries"))
+
+
+@pytest.mark.parametrize("num_days", [10, 30])
+def test_held_out_impressions_that_leave_few_searches_are_warned_of(
+    write_log_tables: Write, tmp_path: Path, num_days: int
+) -> None:
+    tables = write_log_tables(a_month_of_searches(num_days=num_days), ten_days_of_impressions())
+    said: list[str] = []
+    mine(
+        configured(valid_share=0.2),
+        searches=str(tables.searches),
+        impressions=str(tables.impressions),
+        out=tmp_path / "run/mined",
+        report=said.append,
+    )
+    warned = any("models learn from 32 of 120" in line for line in said)
+    assert warned == (num_days == 30)
+
+
+def test_impressions_at_impossible_positions_are_left_out_and_counted(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
+    impressions = [
+        shown("u1", "tea", position=position, request_id=f"r{position}")
+        for position in (1, 1000, 1001, 10**9)
+    ]
+    out, summary = mined(write_log_tables, tmp_path, searches, impressions)
+    assert sorted(r["position"] for r in rows(out, "impressions")) == [1, 1000]
+    assert summary.dropped == {"impression_position_beyond_1000": 2}
+    connection = ibis.duckdb.connect()
+    alone = logs.open_impressions(connection, str(tmp_path / "logs/impressions.parquet"))
+    assert sorted(alone.position.to_pyarrow().to_pylist()) == [1, 1000]
+    connection.disconnect()

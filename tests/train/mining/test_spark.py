@@ -129,7 +129,7 @@ def test_spark_and_duckdb_mine_the_same(
             continue
         ours, theirs = pq.read_table(found / path.name), pq.read_table(path)
         assert ours.schema.equals(theirs.schema), path.name
-        assert len(theirs) > 20
+        assert path.stem == "robots" or len(theirs) > 20
         for column in theirs.column_names:
             values = theirs[column].to_pylist()
             if column in ("association", "propensity"):

@@ -85,6 +85,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def test_one_process_trains_on_one_gpu_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Trainer would split each batch among them, as many times as large."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    arguments = trainer_arguments(
+        tmp_path, batch_size=4, learning_rate=0.01, weight_decay=0.0, bf16=False, seed=0
+    )
+    assert arguments.device == torch.device("cuda:0")
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == 4
+
+
 def test_a_slow_training_says_each_minute_how_far_it_is(tmp_path: Path) -> None:
     lines: list[str] = []
     trainer(tmp_path, 6, report=lines.append).train_resumable()

@@ -72,9 +72,9 @@ def test_mask_by_hand() -> None:
 
 
 def test_missing_suffixes_are_masked() -> None:
-    batch = collate([pack([1, 2], [[3], [4, 5]]), pack([1], [])], num_suffixes=3)
-    assert batch.last_indices.tolist() == [[2, 4, 0], [0, 0, 0]]
-    assert batch.suffix_mask.tolist() == [[True, True, False], [False, False, False]]
+    batch = collate([pack([1, 2], [[3], [4, 5]]), pack([1], [[6]]), pack([1], [])])
+    assert batch.last_indices.tolist() == [[2, 4], [1, 0], [0, 0]]
+    assert batch.suffix_mask.tolist() == [[True, True], [True, False], [False, False]]
 
 
 def test_labels_are_the_next_token_of_the_same_suffix_only() -> None:

@@ -1,6 +1,8 @@
 import math
 import shutil
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -8,13 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertModel, BertTokenizerFast
+from tokenizers import Tokenizer
+from transformers import (
+    BertModel,
+    BertTokenizerFast,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedModel,
+)
 
+from engine.formats.manifest import MAX_ENCODER_TOKENS
 from engine.formats.vocabulary import Vocabulary
 from train.models.backbone import bert_config, shapes_of
 from train.models.pace import TimeLimit, learning_rate_factor, trainer_arguments
 from train.retrieval.contrast import CooccurrenceGraph, hard_negatives, info_nce
-from train.retrieval.encoder import Encoder, encoder_tokenizer
+from train.retrieval.encoder import Encoder, HuggingFaceTokenizer, encoder_tokenizer
 from train.retrieval.training import recall_at_20, train_encoder
 from train.settings import EncoderConfig
 
@@ -75,6 +85,19 @@ def test_hard_negatives_share_a_word_and_do_not_co_occur() -> None:
     assert np.mean(shares) > 0.9
 
 
+def test_hard_negatives_of_scripts_without_spaces_share_neighbouring_characters() -> None:
+    texts = [f"{a}{b}" for a in ("红色", "蓝色", "绿色") for b in ("鞋子", "帽子", "大衣", "书包")]
+    none = np.array([], np.int64)
+    graph = CooccurrenceGraph(none, none, np.array([], np.float32), len(texts))
+    negatives = hard_negatives(texts, graph, seed=0)
+    shares = [
+        texts[row][:2] == texts[n][:2] or texts[row][2:] == texts[n][2:]
+        for row, found in enumerate(negatives)
+        for n in found
+    ]
+    assert np.mean(shares) > 0.9  # by chance: 5 of 11
+
+
 def test_recall_by_hand() -> None:
     # Rows 0 and 1 point the same way; 2 is far off but follows 0 in the log.
     embeddings = np.eye(30, dtype=np.float32)
@@ -86,6 +109,36 @@ def test_recall_by_hand() -> None:
     assert recall.encoder >= 1 / 3
     assert recall.both >= 2 / 3
     assert recall.num_without_adjacency == 1
+
+
+def test_recall_is_that_of_all_similarities_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.retrieval.training._BLOCK", 37)
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(300, 4)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    similar = embeddings @ embeddings.T
+    np.fill_diagonal(similar, -1)
+    best = np.argsort(-similar, axis=1)[:, :20]
+    held_out = [(a, b) for a in range(300) for b in random.integers(300, size=5) if a != b]
+    no_pairs = np.array([], np.int64), np.array([], np.int64), np.array([], np.float32)
+    recall = recall_at_20(embeddings, no_pairs, held_out)
+    expected = sum(b in best[a] for a, b in held_out)
+    assert expected > 50
+    assert recall.encoder == recall.both == recall.encoder_without_adjacency
+    assert recall.encoder == pytest.approx(expected / len(held_out))
+
+
+def test_recall_takes_the_same_memory_for_any_number_of_queries() -> None:
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(1_000_000, 2)).astype(np.float32)
+    no_pairs = np.array([], np.int64), np.array([], np.int64), np.array([], np.float32)
+    tracemalloc.start()
+    try:
+        recall_at_20(embeddings, no_pairs, [(i, i + 1) for i in range(16)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**26  # the similarities of all: 64 MB, their order 128
 
 
 def test_trained_encoder_finds_held_out_next_queries(mined_run: Path, tmp_path: Path) -> None:
@@ -108,22 +161,72 @@ def test_trained_encoder_finds_held_out_next_queries(mined_run: Path, tmp_path: 
     np.testing.assert_allclose(together, alone, atol=1e-5)  # padding changes nothing
 
 
-def test_a_base_checkpoint_keeps_its_own_tokenizer(mined_run: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
-    words += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"]
-    base.mkdir()
-    (base / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)
-    config = bert_config(shapes_of("tiny").encoder, len(words), 64)
-    BertModel(config, add_pooling_layer=False).save_pretrained(base)
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+WORDS += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"]
 
+
+def checkpoint(directory: Path, model: PreTrainedModel) -> Path:
+    directory.mkdir()
+    (directory / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    model.save_pretrained(directory)
+    return directory
+
+
+def bert(num_positions: int) -> BertModel:
+    config = bert_config(shapes_of("tiny").encoder, len(WORDS), num_positions)
+    config.max_position_embeddings = num_positions  # fewer than the least that is trained
+    return BertModel(config, add_pooling_layer=False)
+
+
+def test_queries_are_cut_where_the_engine_cuts_them(tmp_path: Path) -> None:
+    for num_positions, num_tokens in ((512, MAX_ENCODER_TOKENS), (16, 16)):
+        base = checkpoint(tmp_path / str(num_positions), bert(num_positions))
+        (ids,) = Encoder.of_checkpoint(str(base)).token_ids(["a" * 100])
+        assert len(ids) == num_tokens
+
+
+def test_a_base_checkpoint_may_have_no_pooling_layer_to_leave_out(tmp_path: Path) -> None:
+    config = DistilBertConfig(vocab_size=len(WORDS), dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    base = checkpoint(tmp_path / "base", DistilBertModel(config))
+    encoder = Encoder.of_checkpoint(str(base))
+    np.testing.assert_allclose(np.linalg.norm(encoder.embed(["ab", "c"]), axis=1), 1, rtol=1e-5)
+    assert encoder.embedding_dim == 32
+
+
+class Counting:
+    """A tokenizer that remembers how many texts it took at once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def encode_batch(self, texts: list[str]) -> list[Any]:
+        self.sizes.append(len(texts))
+        return self.tokenizer.encode_batch(texts)
+
+
+def test_many_texts_are_never_encoded_all_at_once(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", bert(64))
+    counting = Counting(Tokenizer.from_file(str(base / "tokenizer.json")))
+    tokenizer = HuggingFaceTokenizer(counting)  # pyright: ignore[reportArgumentType]
+    texts = [chr(ord("a") + i % 26) for i in range(20_000)]
+    letters = [WORDS[ids[1]] for ids in tokenizer.encode_batch(texts)]
+    assert letters == texts
+    assert max(counting.sizes) < 10_000
+
+
+def test_a_base_checkpoint_keeps_its_own_tokenizer(mined_run: Path, tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", bert(64))
     run = _linked_run(mined_run, tmp_path / "run")
     settings = EncoderConfig(num_epochs=0.1, batch_size=16, base_checkpoint=str(base))
     train_encoder(run, settings, shape=shapes_of("small").encoder, seed=0, output=run / "encoder")
     encoder = Encoder.load(run)
     assert encoder.embedding_dim == 32  # the checkpoint's, not the size's
-    assert encoder.token_ids(["ab"]) == [[2, words.index("a"), words.index("##b"), 3]]
+    assert encoder.token_ids(["ab"]) == [[2, WORDS.index("a"), WORDS.index("##b"), 3]]
 
     assert encoder_tokenizer(run) == run / "encoder/encoder_tokenizer.json"
 
