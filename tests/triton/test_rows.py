@@ -215,14 +215,14 @@ async def test_rows_cancelled_while_they_wait_do_not_run(
     models = await connect(server.url, bundle_directory, bundle.manifest, CLOCK)
     try:
         far_s = CLOCK.now_s() + 60
-        server.signal(signal.SIGSTOP, models_only=True)
+        server.signal(signal.SIGSTOP, models_only=True)  # not for long: Triton would give them up
         first = asyncio.ensure_future(models.encode([150], far_s))
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.2)
         waiting = [asyncio.ensure_future(models.encode([151 + i], far_s)) for i in range(8)]
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.2)
         for task in waiting[:6]:
             task.cancel()
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.2)
         server.signal(signal.SIGCONT, models_only=True)
         assert len(await asyncio.gather(first, *waiting[6:])) == 3
         while "6 of 8 rows were cancelled" not in server.log():  # noqa: ASYNC110 - another process tells
