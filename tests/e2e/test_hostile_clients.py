@@ -129,7 +129,10 @@ def test_ten_thousand_idle_connections_hold_up_nobody(engine):
 def test_calls_beyond_the_limit_are_refused_with_a_reason_wave_after_wave(
     tiny_bundle, tmp_path, start_engine, stop_engine
 ):
-    limit = {"QUERYREC_SERVER_MAX_CONCURRENT_CALLS": "4"}
+    limit = {
+        "QUERYREC_SERVER_MAX_CONCURRENT_CALLS": "4",
+        "QUERYREC_SERVER_DEFAULT_BUDGET_MS": "10000",  # none is refused for being late
+    }
     engine = start_engine(tiny_bundle, tmp_path, environment=limit)
     try:
         with asking(engine.target) as stub:
