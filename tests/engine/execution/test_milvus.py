@@ -93,6 +93,12 @@ def milvus(tmp_path_factory, tiny_bundle) -> Iterator[MilvusServer]:
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch) -> None:
+    """Connecting may take long on a busy machine."""
+    monkeypatch.setattr("engine.execution.milvus._START_TIMEOUT_S", 60.0)
+
+
 def remote(uri: str, timeout_ms: float = 5000.0, **settings: str) -> Config:
     config = MilvusConfig(uri=uri, timeout_ms=timeout_ms, **settings)
     return msgspec.structs.replace(LOCAL, milvus=config)
