@@ -51,6 +51,7 @@ async def load_pipeline(
     clock: Clock,
     report: ReportCost | None = None,
     *,
+    phrases: Sequence[str] | None = None,
     others: Sequence[Pipeline] = (),
     metrics: Metrics | None = None,
 ) -> Pipeline:
@@ -62,6 +63,7 @@ async def load_pipeline(
         config: Settings.
         clock: Time of deadlines.
         report: See `warm_up`.
+        phrases: What no answer may hold; None: what the blocklist holds now.
         others: Pipelines of the same runtime. If one has the same models, they are warm.
         metrics: Where its work is counted.
 
@@ -70,7 +72,7 @@ async def load_pipeline(
         ValueError: the blocklist cannot be read, or the Triton or Milvus server does not serve
             the bundle.
     """
-    blocklist = Blocklist(blocked_phrases(config))
+    blocklist = Blocklist(blocked_phrases(config) if phrases is None else phrases)
     url = config.triton.url
     has_graph = not config.milvus.uri
     bundle = await asyncio.to_thread(

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _RETRY_S, _MAX_RETRY_S = 60.0, 3600.0  # between tries of what was refused; doubles with each
 
-Load = Callable[[str, Path, Sequence[Pipeline]], Awaitable[Pipeline]]
+Load = Callable[[str, Path, Sequence[str], Sequence[Pipeline]], Awaitable[Pipeline]]
 
 
 class _Refusal(NamedTuple):
@@ -88,7 +88,8 @@ class Releases:
         """Loads nothing yet.
 
         Args:
-            load: Returns the warm pipeline of a side and directory, given those that are in use.
+            load: Returns the warm pipeline of a side and directory, which blocks the phrases given,
+                given those that are in use.
             clock: Time.
             phrases: Returns what the blocklist holds now. Raises ValueError if it cannot be read.
             canary_share: Share of sessions that the canary answers.
@@ -212,7 +213,8 @@ class Releases:
 
     async def _loaded(self, side: str, directory: Path) -> Release:
         phrases = await asyncio.to_thread(self._phrases)
-        return Release(side, await self._load(side, directory, self._pipelines()), phrases)
+        pipeline = await self._load(side, directory, phrases, self._pipelines())
+        return Release(side, pipeline, phrases)
 
     def _pipelines(self) -> list[Pipeline]:
         return [release.pipeline for release in self._sides.values()]

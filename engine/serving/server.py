@@ -220,13 +220,14 @@ class Server:
         )
 
     async def _load_pipeline(
-        self, side: str, directory: Path, others: Sequence[Pipeline]
+        self, side: str, directory: Path, phrases: Sequence[str], others: Sequence[Pipeline]
     ) -> Pipeline:
         pipeline = await load_pipeline(
             directory,
             self._runtime,
             self._config,
             self._clock,
+            phrases=phrases,
             others=others,
             metrics=self._metrics,
         )

@@ -40,8 +40,12 @@ def lines() -> list[str]:
 
 @pytest.fixture
 async def releases(runtime, lines, clock) -> AsyncIterator[Releases]:
-    async def load(side: str, directory: Path, others: Sequence[Pipeline]) -> Pipeline:
-        return await load_pipeline(directory, runtime, CONFIG, CLOCK, others=others)
+    async def load(
+        side: str, directory: Path, phrases: Sequence[str], others: Sequence[Pipeline]
+    ) -> Pipeline:
+        return await load_pipeline(
+            directory, runtime, CONFIG, CLOCK, phrases=phrases, others=others
+        )
 
     releases = Releases(
         load, clock=clock, canary_share=0.25, report=lines.append, randomness=random.Random(7)
