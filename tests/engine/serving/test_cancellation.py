@@ -54,7 +54,9 @@ async def served(pipeline: Pipeline, directory: Any) -> AsyncIterator[QueryRecom
     log = FeedbackLog(directory)
     keys = KeyRing(active_key_id="k", secrets={"k": b"s" * 32})
 
-    async def load(side: str, bundle: Path, others: Sequence[Pipeline]) -> Pipeline:
+    async def load(
+        side: str, bundle: Path, phrases: Sequence[str], others: Sequence[Pipeline]
+    ) -> Pipeline:
         return pipeline
 
     releases = Releases(load)
