@@ -187,7 +187,7 @@ class MilvusNeighbours:
 
         Raises:
             TooLate: `finish_by_s`, or the setting `milvus.timeout_ms`, came first.
-            MilvusFailure: the server failed.
+            MilvusFailure: the server failed, or has answered nothing for a while.
         """
         left_s = min(self._timeout_s, finish_by_s - self._clock.now_s())
         if left_s <= 0:
@@ -198,6 +198,8 @@ class MilvusNeighbours:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._outage.timed_out(self._clock.now_s())
+                if self._outage.is_on:
+                    raise MilvusFailure(f"{self._where} hangs") from None
                 raise TooLate from None
             self._fail(f"{error.code().name} {error.details()}")
         status = response.status
