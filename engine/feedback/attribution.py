@@ -39,12 +39,12 @@ _MIN_SECRET_BYTES = 16
 _CONTEXT = b"queryrec.v1 attribution token\0"  # keeps the key's other uses, if any, apart
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _PREFIX = struct.Struct(">BHB")  # version, size of the whole, size of the key id
-_HEAD = struct.Struct(">QBB")  # time_unix_ms, num positions and _PUBLIC, num texts kept
-_PUBLIC = 0x80  # a flag beside the number of positions
+_HEAD = struct.Struct(">QBB")  # time_unix_ms, num positions and flags, num texts kept
+_PUBLIC, _LED_IN = 0x80, 0x40  # flags: is public, has an auxiliary text
 _SPOT = struct.Struct(">Bf")  # sources, propensity
 
-# The limits of the contract. Together with 32 positions they come to at most 900 bytes without any
-# text, so a token always fits once enough texts are cut.
+# The limits of the contract. Together with 32 positions and an auxiliary text they come to at most
+# 1,160 bytes, so a token always fits once enough suggestions' texts are cut.
 _MAX_BYTES = {"request_id": 64, "bundle_id": 128, "scenario": 64, "session_id": 128, "query": 256}
 _MAX_TEXT_BYTES = 256
 
@@ -122,6 +122,7 @@ class AttributionToken:
         scenario: The panel, at most 64 bytes.
         query: The normalised query, at most 256 bytes.
         session_id: The caller's session, at most 128 bytes; empty if unknown.
+        auxiliary_text: What led in, at most 256 bytes; empty if nothing did.
         is_public: Whether the caller told nothing but the query and what the bundle's log holds:
             then suggestions say nothing of anyone.
         suggestions: What was returned, position 1 first; at most 32.
@@ -133,6 +134,7 @@ class AttributionToken:
     scenario: str
     query: str
     session_id: str
+    auxiliary_text: str = ""
     is_public: bool = False
     suggestions: tuple[Shown, ...]
 
@@ -209,6 +211,8 @@ class AttributionToken:
             size = len(getattr(self, name).encode())
             if size > limit:
                 raise ValueError(f"{name} has {size} bytes; at most {limit} fit a token")
+        if (size := len(self.auxiliary_text.encode())) > _MAX_TEXT_BYTES:
+            raise ValueError(f"auxiliary_text has {size} bytes; at most {_MAX_TEXT_BYTES} fit")
         if not self.request_id:
             raise ValueError("request_id is empty; every response needs one")
         if not 0 <= self.time_unix_ms < 1 << 63:
@@ -225,11 +229,13 @@ class AttributionToken:
 
     def _body(self, num_texts: int) -> bytes:
         """Returns the uncompressed content with the first ``num_texts`` texts."""
-        flag = _PUBLIC if self.is_public else 0
-        parts = [_HEAD.pack(self.time_unix_ms, len(self.suggestions) | flag, num_texts)]
+        flags = self.is_public * _PUBLIC | bool(self.auxiliary_text) * _LED_IN
+        parts = [_HEAD.pack(self.time_unix_ms, len(self.suggestions) | flags, num_texts)]
         parts += (_SPOT.pack(shown.sources, shown.propensity) for shown in self.suggestions)
-        texts = (shown.text or "" for shown in self.suggestions[:num_texts])
-        for text in (*(getattr(self, name) for name in _MAX_BYTES), *texts):
+        texts = [getattr(self, name) for name in _MAX_BYTES]
+        texts += [self.auxiliary_text] if self.auxiliary_text else []
+        texts += (shown.text or "" for shown in self.suggestions[:num_texts])
+        for text in texts:
             encoded = text.encode()
             parts.append(struct.pack(">H", len(encoded)))
             parts.append(encoded)
@@ -243,7 +249,8 @@ class AttributionToken:
             if not inflater.eof or inflater.unused_data:
                 raise TokenMalformed("does not hold one complete body")
             time_unix_ms, flagged, num_texts = _HEAD.unpack_from(body)
-            num_positions = flagged & ~_PUBLIC
+            num_positions = flagged & ~(_PUBLIC | _LED_IN)
+            num_leading = len(_MAX_BYTES) + bool(flagged & _LED_IN)
             offset = _HEAD.size
             spots: list[tuple[Source, float]] = []
             for _ in range(num_positions):
@@ -251,7 +258,7 @@ class AttributionToken:
                 spots.append((Source(sources), propensity))
                 offset += _SPOT.size
             texts: list[str] = []
-            for _ in range(len(_MAX_BYTES) + num_texts):
+            for _ in range(num_leading + num_texts):
                 (size,) = struct.unpack_from(">H", body, offset)
                 offset += 2
                 if offset + size > len(body):
@@ -262,8 +269,8 @@ class AttributionToken:
             raise TokenMalformed("does not hold a readable body") from error
         if offset != len(body) or num_texts > num_positions:
             raise TokenMalformed("holds a body of the wrong size")
-        request_id, bundle_id, scenario, session_id, query = texts[: len(_MAX_BYTES)]
-        kept: list[str | None] = [*texts[len(_MAX_BYTES) :], *[None] * (num_positions - num_texts)]
+        request_id, bundle_id, scenario, session_id, query, *auxiliary = texts[:num_leading]
+        kept: list[str | None] = [*texts[num_leading:], *[None] * (num_positions - num_texts)]
         return cls(
             request_id=request_id,
             bundle_id=bundle_id,
@@ -271,6 +278,7 @@ class AttributionToken:
             scenario=scenario,
             query=query,
             session_id=session_id,
+            auxiliary_text="".join(auxiliary),
             is_public=bool(flagged & _PUBLIC),
             suggestions=tuple(
                 Shown(text=text, sources=sources, propensity=propensity)

@@ -49,11 +49,11 @@ def to_impressions(
     One row for each (request_id, position) of every response that has an event, in order of
     request time: ``shown`` if an impression, a click in time or a dismissal arrived for it,
     ``clicked`` if a click in time did. ``time`` is that of the response, in UTC; ``source`` is
-    "log", "generated" or "both"; ``session_id`` is null where the caller gave none;
-    ``side_information`` is empty where all that the caller told was public, and else null: tokens
-    do not carry it. Positions whose text the token had no room for are left out and counted, clicks
-    on them included: a text nobody knows teaches nothing. Appears at ``destination`` whole or not
-    at all.
+    "log", "generated" or "both"; ``session_id`` is null where the caller gave none,
+    ``auxiliary_text`` where nothing led in; ``side_information`` is empty where all that the caller
+    told was public, and else null: tokens do not carry it. Positions whose text the token had no
+    room for are left out and counted, clicks on them included: a text nobody knows teaches nothing.
+    Appears at ``destination`` whole or not at all.
 
     An event may arrive in any segment, however late, so events are first parted by the hour of
     their response into temporary files beside ``destination``, as large as the segments together.
@@ -117,6 +117,7 @@ class _Response:
                 "user_key": self.user_key,
                 "propensity": suggestion.propensity,
                 "bundle_id": token.bundle_id,
+                "auxiliary_text": token.auxiliary_text or None,
             }
 
 
@@ -189,6 +190,7 @@ def _write_parquet(hours: Iterable[list[_Response]], path: Path) -> ImpressionCo
             ("user_key", pa.string()),
             ("propensity", pa.float32()),
             ("bundle_id", pa.string()),
+            ("auxiliary_text", pa.string()),
         ]
     )
     counts = ImpressionCounts(0, 0, 0, 0, 0, 0)

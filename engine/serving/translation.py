@@ -136,6 +136,7 @@ def response_of(
         scenario=question.scenario.name,
         query=question.query,
         session_id=session_id,
+        auxiliary_text=answer.auxiliary_text,
         is_public=answer.is_public,
         suggestions=tuple(
             Shown(text=s.text, sources=s.source, propensity=s.propensity)

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from queryrec.client import QueryRecClient
 
 from train.mining.logs import connect, open_tables
 from train.settings import MineConfig
+
+EXAMPLE_BUNDLE = Path(__file__).parents[2] / "examples/bundle"
 
 
 def engine_command(*arguments: object) -> str:
@@ -52,3 +56,22 @@ def test_a_click_reaches_the_table_that_training_reads(
     assert tables.impressions is not None
     assert tables.impressions.count().to_pyarrow().as_py() == len(rows)
     connection.disconnect()
+
+
+async def test_a_question_reaches_the_table_with_the_options_it_was_shown_with(
+    tmp_path, start_engine, stop_engine
+):
+    engine = start_engine(EXAMPLE_BUNDLE, tmp_path)
+    async with QueryRecClient(engine.target, timeout_s=30) as client:
+        answer = await client.recommend("clarification", "running shoes", latency_budget_s=10)
+        await client.record_feedback([answer.event("click", 1)])
+    assert stop_engine(engine) == 0
+    out = tmp_path / "impressions.parquet"
+
+    engine_command("impressions", "--feedback", engine.feedback_directory, "--out", out)
+
+    assert answer.auxiliary_text
+    rows = pq.read_table(out).to_pylist()
+    assert [(r["auxiliary_text"], r["text"]) for r in rows] == [
+        (answer.auxiliary_text, s.text) for s in answer.suggestions
+    ]

@@ -37,6 +37,8 @@ tokens = st.builds(
     scenario=text(64),
     query=text(256),
     session_id=text(128),
+    auxiliary_text=text(256),
+    is_public=st.booleans(),
     suggestions=st.lists(shown, max_size=32).map(tuple),
 )
 
@@ -81,6 +83,7 @@ def test_the_largest_token_with_incompressible_text_still_fits_and_keeps_every_p
         scenario=noise(64),
         query=noise(256),
         session_id=noise(128),
+        auxiliary_text=noise(256),
         suggestions=tuple(
             Shown(text=noise(256), sources=Source.LOG, propensity=rng.random()) for _ in range(32)
         ),
@@ -90,7 +93,7 @@ def test_the_largest_token_with_incompressible_text_still_fits_and_keeps_every_p
     opened = AttributionToken.open(token.seal(keys), keys)
 
     assert opened.is_cut
-    assert opened.query == token.query
+    assert (opened.query, opened.auxiliary_text) == (token.query, token.auxiliary_text)
     assert len(opened.suggestions) == 32
     texts = [s.text for s in opened.suggestions]
     num_kept = sum(t is not None for t in texts)

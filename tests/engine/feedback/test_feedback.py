@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import timestamp_pb2
@@ -274,8 +275,9 @@ async def test_a_closed_log_refuses_events(tmp_path):
 
 @pytest.mark.parametrize("name", ["max_segment_bytes", "max_segment_age_s", "max_waiting_events"])
 def test_limits_that_make_no_sense_are_refused_by_name(tmp_path, name):
+    limit: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} is 0"):
-        FeedbackLog(tmp_path, **{name: 0})
+        FeedbackLog(tmp_path, **limit)
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path):

@@ -80,6 +80,13 @@ def test_side_information_is_empty_where_the_token_says_so_and_else_unknown(tmp_
     assert found == {"r1": None, "r2": []}
 
 
+def test_what_led_in_is_in_every_row_of_its_panel(tmp_path):
+    batch = [event("1", of=token("r1", 2, auxiliary_text="what for?")), event("2", of=token("r2"))]
+    to_impressions(logged(tmp_path / "log", batch), tmp_path / "out.parquet")
+    found = [(r["request_id"], r["auxiliary_text"]) for r in rows(tmp_path / "out.parquet")]
+    assert found == [("r1", "what for?")] * 2 + [("r2", None)] * 3
+
+
 def test_there_is_one_row_per_request_and_position(tmp_path):
     batch = [
         event("1", Kind.IMPRESSION, 1),
@@ -114,6 +121,7 @@ def test_there_is_one_row_per_request_and_position(tmp_path):
         "user_key": "u1",
         "propensity": 0.5,
         "bundle_id": "bundle-1",
+        "auxiliary_text": None,
     }
     assert sorted(os.listdir(tmp_path)) == ["log", "out.parquet"]
 
@@ -182,7 +190,7 @@ def test_positions_whose_text_was_cut_are_left_out_and_counted(tmp_path):
 
 def test_no_segments_give_an_empty_table_with_all_columns(tmp_path):
     assert to_impressions([], tmp_path / "out.parquet").num_rows == 0
-    assert pq.read_table(tmp_path / "out.parquet").num_columns == 14
+    assert pq.read_table(tmp_path / "out.parquet").num_columns == 15
 
 
 def test_a_window_of_nonsense_is_refused_and_writes_nothing(tmp_path):
