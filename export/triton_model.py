@@ -10,9 +10,13 @@ Knows nothing of what the ids mean.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+# As in `engine`: ONNX Runtime reports home unless told not to before its import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime as ort
