@@ -180,6 +180,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
                 if own_logs
                 else str(run / SIMULATED / "impressions.parquet")
             ),
+            report=report,
         )
         if reports is None:
             return (

@@ -15,6 +15,7 @@ from engine.answering.candidates import Candidate
 from engine.config import RankingConfig
 from engine.execution.models import Floats
 from engine.formats.manifest import ClickModelSpec, ScenarioSpec
+from engine.formats.words import words_of
 
 PRIOR_P_SEEN = 0.1  # p(click | seen) claimed where nothing scores candidates
 _SIMILAR = 0.5  # similarity above which two suggestions begin to say the same
@@ -219,7 +220,7 @@ def explored(num: int, rate: float, randomness: random.Random) -> tuple[list[int
 def _mask(text: str, bits: dict[str, int]) -> int:
     """Returns the words of a text as a set of bits; new words get the next one."""
     mask = 0
-    for word in text.split():
+    for word in words_of(text):
         mask |= bits.setdefault(word, 1 << len(bits))
     return mask
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from engine.formats.manifest import ScenarioSpec
 from engine.formats.token_statistics import FIGURES
+from engine.formats.words import words_of
 
 _TEXT_FEATURES = (
     "log_popularity",  # log(1 + searches) / 10; 0 for texts the log does not know
@@ -52,7 +53,7 @@ def candidate_features(
     features = np.zeros((len(candidates), len(FEATURE_NAMES)), np.float32)
     if not candidates:
         return features
-    query_words = set(query.split())
+    query_words = set(words_of(query))
     query_trigrams = trigrams(query)
     counts = np.asarray(popularity, np.float32)
     features[:, 0] = np.log1p(counts) / 10
@@ -60,7 +61,7 @@ def candidate_features(
     features[:, 2] = counts > 0
     rows: list[tuple[float, ...]] = []
     for text in candidates:
-        word_list = text.split()
+        word_list = words_of(text)
         words = set(word_list)
         shared = len(words & query_words)
         text_trigrams = trigrams(text)

@@ -5,6 +5,11 @@ import unicodedata
 from functools import lru_cache
 
 MAX_QUERY_BYTES = 256
+# What keyboards and copied text leave behind: soft hyphen, zero-width space and no-break space,
+# word joiner, marks of direction, annotations. Joiners stay: Persian, Hindi and emoji need them.
+_STRAY = re.compile(
+    "[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]+"
+)
 # Unlike format characters (soft hyphen, joiners) no category of their own: a grapheme joiner,
 # fillers, inherent vowels, variation selectors.
 _UNSEEN = re.compile(
@@ -17,9 +22,12 @@ _ASCII_WORDS = {c: " " for c in range(128) if not chr(c).isalnum()}
 def normalise(text: str) -> str:
     """Returns the canonical form of a query: NFKC, lower case, single spaces, no edge spaces.
 
-    Idempotent. Control characters other than white space are kept, so that a caller can still
-    see and refuse them (`has_control_characters`).
+    Invisible characters that no script needs are taken out. Control characters other than white
+    space are kept, so that a caller can still see and refuse them (`has_control_characters`).
+    Idempotent.
     """
+    if not text.isascii():
+        text = _STRAY.sub("", text)
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     return " ".join(folded.split())
 
@@ -31,7 +39,7 @@ def normalise_prefix(text: str) -> str:
     "ipad" (perhaps "ipads"). A last capital sigma becomes the small one of inside words: where
     the word ends there, a space comes next. Idempotent.
     """
-    normalised = normalise(text)
+    normalised, text = normalise(text), _STRAY.sub("", text)
     if normalised.endswith("ς") and text.endswith("Σ"):
         return normalised[:-1] + "Σ".lower()  # on its own it is not final
     return normalised + " " if normalised and text[-1:].isspace() else normalised

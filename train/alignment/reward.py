@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.answering.ranking import QUERY_WORD_WEIGHT
+from engine.formats.words import words_of
 from train.clicks.calibration import seen_at
 
 _SIMILAR, _SAME = 0.35, 0.9  # similarity from which a text repeats another, and wholly does
@@ -77,12 +78,12 @@ def _repeats(texts: Sequence[str], query: str) -> Floats:
 def _similarities(texts: Sequence[str], query: str) -> Floats:
     """Returns (C, C): Jaccard similarity of the sets of words, weighted as in serving."""
     columns: dict[str, int] = {}
-    rows = [[columns.setdefault(w, len(columns)) for w in set(t.split())] for t in texts]
+    rows = [[columns.setdefault(w, len(columns)) for w in set(words_of(t))] for t in texts]
     incidence_CW = np.zeros((len(rows), len(columns)))
     for row, words in zip(incidence_CW, rows, strict=True):
         row[words] = 1
     weights_W = np.ones(len(columns))
-    weights_W[[columns[w] for w in set(query.split()) if w in columns]] = QUERY_WORD_WEIGHT
+    weights_W[[columns[w] for w in set(words_of(query)) if w in columns]] = QUERY_WORD_WEIGHT
     shared_CC = (incidence_CW * weights_W) @ incidence_CW.T
     size_C = incidence_CW @ weights_W
     return shared_CC / np.maximum(size_C[:, None] + size_C[None, :] - shared_CC, 1e-6)

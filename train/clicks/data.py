@@ -6,9 +6,8 @@ rows that were shown count. Knows nothing of the model.
 
 # R requests, N impressions (rows), C candidates of a request, F features, X runs of moved rows
 import hashlib
-import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -171,6 +170,7 @@ def read_requests(
     max_edges: int,
     statistics: TokenStatistics | None = None,
     max_requests: int = 0,
+    report: Callable[[str], None] = print,
 ) -> ClickRequests | None:
     """Returns the mined impressions, or None if there are none.
 
@@ -179,6 +179,7 @@ def read_requests(
         max_edges: see `RequestReader`.
         statistics: see `RequestReader`.
         max_requests: so many at most, drawn by their ids; 0: all.
+        report: told if there are more.
 
     Raises:
         ValueError: an impression has a scenario that scenarios.json lacks, or an older release
@@ -191,10 +192,9 @@ def read_requests(
     if max_requests:
         ids = pq.read_table(path, columns=["request_id"])["request_id"].unique()
         if len(ids) > max_requests:
-            print(
+            report(
                 f"click_model.max_requests is {max_requests}: so many of {len(ids)} requests are "
-                "read",
-                file=sys.stderr,
+                "read"
             )
             by_hash = sorted(ids.to_pylist(), key=lambda i: hashlib.md5(i.encode()).digest())
             chosen = pc.field("request_id").isin(by_hash[:max_requests])

@@ -24,10 +24,10 @@ from engine.formats.manifest import MAX_CANDIDATE_TOKENS
 from engine.formats.prompt import SESSION, SideInformation
 from engine.formats.text import normalise_prefix
 from engine.formats.token_statistics import SEQUEL_LEAST, SEQUEL_MEAN, TokenStatistics
+from engine.formats.words import parts_of, words_of
 from train.clicks.data import ClickRequests, packed_ids
 from train.generation.generator import read_prompts
 from train.mining.mine import CONTEXTS, QUERIES
-from train.models.words import words_of
 
 _NUM_POPULAR, _NUM_SIMILAR, _NUM_BROKEN = 2, 3, 2  # wrong candidates of a request
 _SEQUELS = [FEATURE_NAMES.index(name) for name in (SEQUEL_MEAN, SEQUEL_LEAST)]
@@ -66,13 +66,16 @@ class WrongTexts:
     def broken(self, text: str, kept: str, rng: random.Random) -> str:
         """Returns the text with a word added, repeated, swapped for another, or all shuffled.
 
+        Of a text without spaces, the result has none either, or they would give it away.
+
         Args:
             text: to break.
             kept: what the result starts with.
             rng: decides.
         """
-        words = text[len(kept) :].split(" ")
-        other = rng.choice(rng.choice(self._texts).split())
+        words, space = parts_of(text[len(kept) :])
+        space = space and parts_of(text)[1]  # the rest alone may be of another script
+        other = rng.choice(parts_of(rng.choice(self._texts))[0])
         place = rng.randrange(len(words))
         kind = rng.randrange(4)
         if kind == 0:
@@ -83,7 +86,7 @@ class WrongTexts:
             words[place or 1] = other
         else:
             words = rng.sample([*words, other], len(words) + 1)
-        return (kept + " ".join(words)).strip()
+        return (kept + space.join(words)).strip()
 
 
 def session_requests(

@@ -7,7 +7,7 @@ mined.
 
 # R requests, N impressions (rows), B requests of a batch, C candidates, P positions
 import shutil
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -42,6 +42,7 @@ from train.settings import ClickModelConfig, MineConfig, Places
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Report = Callable[[str], None]
 
 
 def train_click_model(
@@ -55,6 +56,7 @@ def train_click_model(
     raw_impressions: Places = "",
     mined_with: MineConfig | None = None,
     start: Path | None = None,
+    report: Report = print,
 ) -> dict[str, ClickReport] | None:
     """Trains on `run`/mined/impressions.parquet and writes the click model into `output`.
 
@@ -75,6 +77,7 @@ def train_click_model(
         mined_with: how that log was mined; None: with the defaults.
         start: older run directory with the same tokenizer, whose click model learns on from where
             it ended; None: sessions, features and clicks are learnt from nothing.
+        report: called with how far the training is, and with what came of it.
 
     Returns:
         The reports per scenario that has held-out impressions, and of "all"; None if there are
@@ -88,10 +91,14 @@ def train_click_model(
     vocabulary = Vocabulary.load(run / "tokenizer.json")
     statistics = count_tokens(run, vocabulary)
     requests = read_requests(
-        run, max_edges=max_edges, statistics=statistics, max_requests=config.max_requests
+        run,
+        max_edges=max_edges,
+        statistics=statistics,
+        max_requests=config.max_requests,
+        report=report,
     )
     if requests is None:
-        print("no impressions were mined: no click model", file=sys.stderr)
+        report("no impressions were mined: no click model")
         return None
     train = np.flatnonzero(~requests.is_valid_R)
     valid = np.flatnonzero(requests.is_valid_R)
@@ -109,7 +116,7 @@ def train_click_model(
             seed=seed,
         )
     set_seed(seed)
-    course = _Course(config, seed, output / "checkpoints")
+    course = _Course(config, seed, output / "checkpoints", report)
     if start is None:
         model = ClickModel(LlamaModel(llama_config(shape, vocabulary.size)))
         model.head.text_dropout = config.hidden_text_share
@@ -140,8 +147,8 @@ def train_click_model(
         model, requests, logits, raw, hidden_share=config.hidden_log_share, seed=seed
     )
     reports = click_reports(requests, train, valid, logits, fit)
-    for name, report in reports.items():
-        print(report.describe(name))
+    for name, own in reports.items():
+        report(own.describe(name))
 
     save_click_model(model, output)
     save_uncertainty(fit.uncertainty, output)
@@ -166,6 +173,7 @@ class _Course:
     config: ClickModelConfig
     seed: int
     checkpoints: Path
+    report: Report
 
     def has_checkpoint(self, name: str) -> bool:
         """Returns whether a training has begun and left one."""
@@ -207,6 +215,7 @@ class _Course:
             max_train_s=config.max_train_s / (1 + (self.checkpoints / "sessions").is_dir()),
             warmup_share=0.05,
             matrix_learning_rate=config.matrix_learning_rate,
+            report=self.report,
         )
         trainer.train_resumable()
         return trainer

@@ -29,10 +29,11 @@ from train.mining import logs
 from train.mining.anonymity import TextFilter, read_unsafe_words
 from train.mining.failures import told_without_values
 from train.mining.mine import ROBOTS, SCENARIOS
+from train.mining.results import number_of
 from train.mining.sessions import outside
 from train.mining.shown import IMPRESSIONS
 from train.mining.variants import variant_key
-from train.mining.workspace import Workspace, number_of
+from train.mining.workspace import Workspace
 from train.retrieval.pairs import BEFORE_CUT, read_queries
 from train.settings import MineConfig, Places
 

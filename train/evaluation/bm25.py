@@ -13,6 +13,8 @@ from math import log
 
 import numpy as np
 
+from engine.formats.words import words_of
+
 _K1, _B = 1.2, 0.75
 
 
@@ -22,7 +24,7 @@ class Bm25:
     def __init__(self, counts: Mapping[str, int]) -> None:
         """Takes query -> searches; at least one."""
         self._queries = sorted(counts, key=lambda q: (-counts[q], q))
-        lengths = [len(q.split()) for q in self._queries]
+        lengths = [len(words_of(q)) for q in self._queries]
         self._mean_length = sum(lengths) / len(lengths)
         rows_of: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for row, query in enumerate(self._queries):
@@ -36,7 +38,7 @@ class Bm25:
     def suggest(self, query: str, num: int) -> list[str]:
         """Returns up to `num` queries that share a word with `query`, best first; never itself."""
         scores = np.zeros(len(self._queries))
-        for word in query.split():
+        for word in words_of(query):
             if word in self._postings:
                 rows, weights = self._postings[word]
                 scores[rows] += self._idf(word) * weights
@@ -48,7 +50,7 @@ class Bm25:
     def scores(self, query: str, texts: Sequence[str]) -> np.ndarray:
         """Returns the score of each text for the query, float64 (C,); texts may be new."""
         weights = [self._weights(text) for text in texts]
-        words = [(w, self._idf(w)) for w in query.split()]
+        words = [(w, self._idf(w)) for w in words_of(query)]
         return np.array([sum(idf * v.get(w, 0.0) for w, idf in words) for v in weights])
 
     def _idf(self, word: str) -> float:
@@ -57,6 +59,6 @@ class Bm25:
 
     def _weights(self, text: str) -> dict[str, float]:
         """Returns word -> what it is worth in this text, but for its idf."""
-        words = text.split()
+        words = words_of(text)
         norm = _K1 * (1 - _B + _B * len(words) / self._mean_length)
         return {w: n * (_K1 + 1) / (n + norm) for w, n in Counter(words).items()}

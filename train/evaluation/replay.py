@@ -16,7 +16,8 @@ what was shown then, in three ways that err differently:
 * **judge**: all texts of both, by a click model that was trained on other data than the bundle.
 
 A list counts as far as its panel went, and but for places whose text the log has lost: nothing is
-known of what was there. Knows nothing of how lists are made.
+known of what was there. A bundle's index counts the searches of the whole log, so its popularities
+know a little of the time that is replayed. Knows nothing of how lists are made.
 """
 
 # U requests, P places of one

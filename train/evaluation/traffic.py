@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,19 +84,19 @@ def read_traffic(run: Path) -> Traffic:
     """Reads the searches that a run directory was made from.
 
     Raises:
-        ValueError: the log is not where it was.
+        ValueError: nothing was mined there, or the log is not where it was.
     """
-    config = _config(run)
+    config, cut = _config(run), _summary(run).cut
     searches = config.logs.searches or str(run / SIMULATED / "searches.parquet")
     with tempfile.TemporaryDirectory() as spill:
         connection = logs.connect(config.mine, Path(spill))
         opened = logs.open_tables(connection, searches=searches, impressions="").searches
         rows = opened.select("session_id", "query", "time").to_pyarrow()
         connection.disconnect()
-    return _traffic(rows.drop_null(), config.mine)
+    return _traffic(rows.drop_null(), config.mine, cut)
 
 
-def _traffic(rows: pa.Table, settings: MineConfig) -> Traffic:
+def _traffic(rows: pa.Table, settings: MineConfig, cut: int | None) -> Traffic:
     # M searches
     keep = TextFilter(read_unsafe_words(settings.unsafe_words))
     raw = rows["query"].combine_chunks().dictionary_encode()
@@ -123,8 +124,10 @@ def _traffic(rows: pa.Table, settings: MineConfig) -> Traffic:
     if not len(code_M):
         raise ValueError("no search of the log can be used: see mined/summary.json")
     second_M = time_us_M // 1_000_000
-    num_before = math.ceil((1 - settings.valid_share) * len(second_M))
-    is_after_M = second_M > np.sort(second_M)[max(0, num_before - 1)]
+    if cut is None:  # that of the searches alone, which held-out impressions may have put earlier
+        num_before = math.ceil((1 - settings.valid_share) * len(second_M))
+        cut = int(np.sort(second_M)[max(0, num_before - 1)]) + 1
+    is_after_M = second_M >= cut
     is_repeat_M = ~starts_M & np.concatenate([[False], np.diff(code_M) == 0])
     part_M = np.cumsum(starts_M)[~is_repeat_M]
     once_M, is_late_M = code_M[~is_repeat_M], is_after_M[~is_repeat_M]
@@ -148,6 +151,13 @@ def _traffic(rows: pa.Table, settings: MineConfig) -> Traffic:
         return Counter({texts[i]: n for i, n in zip(found.tolist(), numbers.tolist(), strict=True)})
 
     return Traffic(counted(~is_after_M), counted(is_after_M), dict(followers), sorted(steps))
+
+
+def _summary(run: Path) -> mine.MineSummary:
+    path = run / "mined" / mine.SUMMARY
+    if not path.is_file():
+        raise ValueError(f"{run}: there is no {path.relative_to(run)}; is it a run directory?")
+    return msgspec.json.decode(path.read_bytes(), type=mine.MineSummary)
 
 
 def _config(run: Path) -> TrainConfig:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from train.models.words import words_of
+from engine.formats.words import words_of
 from train.retrieval.pairs import (
     BEFORE_CUT,
     EVER,

@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 from engine.formats.manifest import PromptSpec, ScenarioSpec
 from engine.formats.prompt import ANSWER, COOCCURRING, SESSION, SideInformation
 from engine.formats.text import match_key, normalise_prefix
+from engine.formats.words import words_of
 from train.generation.associations import Associations, Clicks, known_in_training
 from train.mining.mine import CONTEXTS
 from train.mining.shown import IMPRESSIONS
-from train.models.words import words_of
 
 Context = tuple[tuple[str, tuple[str, ...]], list[str]]  # query and session; what followed
 _EXACT_SHARE = 0.6  # of the examples with side information; the others get similar queries' lists

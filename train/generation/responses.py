@@ -54,15 +54,14 @@ class ResponseEncoder:
 
     def __call__(self, example: Example, rng: random.Random) -> Packed | None:
         """Returns prompt and response, or None if no suggestion is short enough."""
-        vocabulary, spec = self._renderer.vocabulary, self._scenarios[example.scenario]
+        spec = self._scenarios[example.scenario]
         prompt = self._prompt(example)
         answers = self._answers(example, prompt)
         if not answers:
             return None
         auxiliary: list[int] | None = None
         if spec.has_auxiliary_text and example.auxiliary_text:
-            ids = vocabulary.encode(example.auxiliary_text)
-            auxiliary = ids if len(ids) < spec.max_auxiliary_tokens else None
+            auxiliary = self.auxiliary_ids(example.scenario, example.auxiliary_text)
         as_list = self._mode == "list" or (self._mode == "both" and rng.random() < 0.5)
         if as_list and spec.has_auxiliary_text and auxiliary is None:
             if self._mode == "list":
@@ -75,6 +74,12 @@ class ResponseEncoder:
     def num_fitting(self, example: Example) -> int:
         """Returns how many of the example's suggestions are short enough to be taught."""
         return len(self._answers(example, self._prompt(example)))
+
+    def auxiliary_ids(self, scenario: str, text: str) -> list[int] | None:
+        """Returns what is taught of an auxiliary text, or None if it is too long to be taught."""
+        ids = self._renderer.vocabulary.encode(text)
+        # The end takes a token of its own.
+        return ids if len(ids) < self._scenarios[scenario].max_auxiliary_tokens else None
 
     def _prompt(self, example: Example) -> Prompt:
         return self._renderer.generation_prompt(

@@ -13,6 +13,9 @@ from train.generation.responses import ResponseEncoder
 
 _MAX_TRIED = 1000  # sources of a scenario
 _LEAST_FITTING = 0.7  # of a scenario's texts; below, the short ones are no picture of all
+_REMEDY = (
+    "raise it in [[scenarios]], or use a size whose tokenizer is made from the log (all but base)"
+)
 
 
 class Taught(NamedTuple):
@@ -38,8 +41,8 @@ def examine(
         maker: of examples.
         encoder: of responses.
         mode: the form that is taught.
-        report: called with a warning for each scenario that nothing teaches, or that is taught
-            short texts alone because most do not fit.
+        report: called with a warning for each scenario that nothing teaches, that is taught short
+            texts alone because most do not fit, or some of whose auxiliary texts do not.
     """
     fitting: dict[str, float] = {}
     num_given = 0.0
@@ -58,14 +61,24 @@ def examine(
             report(_too_long(spec, fitting[spec.name]))
         elif not num_examples:
             report(_untaught(spec, mode))
+        auxiliary = {s.auxiliary_text for s in own if s.auxiliary_text}
+        num_long = sum(encoder.auxiliary_ids(spec.name, text) is None for text in auxiliary)
+        if num_long:
+            report(_long_auxiliary(spec, num_long, len(auxiliary)))
     return Taught(num_given / max(1, len(sources)), fitting)
 
 
 def _too_long(spec: ScenarioSpec, share: float) -> str:
     return (
         f"warning: {share:.0%} of the texts that would teach {spec.name} fit its max_new_tokens "
-        f"({spec.max_new_tokens}), and longer ones are left out: raise it in [[scenarios]], or use "
-        "a size whose tokenizer is made from the log (all but base)"
+        f"({spec.max_new_tokens}), and longer ones are left out: {_REMEDY}"
+    )
+
+
+def _long_auxiliary(spec: ScenarioSpec, num_long: int, num: int) -> str:
+    return (
+        f"warning: {num_long} of {num} auxiliary texts that would teach {spec.name} do not fit its "
+        f"max_auxiliary_tokens ({spec.max_auxiliary_tokens}) and are left out: {_REMEDY}"
     )
 
 
@@ -74,7 +87,7 @@ def _untaught(spec: ScenarioSpec, mode: str) -> str:
     if not spec.has_auxiliary_text:
         lacking = "no searches that follow one another, and no clicked panels"
     elif mode == "list":
-        lacking = "no clicked panels with an auxiliary text"
+        lacking = "no clicked panels with an auxiliary text that fits"
     return (
         f"warning: nothing teaches {spec.name}: {lacking}; leave it out of [[scenarios]] or bring "
         "impressions, or it answers nonsense"

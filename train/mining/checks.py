@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 import ibis
 
+from train.mining.results import number_of, rows_of
+
 Table: TypeAlias = Any
 _ENDS = ("min", "max")
 
@@ -18,8 +20,8 @@ _ENDS = ("min", "max")
 def counted(table: Table, *sums: Any) -> list[int]:
     """Returns the number of rows, that of rows with a user_key, and sums, all in one pass."""
     numbers = [table.count(), table.user_key.count(), *sums]
-    row = table.agg(**{f"n{i}": number for i, number in enumerate(numbers)})
-    return [int(value or 0) for value in row.to_pyarrow().to_pylist()[0].values()]
+    (row,) = rows_of(table.agg(**{f"n{i}": number for i, number in enumerate(numbers)}))
+    return [int(value or 0) for value in row.values()]
 
 
 def num_mixed_requests(impressions: Table) -> int:
@@ -35,7 +37,7 @@ def num_mixed_requests(impressions: Table) -> int:
     is_mixed = (requests.min_scenario != requests.max_scenario) | (
         requests.min_query != requests.max_query
     )
-    return _number_of(requests.filter(is_mixed))
+    return number_of(requests.filter(is_mixed).count())
 
 
 def num_shared_requests(tables: Sequence[Table]) -> int:
@@ -44,7 +46,7 @@ def num_shared_requests(tables: Sequence[Table]) -> int:
     rows: Table = ibis.union(*numbered)
     rows = rows.filter(rows.request_id.notnull())
     requests = rows.group_by("request_id").agg(places=rows.place.nunique())
-    return _number_of(requests.filter(requests.places > 1))
+    return number_of(requests.filter(requests.places > 1).count())
 
 
 def files_of_several(places: Sequence[str]) -> list[Path]:
@@ -66,7 +68,3 @@ def _files_of(place: str) -> set[Path]:
     else:
         found = map(Path, glob.glob(place, recursive=True))
     return {file.resolve() for file in found}
-
-
-def _number_of(rows: Table) -> int:
-    return rows.count().to_pyarrow().as_py()

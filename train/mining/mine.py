@@ -23,7 +23,8 @@ from train.mining import cooccurrence, logs, sessions, shown, variants
 from train.mining.anonymity import CLEAN_SCHEMA, TextFilter, read_unsafe_words
 from train.mining.failures import told_without_values
 from train.mining.logs import Table
-from train.mining.workspace import Workspace, number_of, rows_of
+from train.mining.results import number_of, rows_of
+from train.mining.workspace import Workspace
 from train.settings import MineConfig, Places
 
 # text (sorted by UTF-8 bytes), num_searches, num_searches_before_cut (of validation), num_users
@@ -52,6 +53,8 @@ class MineSummary(msgspec.Struct, frozen=True, kw_only=True):
     num_clicks: int
     position_ctr_from: str  # "logs", or "default" where there are none
     dropped: dict[str, int]  # rows by reason
+    # Second since 1970 from which on searches are held out; None: an older release mined them.
+    cut: int | None = None
 
 
 class _Searches(NamedTuple):
@@ -188,6 +191,7 @@ def _mine(
         num_clicks=result.num_clicks,
         position_ctr_from="logs" if result.position_ctr else "default",
         dropped={k: v for k, v in sorted({**dropped, **result.dropped}.items()) if v},
+        cut=cut,
     )
     (out / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
     return summary

@@ -6,7 +6,7 @@ Knows nothing of k-anonymity.
 import ibis
 
 from train.mining.logs import Table
-from train.mining.workspace import number_of, rows_of
+from train.mining.results import number_of, rows_of
 
 ORDER = ["time", "text", "user"]  # within a session; ties of all three are one and the same
 

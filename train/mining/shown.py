@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 
 from train.config import TrainConfig
 from train.mining.logs import MAX_POSITION, Table
+from train.mining.results import number_of, rows_of
 from train.mining.sessions import first_valid_second, is_valid, outside, split_second
 from train.mining.side_information import side_information, side_items
-from train.mining.workspace import Workspace, number_of, rows_of
+from train.mining.workspace import Workspace
 
 IMPRESSIONS = "impressions.parquet"
 GENERATED = "generated"  # what the engine calls the source of a text that its log does not know

@@ -56,16 +56,6 @@ class Workspace(NamedTuple):
         return self.read(path)
 
 
-def rows_of(expression: Table) -> list[dict[str, Any]]:
-    """Returns the rows of a small result."""
-    return expression.to_pyarrow().to_pylist()
-
-
-def number_of(expression: Any) -> int:
-    """Returns a count or sum, 0 for that of no rows."""
-    return int(expression.to_pyarrow().as_py() or 0)
-
-
 def _plain(schema: pa.Schema) -> pa.Schema:
     """Returns a schema of Spark's as DuckDB has it: nothing required, times in UTC without zone."""
     return pa.schema(

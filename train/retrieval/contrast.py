@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.models.words import words_of
+from engine.formats.words import words_of
 
 _NEGATIVES_PER_QUERY = 4
 _MAX_WORD_QUERIES = 1000  # words in more queries than this do not make two queries similar

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.formats.graph import Floats, Graph, Rows
 from engine.formats.index import Report
+from engine.formats.words import parts_of
 
 _EFFORTS = (16, 24, 32, 48, 64, 96, 144, 192, 288, 384, 512)
 _K = 10
@@ -29,8 +30,8 @@ def probe_texts(texts: Sequence[str], *, seed: int) -> list[str]:
     rng = random.Random(seed)
     known, probes = set(texts), dict[str, None]()
     for text in rng.sample(texts, min(_NUM_PROBES, len(texts))):
-        words, other = text.split(), rng.choice(texts).split()
-        if (probe := " ".join([*(words[:-1] or words), *other[-1:]])) not in known:
+        (words, space), (other, _) = parts_of(text), parts_of(rng.choice(texts))
+        if (probe := space.join([*(words[:-1] or words), *other[-1:]])) not in known:
             probes[probe] = None
     return list(probes)
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,10 @@ from engine.answering.ranking import (
 from engine.config import RankingConfig
 from engine.feedback.attribution import Source
 from engine.formats.manifest import ClickModelSpec, ScenarioSpec
+from engine.scheduling.deadline import Deadline, MonotonicClock
 
 SCENARIO = ScenarioSpec(name="s", description="", position_ctr=[1.0, 0.5, 0.25])
+DEADLINE = Deadline.after(30.0, MonotonicClock())  # nothing here looks at it
 
 
 def order(scores, texts, *, query="q", diversity=0.5, k=10):
@@ -63,6 +66,11 @@ def test_a_near_duplicate_falls_behind_a_slightly_worse_but_different_text():
     texts = ["usb cable black", "black usb cable", "usb hub"]
     assert order([0.30, 0.29, 0.20], texts, query="usb") == [0, 2, 1]
     assert order([0.30, 0.29, 0.20], texts, query="usb", diversity=0) == [0, 1, 2]
+
+
+def test_texts_without_spaces_repeat_one_another_too():
+    texts = ["無線耳機推薦運動", "推薦運動無線耳機", "喇叭"]
+    assert order([0.30, 0.29, 0.25], texts, query="耳機") == [0, 2, 1]
 
 
 def test_sharing_only_the_words_of_the_query_is_no_repetition():
@@ -124,7 +132,7 @@ def ranked_texts(places, p_seen, *, is_best_first=True, searches=None, **config)
         Candidate(f"text{i}", f"text{i}", Source.LOG, (searches or {}).get(i, 0.0), place=p)
         for i, p in places.items()
     ]
-    question = Question(scenario=SCENARIO, query="q", num_suggestions=3, deadline=None)
+    question = Question(scenario=SCENARIO, query="q", num_suggestions=3, deadline=DEADLINE)
     return ranked(
         question,
         candidates,
@@ -142,7 +150,8 @@ def test_the_second_opinion_turns_near_ties_and_leaves_probabilities_alone():
     found = ranked_texts(places, p_seen, generator_weight=0.3)
     assert [s.text for s in found] == ["text1", "text0", "text2"]
     assert [s.click_probability for s in found] == pytest.approx([0.18, 0.20 / 2, 0.12 / 4])
-    for change in ({"generator_weight": 0.0}, {"is_best_first": False}):
+    changes: tuple[dict[str, Any], ...] = ({"generator_weight": 0.0}, {"is_best_first": False})
+    for change in changes:
         assert [s.text for s in ranked_texts(places, p_seen, **change)] == [
             "text0",
             "text1",
@@ -191,7 +200,7 @@ def test_how_probable_a_completion_is_is_known_to_the_log_and_to_the_generator()
 
 
 def ranked_completions(p_seen, num_searches, **config):
-    question = Question(scenario=SCENARIO, query="q", num_suggestions=5, deadline=None)
+    question = Question(scenario=SCENARIO, query="q", num_suggestions=5, deadline=DEADLINE)
     found = ranked(
         question,
         completions(),

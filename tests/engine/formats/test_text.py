@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from engine.formats.text import match_key, normalise, normalise_prefix
 
 texts = st.text(
-    st.one_of(st.characters(), st.sampled_from("aΣς\u03c3 e\u0301\u00ad\u200d\u200c\ufe0f❤")),
+    st.one_of(
+        st.characters(), st.sampled_from("aΣς\u03c3 e\u0301\u00ad\u200b\u200e\u200d\u200c\ufe0f❤")
+    ),
     max_size=8,
 )
 
@@ -30,6 +32,19 @@ def test_normal_forms_do_not_change_any_more(text):
 )
 def test_what_cannot_be_seen_does_not_tell_texts_apart(text, key):
     assert match_key(text) == key
+
+
+def test_invisible_characters_that_no_script_needs_are_taken_out():
+    assert normalise("\ufeff\u200ePho\u00adne \u202atest\u202c\u200b") == "phone test"
+    assert normalise("e\u200b\u0301") == "é"
+    assert normalise_prefix("phone\u200e") == "phone"
+    assert normalise_prefix("phone \u200e") == "phone "
+    assert normalise("\u200b") == normalise_prefix("\u200f") == ""
+
+
+def test_joiners_that_scripts_and_emoji_need_are_kept():
+    for text in ("می\u200cشود", "क्\u200dष", "👩\u200d🚀"):
+        assert normalise(text) == text
 
 
 def test_symbols_without_letters_are_told_apart():

@@ -49,3 +49,15 @@ def test_the_order_of_texts_does_not_matter():
     for order in np.random.default_rng(0).permuted(np.tile(np.arange(5), (20, 1)), axis=1):
         shuffled = [texts[i] for i in order]
         assert list_reward(p[order], shuffled, "q", [1.0, 0.6, 0.4], 4) == pytest.approx(value)
+
+
+def test_texts_without_spaces_repeat_one_another_by_their_characters():
+    texts = ["红色运动鞋", "运动鞋红色", "蓝色连衣裙"]
+    kept = freshness(np.array([0.3, 0.2, 0.1]), texts, "衣服")
+    # Pairs: three of both are the same, five are not: similarity 3/5.
+    assert kept.tolist() == pytest.approx([1.0, 1 - (3 / 5 - 0.35) / 0.55, 1.0])
+
+
+def test_what_texts_without_spaces_have_of_the_query_does_not_make_them_similar():
+    kept = freshness(np.array([0.3, 0.2]), ["咖啡机家用", "咖啡机商务"], "咖啡机")
+    assert kept.tolist() == pytest.approx([1.0, 1.0])

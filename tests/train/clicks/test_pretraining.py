@@ -108,3 +108,23 @@ def test_wrong_texts_are_of_their_kind() -> None:
         assert broken != "red lamp"
         assert wrong.broken("red lamp", "red l", rng).startswith("red l")
     assert kinds == {2, 3}
+
+
+@pytest.mark.parametrize("text", ["全自动咖啡机", "コーヒーメーカー", "ที่นอนยางพารา", "茶", "茶cup"])
+def test_spaces_do_not_give_away_what_is_broken_of_a_script_without_them(text: str) -> None:
+    others = ["全自动洗衣机", "手机壳", "ノートパソコン", "หมอนยางพารา"]
+    wrong, rng = WrongTexts(others, [1] * len(others)), random.Random(0)
+    broken = [wrong.broken(text, "", rng) for _ in range(200)]
+    assert not any(" " in t for t in broken)
+    # Some are shuffled: nothing is lost, but it is elsewhere.
+    assert any(text not in t and set(text) <= set(t) for t in broken) or len(text) == 1
+    for _ in range(200):
+        completed = wrong.broken(text, text[:1], rng)
+        assert completed.startswith(text[:1])
+        assert " " not in completed
+
+
+def test_words_of_a_text_with_spaces_stay_whole() -> None:
+    wrong, rng = WrongTexts(["咖啡机"], [1]), random.Random(0)
+    words = {w for _ in range(200) for w in wrong.broken("手机壳 红色", "", rng).split(" ")}
+    assert words == {"手机壳", "红色", "咖啡", "机"}

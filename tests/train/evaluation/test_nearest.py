@@ -32,6 +32,13 @@ def test_bm25_by_hand():
     assert bm25.suggest("blue", 5) == []
 
 
+def test_bm25_finds_what_shares_characters_in_scripts_without_spaces():
+    bm25 = Bm25({"全自动咖啡机": 2, "咖啡杯": 5, "运动鞋": 1})
+    assert bm25.suggest("家用咖啡机", 5) == ["全自动咖啡机", "咖啡杯"]
+    shared, other = bm25.scores("家用咖啡机", ["商务咖啡机", "运动鞋"])
+    assert shared > other == 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_postings_give_the_order_of_scores_one_by_one(seed):
     known = random_log(seed)

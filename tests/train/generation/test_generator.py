@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -291,6 +292,25 @@ def test_a_scenario_whose_texts_do_not_fit_is_named(clicked_run: Path, tmp_path:
     metrics = msgspec.json.decode((tmp_path / "out/metrics.json").read_bytes())
     assert metrics["fitting"]["completion"] == 0
     assert metrics["fitting"]["suggestion"] > 0.9
+
+
+def test_auxiliary_texts_that_do_not_fit_are_counted(clicked_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(clicked_run, tmp_path / "run")
+    write_impressions(run, num_requests=200, swap_rate=0.0, scenario="clarification")
+    path = run / "mined/impressions.parquet"
+    table = pq.read_table(path)
+    taught = table.filter(pc.field("clicked") & (pc.field("split") == "train"))
+    ids = taught["request_id"].unique().to_pylist()
+    short = {ids[0]: "which one", ids[1]: "what kind"}
+    long = "which of these do you mean " * 4
+    texts = [short.get(i, f"{long}{i}") for i in table["request_id"].to_pylist()]
+    place = table.schema.get_field_index("auxiliary_text")
+    pq.write_table(table.set_column(place, "auxiliary_text", pa.array(texts)), path)
+    (warning,) = (w for w in warnings_of(run, tmp_path / "out") if "clarification" in w)
+    assert warning.startswith(
+        f"warning: {len(ids) - 2} of {len(ids)} auxiliary texts that would teach clarification "
+        "do not fit its max_auxiliary_tokens (16) and are left out: raise it in [[scenarios]], or "
+    )
 
 
 class Interrupted(Exception):

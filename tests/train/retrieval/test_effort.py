@@ -85,3 +85,12 @@ def test_probes_are_made_of_the_words_of_two_queries():
         first, last = probe.split()
         assert first == "alone" or first.startswith("word")
         assert last == "alone" or last.startswith("end")
+
+
+def test_probes_of_scripts_without_spaces_have_none_and_are_as_long_as_queries():
+    texts = ["全自动咖啡机", "全自动洗衣机", "红色运动鞋店", "蓝色连衣裙子"]
+    probes = probe_texts(texts, seed=0)
+    assert probes
+    assert {len(p) for p in probes} == {6}
+    assert {p[:4] for p in probes} <= {t[:4] for t in texts}
+    assert {p[4:] for p in probes} <= {t[4:] for t in texts}
