@@ -5,7 +5,7 @@ import logging
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # By default a lost server is tried again after 1 s, later after up to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A host that vanishes closes no connection; pings find out, and only while calls wait.
     ("grpc.keepalive_time_ms", 10_000),

@@ -92,7 +92,12 @@ class Access(NamedTuple):
             ) from None
         try:
             return MilvusClient(
-                self.uri, token=self.token, db_name=self.database, timeout=_START_TIMEOUT_S
+                self.uri,
+                token=self.token,
+                db_name=self.database,
+                timeout=_START_TIMEOUT_S,
+                dedicated=True,  # others outlive `close`, and back off from a server that was away
+                grpc_options=dict(CHANNEL_OPTIONS),
             )
         except MilvusException as error:
             raise ValueError(

@@ -23,7 +23,14 @@ class IndexParams:
 
 class MilvusClient:
     def __init__(
-        self, uri: str, *, token: str = "", db_name: str = "", timeout: float | None = None
+        self,
+        uri: str,
+        *,
+        token: str = "",
+        db_name: str = "",
+        timeout: float | None = None,
+        dedicated: bool = False,
+        grpc_options: dict[str, int | str] = ...,
     ) -> None: ...
     @staticmethod
     def create_schema(*, auto_id: bool) -> CollectionSchema: ...
