@@ -27,7 +27,7 @@ function parse() {
   if (positionals.length !== 1) throw new TypeError(`give one QUERY, not ${positionals.length}`);
   const whole = (name) => {
     const value = Number(values[name] ?? 0);
-    if (!Number.isInteger(value)) throw new TypeError(`--${name} must be a whole number`);
+    if (value !== (value | 0)) throw new TypeError(`--${name} must be a whole number`);
     return value;
   };
   const positive = (name) => {

@@ -2,8 +2,12 @@
  * A client of the queryrec service.
  *
  * Loads the contract from the .proto files themselves. Requests and responses have the contract's
- * fields in camelCase, enums as the names of their values (as numbers, where they are newer than the
- * .proto files), and times as Date. It never retries; `QueryRecError.retryable` says when that helps.
+ * fields in camelCase, enums as the names of their values (as numbers, where they are newer than
+ * the .proto files), and times as Date. It never retries; `QueryRecError.retryable` says when it
+ * helps to ask again, `recordFeedback` when to send events again.
+ *
+ * What no request can hold (a field that the contract does not have, a number where a text belongs)
+ * is a TypeError: nothing is sent then.
  */
 
 import { randomUUID } from 'node:crypto';
@@ -15,6 +19,17 @@ import protobuf from 'protobufjs';
 const PROTO_DIR = fileURLToPath(new URL('../../proto', import.meta.url));
 const DOMAIN = 'queryrec.v1';
 const QUEUE_FULL = 'ERROR_REASON_QUEUE_FULL';
+const MAX_TIMEOUT_MS = 1e12; // gRPC can send no time that is much longer
+const IS_WHOLE = { TYPE_INT32: (n) => n === (n | 0), TYPE_INT64: Number.isSafeInteger };
+const CHANNEL_OPTIONS = {
+  'grpc.use_local_subchannel_pool': 1, // else clients share a connection
+  // By default a lost server is tried again after 1 s, later after up to 120 s.
+  'grpc.initial_reconnect_backoff_ms': 100,
+  'grpc.max_reconnect_backoff_ms': 1000,
+  // A host that vanishes closes no connection; pings find out, and only while calls wait.
+  'grpc.keepalive_time_ms': 10_000,
+  'grpc.keepalive_timeout_ms': 5_000,
+};
 
 // google.rpc.Status and ErrorInfo, which gRPC sends as binary trailing metadata.
 const rpc = protobuf.parse(`
@@ -45,65 +60,87 @@ export class QueryRecError extends Error {
     /** What error_reason.proto lists with the reason, such as the field. */
     this.metadata = info?.metadata ?? {};
     /**
-     * Whether the same call may succeed later or on another replica. UNAVAILABLE may, from whomever
-     * it comes, and so may a full queue. RESOURCE_EXHAUSTED without that reason is gRPC's word for a
-     * message that is too large, now and later.
+     * Whether the same question may be answered later or on another replica. UNAVAILABLE may, from
+     * whomever it comes, and so may a full queue. RESOURCE_EXHAUSTED without that reason is gRPC's
+     * word for a message or metadata that are too large, now and later. Not for feedback, which is
+     * to be sent again more often: see `recordFeedback`.
      */
     this.retryable = cause.code === grpc.status.UNAVAILABLE || this.reason === QUEUE_FULL;
   }
 }
 
 /**
+ * What to recommend queries for; query_recommender_service.proto has the limits of each field.
+ *
+ * @typedef {object} RecommendRequest
+ * @property {string} scenario Name of the panel, as `listScenarios` has it.
+ * @property {string} query What the user searched for or has typed so far.
+ * @property {string} [sessionId] Opaque id of the search session.
+ * @property {string} [userKey] Checked, but at present not used; give it to `feedback`.
+ * @property {string} [locale] BCP 47 tag; checked, but at present not used.
+ * @property {string[]} [sessionQueries] The session's earlier queries, oldest first.
+ * @property {string} [answer] The assistant's answer, for conversational search.
+ * @property {{kind: string, text: string}[]} [sideInformation] Most important first.
+ * @property {string[]} [exclude] Texts not to suggest.
+ * @property {number} [maxSuggestions] At most this many; 0 means the scenario's default.
+ * @property {{seconds?: number, nanos?: number}} [latencyBudget] Asks for an answer in less time
+ *   than the deadline: { nanos: 50_000_000 } is 50 ms.
+ */
+
+/**
  * One connection to the service; share it, it carries any number of calls at once. Each client has a
  * connection of its own, also where several have the same target.
  */
 export class QueryRecClient {
+  #definition;
   #stub;
   #timeoutMs;
 
   /**
    * @param {string} target Address, such as 'localhost:50051' or 'dns:///queryrec:50051'.
    * @param {object} [options]
-   * @param {number} [options.timeoutMs] Deadline of each call: the time budget of an answer.
+   * @param {number} [options.timeoutMs] Deadline of each call: the time budget of an answer. With
+   *   Infinity there is none, and the service takes its default budget.
    * @param {grpc.ChannelCredentials} [options.credentials] For TLS; plain text without.
    * @param {string} [options.protoDir] Folder that holds queryrec/v1, if not this repository's.
    */
   constructor(target, { timeoutMs = 1000, credentials, protoDir = PROTO_DIR } = {}) {
-    const definition = loadSync('queryrec/v1/query_recommender_service.proto', {
+    this.#timeoutMs = checkedTimeout(timeoutMs);
+    this.#definition = loadSync('queryrec/v1/query_recommender_service.proto', {
       includeDirs: [protoDir],
       longs: Number,
       enums: String,
       defaults: true,
     });
-    const { QueryRecommenderService } = grpc.loadPackageDefinition(definition).queryrec.v1;
+    const { QueryRecommenderService } = grpc.loadPackageDefinition(this.#definition).queryrec.v1;
     this.#stub = new QueryRecommenderService(
       target,
       credentials ?? grpc.credentials.createInsecure(),
-      { 'grpc.use_local_subchannel_pool': 1 }, // else clients share a connection
+      CHANNEL_OPTIONS,
     );
-    this.#timeoutMs = timeoutMs;
   }
 
   /**
    * Returns suggestions for `request.query` in the panel `request.scenario`.
    *
-   * @param {object} request A RecommendRequest; only scenario and query are required.
+   * @param {RecommendRequest} request Only scenario and query are required.
    * @param {object} [options]
    * @param {number} [options.timeoutMs] Deadline of this call instead of the client's.
    * @param {AbortSignal} [options.signal] Cancels the call, on the server too.
    * @param {Object<string, string>} [options.metadata] Sent with the call, such as 'x-request-id',
    *   which logs then have, or 'traceparent'. The other methods take these options, too.
    */
-  recommend(request, options) {
+  async recommend(request, options) {
     return this.#call('recommend', request, options);
   }
 
   /**
-   * Stores at most 256 events, made by `feedback`. Resolves once all that are not in `refusals` are
-   * durable; after an error, send the same events again.
+   * Stores at most 256 events, made by `feedback`; they may have been JSON in between. Resolves
+   * once all that are not in `refusals` are durable. Send the same events again after any
+   * QueryRecError but INVALID_ARGUMENT and UNIMPLEMENTED, `retryable` or not.
    */
-  recordFeedback(events, options) {
-    const onWire = events.map((event) => ({ ...event, time: timestamp(event.time) }));
+  async recordFeedback(events, options) {
+    const onWire = events.map((event, i) => ({ ...event, time: timestamp(event?.time, i) }));
     return this.#call('recordFeedback', { events: onWire }, options);
   }
 
@@ -117,16 +154,18 @@ export class QueryRecClient {
     this.#stub.close();
   }
 
-  #call(method, request, { timeoutMs = this.#timeoutMs, signal, metadata = {} } = {}) {
+  async #call(method, request, { timeoutMs = this.#timeoutMs, signal, metadata = {} } = {}) {
+    checkMessage(this.#definition, this.#stub[method].requestType.type.name, request, 'request');
+    const deadline = Date.now() + checkedTimeout(timeoutMs);
+    signal?.throwIfAborted();
     return new Promise((resolve, reject) => {
-      signal?.throwIfAborted();
       const sent = new grpc.Metadata();
       for (const [key, value] of Object.entries(metadata)) sent.set(key, value);
       const cancel = () => call.cancel();
       const call = this.#stub[method](
         request,
         sent,
-        { deadline: Date.now() + timeoutMs },
+        { deadline },
         (error, response) => {
           signal?.removeEventListener('abort', cancel);
           if (error) reject(signal?.aborted ? signal.reason : new QueryRecError(error));
@@ -160,10 +199,50 @@ export function feedback(response, kind, position, { time = new Date(), userKey 
   };
 }
 
-function timestamp(date) {
-  const ms = date.getTime();
+/** Returns the time of event `index`, a Date or what JSON makes of one, as it is sent. */
+function timestamp(time, index) {
+  const ms = new Date(time ?? NaN).getTime();
+  if (Number.isNaN(ms)) throw new TypeError(`request.events[${index}].time must be a valid Date`);
   const seconds = Math.floor(ms / 1000);
   return { seconds, nanos: (ms - seconds * 1000) * 1_000_000 };
+}
+
+function checkedTimeout(ms) {
+  if (typeof ms === 'number' && ms > 0 && (ms <= MAX_TIMEOUT_MS || ms === Infinity)) return ms;
+  throw new TypeError(`timeoutMs is ${ms}; it must be above 0 and at most ${MAX_TIMEOUT_MS}`);
+}
+
+/** Throws a TypeError unless `value` has fields of the message `name` alone, each of its type. */
+function checkMessage(definition, name, value, path) {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw new TypeError(`${path} must be an object with the fields of ${name}`);
+  }
+  const { type } = definition[name] ?? definition[`${DOMAIN}.${name}`];
+  for (const [key, content] of Object.entries(value)) {
+    const field = type.field.find((f) => f.name === key);
+    if (!field) {
+      const names = type.field.map((f) => f.name).join(', ');
+      throw new TypeError(`${path}.${key} is no field; ${name} has ${names}`);
+    }
+    if (content === undefined || content === null) continue; // as if not set
+    if (field.label !== 'LABEL_REPEATED') {
+      checkValue(definition, field, content, `${path}.${key}`);
+    } else if (Array.isArray(content)) {
+      content.forEach((item, i) => checkValue(definition, field, item, `${path}.${key}[${i}]`));
+    } else {
+      throw new TypeError(`${path}.${key} must be an array`);
+    }
+  }
+}
+
+function checkValue(definition, { type, typeName }, value, path) {
+  if (type === 'TYPE_MESSAGE') {
+    checkMessage(definition, typeName, value, path);
+  } else if (type === 'TYPE_STRING' || type === 'TYPE_ENUM') {
+    if (typeof value !== 'string') throw new TypeError(`${path} must be a string`);
+  } else if (IS_WHOLE[type]?.(value) === false) {
+    throw new TypeError(`${path} must be a whole number (${type.slice(5).toLowerCase()})`);
+  }
 }
 
 /** Returns the service's ErrorInfo in a failed call, or undefined. */

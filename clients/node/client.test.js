@@ -2,7 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
+import { once } from 'node:events';
+import net from 'node:net';
 import { after, before, test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import grpc from '@grpc/grpc-js';
@@ -41,6 +44,7 @@ const FULL = Buffer.concat([
 let server;
 let client;
 let target;
+let asked;
 let received;
 let requestIds;
 const peers = new Set();
@@ -54,6 +58,7 @@ before(async () => {
   server = new grpc.Server();
   server.addService(definition['queryrec.v1.QueryRecommenderService'], {
     Recommend({ request }, reply) {
+      asked = request;
       if (request.query === 'never') return;
       if (request.query === 'full') {
         const metadata = new grpc.Metadata();
@@ -125,6 +130,74 @@ test('a click carries token, position, time and an id of its own', async () => {
   assert.notEqual(received[0].eventId, received[1].eventId);
 });
 
+test('events may have been JSON in between', async () => {
+  const time = new Date('2026-03-01T00:00:00.005Z');
+  const event = feedback({ attributionToken: 'token' }, 'CLICK', 1, { time });
+  await client.recordFeedback(JSON.parse(JSON.stringify([event])));
+  assert.equal(received[0].eventId, event.eventId);
+  assert.deepEqual(received[0].time, { seconds: 1_772_323_200, nanos: 5_000_000 });
+});
+
+test('an event without a valid time is not sent', async () => {
+  received = undefined;
+  for (const time of [new Date(NaN), 'yesterday', null, undefined, {}]) {
+    const event = { ...feedback({ attributionToken: 'token' }, 'CLICK', 1), time };
+    await assert.rejects(client.recordFeedback([event]), TypeError);
+  }
+  await assert.rejects(client.recordFeedback([null]), TypeError);
+  assert.equal(received, undefined);
+});
+
+test('every field of a request arrives', async () => {
+  const request = {
+    scenario: 'suggestion',
+    query: 'phone',
+    sessionId: 's',
+    userKey: 'u',
+    locale: 'pt-BR',
+    sessionQueries: ['phones'],
+    answer: 'a',
+    sideInformation: [{ kind: 'title', text: 'Audio' }],
+    exclude: ['x', 'y'],
+    maxSuggestions: 3,
+    latencyBudget: { seconds: 1, nanos: 50_000_000 },
+  };
+  await client.recommend(request);
+  assert.deepEqual(asked, request);
+});
+
+test('what no request can hold is a TypeError that names the field', async () => {
+  const wrong = {
+    max_suggestions: { max_suggestions: 3 },
+    latencyBudget: { latencyBudget: 0.05 },
+    'latencyBudget.millis': { latencyBudget: { millis: 50 } },
+    'latencyBudget.nanos': { latencyBudget: { nanos: 5e10 } },
+    maxSuggestions: { maxSuggestions: '3' },
+    sessionId: { sessionId: 7 },
+    exclude: { exclude: 'abc' },
+    'exclude[1]': { exclude: ['a', null] },
+    'sideInformation[0].txt': { sideInformation: [{ kind: 'title', txt: 'Audio' }] },
+  };
+  for (const [field, fields] of Object.entries(wrong)) {
+    const request = { scenario: 'suggestion', query: 'phone', ...fields };
+    await assert.rejects(client.recommend(request), (error) => {
+      assert.ok(error instanceof TypeError);
+      assert.ok(error.message.startsWith(`request.${field} `), error.message);
+      return true;
+    });
+  }
+  await assert.rejects(client.recommend('phone'), TypeError);
+});
+
+test('a timeout that is none is refused, Infinity means no deadline', async () => {
+  await client.listScenarios(); // the connection is open
+  for (const timeoutMs of [NaN, 0, -1, 1e15, '50', null]) {
+    assert.throws(() => new QueryRecClient(target, { timeoutMs }), TypeError);
+    await assert.rejects(client.listScenarios({ timeoutMs }), TypeError);
+  }
+  for (const timeoutMs of [1e12, Infinity]) await client.listScenarios({ timeoutMs });
+});
+
 test('an error carries status, reason and metadata', async () => {
   await assert.rejects(client.recommend({ scenario: 'no', query: 'phone' }), (error) => {
     assert.ok(error instanceof QueryRecError);
@@ -156,6 +229,23 @@ test('a passed deadline and a missing server have no reason', async () => {
   const nowhere = new QueryRecClient('127.0.0.1:1', { timeoutMs: 10_000 });
   await assert.rejects(nowhere.listScenarios(), { status: 'UNAVAILABLE', retryable: true });
   nowhere.close();
+});
+
+test('a server that is away is tried again every second', { timeout: 60_000 }, async () => {
+  let attempts = 0;
+  const away = net.createServer((socket) => {
+    attempts += 1;
+    socket.on('error', () => {}).destroy();
+  });
+  await once(away.listen(0, '127.0.0.1'), 'listening');
+  const caller = new QueryRecClient(`127.0.0.1:${away.address().port}`, { timeoutMs: 10_000 });
+  // With gRPC's own back-off the tenth attempt would come after almost two minutes.
+  while (attempts < 10) {
+    await assert.rejects(caller.listScenarios(), { status: 'UNAVAILABLE' });
+    await setTimeout(20);
+  }
+  caller.close();
+  away.close();
 });
 
 test('each client has a connection of its own', async () => {

@@ -14,6 +14,7 @@ from queryrec.v1 import feedback_pb2
 
 MAX_EVENTS_PER_CALL = 256
 MAX_ID_BYTES = 128
+TEXT_RULE = "no control characters and no noncharacters, such as U+FFFF"
 _MAX_UNIX_S = 253_402_300_799  # the end of year 9999, the last valid google.protobuf.Timestamp
 
 
@@ -57,14 +58,15 @@ def check_id(field: str, text: str) -> None:
     """Checks a caller's id, which unlike a query is never normalised: white space counts as it is.
 
     Raises:
-        InvalidRequest: It is too long or holds control characters, line breaks and tabs among them.
+        InvalidRequest: It is too long or holds noncharacters or control characters, line breaks and
+            tabs among them.
     """
     if (size := len(text.encode())) > MAX_ID_BYTES:
         raise text_too_long(field, size_bytes=size, max_bytes=MAX_ID_BYTES)
     if text.isprintable():
         return
     if has_control_characters(text) or any(unicodedata.category(c) == "Cc" for c in text):
-        raise text_invalid(field, "no control characters")
+        raise text_invalid(field, TEXT_RULE)
 
 
 def checked_event(event: feedback_pb2.FeedbackEvent, keys: KeyRing) -> Event:

@@ -14,10 +14,11 @@ from engine import errors
 from engine.serving.overload import PROBE_METHOD, QueueProbe
 from engine.serving.service import DRAINING, Service
 from queryrec.v1 import query_recommender_service_pb2 as pb
+from queryrec.v1.error_reason_pb2 import ErrorReason
 
 SERVICE_NAME = "queryrec.v1.QueryRecommenderService"
 _SHED = f"/{SERVICE_NAME}/Recommend"
-_MAX_QUESTION_BYTES = 192 << 10  # the largest valid one has 96 KiB
+_MAX_QUESTION_BYTES = 192 << 10  # one with normalised texts has at most half of it
 _PARSERS: dict[str, Callable[[bytes], object]] = {
     "Recommend": pb.RecommendRequest.FromString,
     "RecordFeedback": pb.RecordFeedbackRequest.FromString,
@@ -75,7 +76,7 @@ def _reading(service: Service, name: str, parse: Callable[[bytes], object]) -> _
     def parsed(content: bytes) -> object:
         size = len(content)
         if name == "Recommend" and size > _MAX_QUESTION_BYTES:
-            return errors.text_too_long("request", size_bytes=size, max_bytes=_MAX_QUESTION_BYTES)
+            return _too_large(size)
         try:
             return parse(content)
         except DecodeError:
@@ -91,6 +92,15 @@ def _reading(service: Service, name: str, parse: Callable[[bytes], object]) -> _
         return response.SerializeToString()
 
     return grpc.unary_unary_rpc_method_handler(call, parsed, serialised)
+
+
+def _too_large(size: int) -> errors.InvalidRequest:
+    most = _MAX_QUESTION_BYTES
+    return errors.InvalidRequest(
+        ErrorReason.ERROR_REASON_FIELD_TOO_LONG,
+        f"request has {size} bytes as it was sent; at most {most} are allowed",
+        {"field": "request", "size_bytes": str(size), "max_bytes": str(most)},
+    )
 
 
 def _refusing(service: Service) -> _Handler:

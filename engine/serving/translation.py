@@ -13,7 +13,7 @@ from engine import errors
 from engine.answering.answer import Answer, Question
 from engine.answering.candidates import key_of
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
-from engine.feedback.events import check_id
+from engine.feedback.events import TEXT_RULE, check_id
 from engine.formats.manifest import Manifest, ScenarioSpec
 from engine.formats.prompt import SideInformation
 from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, normalise, normalise_prefix
@@ -250,7 +250,7 @@ def _check_text(field: str, text: str, max_bytes: int) -> None:
     if size > max_bytes:
         raise errors.text_too_long(field, size_bytes=size, max_bytes=max_bytes)
     if not text.isprintable() and has_control_characters(text):
-        raise errors.text_invalid(field, "no control characters")
+        raise errors.text_invalid(field, TEXT_RULE)
 
 
 def _check_count(field: str, num_items: int, max_items: int) -> None:

@@ -11,6 +11,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from grpc import aio
+from grpc.aio import UsageError
 from grpc_status import rpc_status
 
 from engine import errors
@@ -287,9 +288,54 @@ def test_events_made_one_after_the_other_have_their_own_ids_and_times():
     assert before <= one.time_unix_ns <= two.time_unix_ns
 
 
-def test_a_timeout_of_nonsense_is_refused():
-    with pytest.raises(ValueError, match="timeout_s is 0"):
-        QueryRecClient("127.0.0.1:1", timeout_s=0)
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e10])
+async def test_a_timeout_of_nonsense_is_refused(timeout_s):
+    with pytest.raises(ValueError, match=f"timeout_s is {timeout_s}; it must be above 0"):
+        QueryRecClient("127.0.0.1:1", timeout_s=timeout_s)
+    async with QueryRecClient("127.0.0.1:1") as client:
+        with pytest.raises(ValueError, match=f"timeout_s is {timeout_s}; it must be above 0"):
+            await client.list_scenarios(timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1e9])
+async def test_a_call_may_have_no_deadline_or_one_far_away(served, timeout_s):
+    async with QueryRecClient(served[0], timeout_s=timeout_s) as client:
+        assert await client.list_scenarios()
+
+
+async def test_a_client_may_be_made_before_the_event_loop_runs(served):
+    client = await asyncio.to_thread(QueryRecClient, served[0], timeout_s=10)
+    assert await client.list_scenarios()
+    await client.close()
+
+
+async def test_a_client_that_was_closed_before_its_first_call_stays_closed(served):
+    client = QueryRecClient(served[0], timeout_s=10)
+    await client.close()
+    with pytest.raises(UsageError):
+        await client.list_scenarios()
+
+
+@pytest.mark.timeout(60)
+async def test_a_server_that_is_away_is_tried_again_every_second():
+    num_attempts = 0
+
+    def turn_away(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_attempts
+        num_attempts += 1
+        writer.close()
+
+    away = await asyncio.start_server(turn_away, "127.0.0.1", 0)
+    port = away.sockets[0].getsockname()[1]
+    async with QueryRecClient(f"127.0.0.1:{port}", timeout_s=10) as client:
+        # With gRPC's own back-off the tenth attempt would come after almost two minutes.
+        while num_attempts < 10:
+            with pytest.raises(QueryRecError) as failure:
+                await client.list_scenarios()
+            assert failure.value.code is grpc.StatusCode.UNAVAILABLE
+            await asyncio.sleep(0.02)
+    away.close()
+    await away.wait_closed()
 
 
 @pytest.mark.parametrize("name", ["session_queries", "exclude"])

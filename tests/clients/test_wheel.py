@@ -33,6 +33,7 @@ def test_the_client_alone_asks_an_engine(live_engine, tmp_path):
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
+    assert (tmp_path / "unpacked/queryrec/py.typed").is_file()
     asked = subprocess.run(
         [sys.executable, "-c", ASK.format(target=live_engine.target)],
         cwd=tmp_path,

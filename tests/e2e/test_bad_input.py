@@ -8,11 +8,11 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackKind
 from queryrec.v1.side_information_pb2 import SideInformation
+from tests.blocking import status_of
 
 TIMEOUT_S = 10
 RECOMMEND = "/queryrec.v1.QueryRecommenderService/Recommend"
@@ -23,10 +23,8 @@ def request(**fields) -> pb.RecommendRequest:
 
 
 def info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    status = rpc_status.from_call(error)
-    assert status is not None
     found = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(found)
+    assert status_of(error).details[0].Unpack(found)
     assert found.domain == "queryrec.v1"
     return found
 
@@ -77,7 +75,7 @@ def test_bad_fields_are_refused_with_a_reason_that_names_them(stub, fields, reas
 def test_user_text_never_appears_in_an_error(stub):
     with pytest.raises(grpc.RpcError) as failure:
         stub.Recommend(request(query="secret\x00"), timeout=TIMEOUT_S)
-    assert "secret" not in str(rpc_status.from_call(failure.value))
+    assert "secret" not in str(status_of(failure.value))
 
 
 @pytest.mark.parametrize("scenario", ["", "nosuch", "Suggestion"])
@@ -117,6 +115,7 @@ def test_a_question_that_is_far_too_large_is_refused_unread(stub):
     with pytest.raises(grpc.RpcError) as failure:
         stub.Recommend(request(answer="a" * 300_000), timeout=TIMEOUT_S)
     assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "bytes as it was sent; at most 196608" in (failure.value.details() or "")
     assert info(failure.value).reason == "ERROR_REASON_FIELD_TOO_LONG"
     assert info(failure.value).metadata["field"] == "request"
 

@@ -1,8 +1,8 @@
 """A client of the queryrec service for asyncio programs.
 
 Knows nothing of how suggestions are made: it turns the contract's messages into plain values and
-failed calls into one exception. It never retries; ``QueryRecError.is_retryable`` says when that
-helps.
+failed calls into one exception. It never retries; ``QueryRecError.is_retryable`` says when it helps
+to ask again, ``record_feedback`` when to send events again.
 
     async with QueryRecClient("localhost:50051", timeout_s=0.1) as client:
         answer = await client.recommend("suggestion", "wireless earbuds")
@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self, TypeVar
 
@@ -40,7 +41,18 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration
 _METADATA_KEY = re.compile(r"[a-z0-9_.-]+")
-_CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # else clients share a connection
+_MAX_TIMEOUT_S = 1e9  # gRPC takes much longer ones for over already
+_CHANNEL_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),  # else clients share a connection
+    # By default a lost server is tried again after 1 s, later after up to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name, how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5000),
+    # A host that vanishes closes no connection; pings find out, and only while calls wait.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5000),
+]
 
 
 class Suggestion(NamedTuple):
@@ -138,29 +150,39 @@ class Recommendation:
 class QueryRecClient:
     """One connection to the service; share it, it carries any number of calls at once.
 
-    Each client has a connection of its own, also where several have the same target.
+    Each client has a connection of its own, also where several have the same target. It belongs to
+    the event loop of the first call; the client itself may be made before there is one.
 
     Args:
         target: Address, such as "localhost:50051" or "dns:///queryrec:50051".
-        timeout_s: Deadline of each call, in seconds: the time budget of an answer.
+        timeout_s: Deadline of each call, in seconds, at most 1e9: the time budget of an answer.
+            None for no deadline: the service takes its default budget.
         credentials: For TLS, from ``grpc.ssl_channel_credentials``; plain text without.
+
+    Raises:
+        ValueError: ``timeout_s`` is no time that a call can have.
     """
 
     def __init__(
         self,
         target: str,
         *,
-        timeout_s: float = 1.0,
+        timeout_s: float | None = 1.0,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s is {timeout_s}; it must be above 0")
-        if credentials is None:
-            self._channel = aio.insecure_channel(target, _CHANNEL_OPTIONS)
-        else:
-            self._channel = aio.secure_channel(target, credentials, _CHANNEL_OPTIONS)
-        self._stub = QueryRecommenderServiceStub(self._channel)
-        self._timeout_s = timeout_s
+        self._target = target
+        self._timeout_s = _checked_timeout(timeout_s)
+        self._credentials = credentials
+
+    @cached_property
+    def _channel(self) -> aio.Channel:
+        if self._credentials is None:
+            return aio.insecure_channel(self._target, _CHANNEL_OPTIONS)
+        return aio.secure_channel(self._target, self._credentials, _CHANNEL_OPTIONS)
+
+    @cached_property
+    def _stub(self) -> QueryRecommenderServiceStub:
+        return QueryRecommenderServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -215,7 +237,8 @@ class QueryRecClient:
 
         Raises:
             QueryRecError: The call failed.
-            ValueError: An argument does not fit the request's fields, or metadata cannot be sent.
+            ValueError: An argument does not fit the request's fields, or timeout or metadata cannot
+                be sent.
         """
         for name, texts in (("session_queries", session_queries), ("exclude", exclude)):
             if isinstance(texts, str):
@@ -276,8 +299,10 @@ class QueryRecClient:
         """Stores at most 256 events; returns once all that were not refused are durable.
 
         Raises:
-            QueryRecError: The call failed; send the same events again.
-            ValueError: An event does not fit the request's fields, or metadata cannot be sent.
+            QueryRecError: The call failed. Send the same events again unless the code is
+                INVALID_ARGUMENT or UNIMPLEMENTED, whether the error ``is_retryable`` or not.
+            ValueError: An event does not fit the request's fields, or timeout or metadata cannot be
+                sent.
         """
         request = service_pb2.RecordFeedbackRequest(events=[_event_message(e) for e in events])
         response = await self._call(self._stub.RecordFeedback, request, timeout_s, metadata)
@@ -300,7 +325,7 @@ class QueryRecClient:
 
         Raises:
             QueryRecError: The call failed.
-            ValueError: Metadata cannot be sent.
+            ValueError: Timeout or metadata cannot be sent.
         """
         response = await self._call(
             self._stub.ListScenarios, service_pb2.ListScenariosRequest(), timeout_s, metadata
@@ -326,11 +351,17 @@ class QueryRecClient:
         try:
             return await method(
                 request,
-                timeout=self._timeout_s if timeout_s is None else timeout_s,
+                timeout=self._timeout_s if timeout_s is None else _checked_timeout(timeout_s),
                 metadata=_checked(metadata),
             )
         except aio.AioRpcError as error:
             raise QueryRecError.from_rpc_error(error) from error
+
+
+def _checked_timeout(timeout_s: float | None) -> float | None:
+    if timeout_s is None or 0 < timeout_s <= _MAX_TIMEOUT_S:
+        return timeout_s
+    raise ValueError(f"timeout_s is {timeout_s}; it must be above 0 and at most {_MAX_TIMEOUT_S:g}")
 
 
 def _checked(metadata: Metadata) -> Metadata:

@@ -48,10 +48,11 @@ class QueryRecError(Exception):
 
     @property
     def is_retryable(self) -> bool:
-        """Whether the same call may succeed later or on another replica.
+        """Whether the same question may be answered later or on another replica.
 
         UNAVAILABLE may, from whomever it comes, and so may a full queue. RESOURCE_EXHAUSTED without
-        that reason is gRPC's word for a message that is too large, now and later.
+        that reason is gRPC's word for a message or metadata that are too large, now and later. Not
+        for feedback, which is to be sent again more often: see ``QueryRecClient.record_feedback``.
         """
         return self.code is grpc.StatusCode.UNAVAILABLE or self.reason == _QUEUE_FULL
 

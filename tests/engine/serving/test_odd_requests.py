@@ -179,14 +179,14 @@ def test_characters_newer_than_this_python_are_taken(bundle, text):
 
 @pytest.mark.parametrize("character", ["\uffff", "\ufdd0", "\U0010fffe", "\x00", "\x9f"])
 def test_noncharacters_and_control_characters_are_refused(bundle, character):
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest, match="no control characters and no noncharacters"):
         translated(bundle, query=f"blue{character}shirt")
 
 
 @pytest.mark.parametrize("field", ["session_id", "user_key"])
 @pytest.mark.parametrize("character", ["\n", "\r", "\t", "\x1c", "\x85", "\x00", "\uffff"])
 def test_white_space_that_is_a_control_character_is_refused_in_ids(bundle, field, character):
-    with pytest.raises(InvalidRequest) as refusal:
+    with pytest.raises(InvalidRequest, match=f"{field} must hold .* no noncharacters") as refusal:
         translated(bundle, **{field: f"a{character}b"})
     assert refusal.value.metadata["field"] == field
 

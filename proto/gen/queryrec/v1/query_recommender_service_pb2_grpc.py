@@ -29,9 +29,9 @@ class QueryRecommenderServiceStub(object):
     """QueryRecommenderService recommends search queries and takes back what users did with them.
 
     Set a deadline on every call: it is the time budget of the answer. Failed calls carry a
-    google.rpc.ErrorInfo; see ErrorReason. Sizes are in bytes of UTF-8. The server also answers
-    grpc.health.v1.Health, for the service name "queryrec.v1.QueryRecommenderService" and for the
-    empty name, and gRPC server reflection.
+    google.rpc.ErrorInfo; see ErrorReason. Sizes are in bytes of UTF-8. Send requests uncompressed:
+    others fail with UNIMPLEMENTED. The server also answers grpc.health.v1.Health, for the service
+    name "queryrec.v1.QueryRecommenderService" and for the empty name, and gRPC server reflection.
     """
 
     def __init__(self, channel):
@@ -61,9 +61,9 @@ class QueryRecommenderServiceServicer(object):
     """QueryRecommenderService recommends search queries and takes back what users did with them.
 
     Set a deadline on every call: it is the time budget of the answer. Failed calls carry a
-    google.rpc.ErrorInfo; see ErrorReason. Sizes are in bytes of UTF-8. The server also answers
-    grpc.health.v1.Health, for the service name "queryrec.v1.QueryRecommenderService" and for the
-    empty name, and gRPC server reflection.
+    google.rpc.ErrorInfo; see ErrorReason. Sizes are in bytes of UTF-8. Send requests uncompressed:
+    others fail with UNIMPLEMENTED. The server also answers grpc.health.v1.Health, for the service
+    name "queryrec.v1.QueryRecommenderService" and for the empty name, and gRPC server reflection.
     """
 
     def Recommend(self, request, context):
@@ -84,8 +84,9 @@ class QueryRecommenderServiceServicer(object):
     def RecordFeedback(self, request, context):
         """RecordFeedback stores what users did with suggestions. OK means that every event not listed in
         RecordFeedbackResponse.refusals is on disk. Delivery is at least once: send a batch again after
-        any error, with the same event ids; events are counted once. Any server that holds the signing
-        keys can take the feedback for any response.
+        any error but INVALID_ARGUMENT and UNIMPLEMENTED (DEADLINE_EXCEEDED, CANCELLED and INTERNAL
+        among them: it may not be stored), with back-off and the same event ids; events are counted
+        once. Any server that holds the signing keys can take the feedback for any response.
 
         Single events are refused with ERROR_REASON_TOKEN_MALFORMED, _TOKEN_SIGNATURE_INVALID,
         _TOKEN_KEY_UNKNOWN, _EVENT_INVALID, _TEXT_INVALID or _FIELD_TOO_LONG while the others are
@@ -138,9 +139,9 @@ class QueryRecommenderService(object):
     """QueryRecommenderService recommends search queries and takes back what users did with them.
 
     Set a deadline on every call: it is the time budget of the answer. Failed calls carry a
-    google.rpc.ErrorInfo; see ErrorReason. Sizes are in bytes of UTF-8. The server also answers
-    grpc.health.v1.Health, for the service name "queryrec.v1.QueryRecommenderService" and for the
-    empty name, and gRPC server reflection.
+    google.rpc.ErrorInfo; see ErrorReason. Sizes are in bytes of UTF-8. Send requests uncompressed:
+    others fail with UNIMPLEMENTED. The server also answers grpc.health.v1.Health, for the service
+    name "queryrec.v1.QueryRecommenderService" and for the empty name, and gRPC server reflection.
     """
 
     @staticmethod
