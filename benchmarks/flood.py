@@ -9,6 +9,7 @@ than the engine: with two cores, `answered_rps` is far below what the engine can
 
 The last line of stdout is a JSON list with an object for each rate:
   rate_rps, answered_rps, answered_p50_ms, answered_p99_ms
+  send_lag_p99_ms     how late the worst of the callers sent; latencies contain it
   refused, lost       shares of calls: refused at once, and ended by their deadline or otherwise
   after_errors        calls without an answer among those of a second later
   max_rss_mib         the engine's resident memory, at most
@@ -23,9 +24,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.load.arguments import read_lines
 from benchmarks.served import Served, served, write_lookup_bundle
 
 _FLOOD_S, _AFTER_S = 6.0, 3.0
@@ -33,7 +36,8 @@ _AFTER_RPS = 100.0
 _DEADLINE_MS = 1000
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.flood", description=(__doc__ or "").partition("\n")[0]
     )
@@ -41,20 +45,39 @@ def main() -> int:
     parser.add_argument("--queries", type=Path, required=True, help="text file, one query a line")
     parser.add_argument("--rates", default="1000,2000,3000", help="calls a second")
     parser.add_argument("--callers", type=int, default=2, help="load generators (2)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         rates = [float(rate) for rate in args.rates.split(",")]
     except ValueError:
         parser.error(f"--rates is {args.rates!r}; it must be numbers, such as 1000,2000")
     if not (args.callers > 0 and all(math.isfinite(r) and r > 0 for r in rates)):
         parser.error("--rates and --callers must be above 0")
-    with tempfile.TemporaryDirectory() as folder:
-        write_lookup_bundle(args.bundle, Path(folder))
-        with served(Path(folder), {"QUERYREC_CACHE_MAX_BYTES": "0"}) as engine:
-            _load(engine, args.queries, [_AFTER_RPS], _AFTER_S)  # everything has run once
-            figures = [_flood(engine, args.queries, rate_rps, args.callers) for rate_rps in rates]
+    try:
+        read_lines(args.queries)
+    except (OSError, ValueError) as error:
+        parser.error(f"--queries cannot be read: {error}")
+    try:
+        figures = measure(args.bundle, args.queries, rates, args.callers)
+    except ValueError as error:  # BundleError is one
+        print(error, file=sys.stderr)
+        return 1
     print(json.dumps(figures))
     return 0
+
+
+def measure(
+    bundle: Path, queries: Path, rates_rps: Sequence[float], num_callers: int
+) -> list[dict[str, Any]]:
+    """Returns the figures of each rate.
+
+    Raises:
+        ValueError: the bundle has no index or cannot be served, or a load generator failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_lookup_bundle(bundle, Path(folder))
+        with served(Path(folder), {"QUERYREC_CACHE_MAX_BYTES": "0"}) as engine:
+            _load(engine, queries, [_AFTER_RPS], _AFTER_S)  # everything has run once
+            return [_flood(engine, queries, rate_rps, num_callers) for rate_rps in rates_rps]
 
 
 def _flood(engine: Served, queries: Path, rate_rps: float, num_callers: int) -> dict[str, Any]:
@@ -85,6 +108,7 @@ def _flood(engine: Served, queries: Path, rate_rps: float, num_callers: int) -> 
         # Of the callers that saw the worst.
         "answered_p50_ms": max((r["p50_ms"] for r in runs if r["p50_ms"]), default=None),
         "answered_p99_ms": max((r["p99_ms"] for r in runs if r["p99_ms"]), default=None),
+        "send_lag_p99_ms": max((r["send_lag_p99_ms"] or 0.0 for r in runs), default=None),
         "refused": round(statuses["RESOURCE_EXHAUSTED"] / num, 4),
         "lost": round(1 - (statuses["OK"] + statuses["RESOURCE_EXHAUSTED"]) / num, 4),
         "after_errors": sum(after["statuses"].values()) - after["statuses"].get("OK", 0),
@@ -113,7 +137,7 @@ def _load(
     ]
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        raise RuntimeError("a load generator failed")  # it has said why
+        raise ValueError("a load generator failed")  # it has said why
     return [json.loads(output.strip().splitlines()[-1]) for output in outputs]
 
 

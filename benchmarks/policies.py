@@ -11,7 +11,7 @@ ms. Progress goes to stderr; the last line of stdout is one JSON object, case ->
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from benchmarks.simulation import (
 from engine.config import Config
 from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.runtime import Runtime
+from engine.formats.manifest import read_manifest
 from engine.scheduling.costs import Work
 from engine.scheduling.stages import Stage
 
@@ -83,14 +84,17 @@ def played(bundle: Bundle, arrivals: Iterable[Arrival], machine: MakeMachine) ->
     return simulate(main)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table and the last line; exits with status 2 if there is nothing to play."""
     parser = argparse.ArgumentParser(description="Policies under load, on simulated time.")
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR")
     parser.add_argument("--duration", type=float, default=30.0, metavar="SECONDS", help="simulated")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not 10 <= arguments.duration <= 3600:
         parser.error(f"--duration is {arguments.duration}; it must be from 10 to 3600 seconds")
     try:
+        if read_manifest(arguments.bundle).generator is None:
+            raise ValueError(f"{arguments.bundle}: has no generator; policies plan what it writes")
         bundle = load_bundle(arguments.bundle, Runtime(num_threads=1))
     except ValueError as error:
         parser.error(str(error))

@@ -1,7 +1,8 @@
 """The search for the highest rate that a server holds. Knows nothing of servers.
 
 Short runs double the rate and halve the interval; long ones then step by 5 % to the highest rate
-that holds.
+that holds. A run that did not hold is made again, once, if the load generator was late itself: it
+may be that, not the server, which was too slow. Steps down are not: the next is nearly the same.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from benchmarks.load.caller import Outcome
+from benchmarks.load.figures import percentile
 from engine.scheduling.stages import Effort
 
 RANGE_RPS = (0.25, 20_000.0)
@@ -35,7 +37,7 @@ class Trial(NamedTuple):
 
     @property
     def num_full(self) -> int:
-        """Requests whose answer left nothing out."""
+        """Requests whose answer left out nothing that the bundle has."""
         return sum(o.effort == Effort.FULL for o in self.outcomes)
 
     @property
@@ -43,6 +45,11 @@ class Trial(NamedTuple):
         """Latency that 99 % of requests kept; infinite if more failed."""
         values = [math.inf if o.error else o.latency_s * 1000 for o in self.outcomes]
         return sorted(values)[max(0, math.ceil(0.99 * len(values)) - 1)] if values else math.inf
+
+    @property
+    def send_lag_p99_ms(self) -> float:
+        """How late 99 % of requests were sent at most."""
+        return percentile([o.lag_s * 1000 for o in self.outcomes], 99) or 0.0
 
     def num_in_budget(self, budget_ms: float) -> int:
         """Requests that were answered in time."""
@@ -52,21 +59,6 @@ class Trial(NamedTuple):
 Holds = Callable[[Trial], bool]
 RunTrial = Callable[[float, float], Trial]  # of a rate and seconds
 Search = Generator[tuple[float, float], Trial, Trial | None]
-
-
-def capacity(
-    trial: RunTrial, holds: Holds, *, start_rps: float, probe_s: float, confirm_s: float
-) -> Trial:
-    """Returns the run at the highest rate that holds for `confirm_s`; see `search`.
-
-    Raises:
-        ValueError: not even the lowest rate holds.
-    """
-    asked = search(holds, start_rps=start_rps, probe_s=probe_s, confirm_s=confirm_s)
-    (found,) = in_turns([(asked, trial)])
-    if found is None:
-        raise ValueError(f"the server does not hold even {RANGE_RPS[0]} requests a second")
-    return found
 
 
 def in_turns(searches: Sequence[tuple[Search, RunTrial]]) -> list[Trial | None]:
@@ -84,7 +76,14 @@ def in_turns(searches: Sequence[tuple[Search, RunTrial]]) -> list[Trial | None]:
     return [found[i] for i in range(len(searches))]
 
 
-def search(holds: Holds, *, start_rps: float, probe_s: float, confirm_s: float) -> Search:
+def search(
+    holds: Holds,
+    *,
+    start_rps: float,
+    probe_s: float,
+    confirm_s: float,
+    late_ms: float = math.inf,
+) -> Search:
     """Asks for runs; returns the one at the highest rate that holds for `confirm_s`, if any does.
 
     Args:
@@ -92,28 +91,36 @@ def search(holds: Holds, *, start_rps: float, probe_s: float, confirm_s: float) 
         start_rps: Where to look first.
         probe_s: Of the short runs.
         confirm_s: Of the runs that decide.
+        late_ms: `send_lag_p99_ms` above which a run that did not hold is made again.
     """
+
+    def asked(rate_rps: float, duration_s: float) -> Generator[tuple[float, float], Trial, Trial]:
+        trial = yield rate_rps, duration_s
+        if trial.send_lag_p99_ms > late_ms and not holds(trial):
+            trial = yield rate_rps, duration_s
+        return trial
+
     lowest, highest = RANGE_RPS
     low = high = start_rps
-    if holds((yield low, probe_s)):
-        while (high := low * 2) <= highest and holds((yield high, probe_s)):
+    if holds((yield from asked(low, probe_s))):
+        while (high := low * 2) <= highest and holds((yield from asked(high, probe_s))):
             low = high
     else:
-        while (low := high / 2) >= lowest and not holds((yield low, probe_s)):
+        while (low := high / 2) >= lowest and not holds((yield from asked(low, probe_s))):
             high = low
     while high / low > _COARSE:
         middle = math.sqrt(low * high)
-        if holds((yield middle, probe_s)):
+        if holds((yield from asked(middle, probe_s))):
             low = middle
         else:
             high = middle
-    confirmed = yield low, confirm_s
+    confirmed = yield from asked(low, confirm_s)
     while not holds(confirmed):
         if (low := low / _FINE) < lowest:
             return None
         confirmed = yield low, confirm_s
         if holds(confirmed):
             return confirmed
-    while holds(further := (yield confirmed.rate_rps * _FINE, confirm_s)):
+    while holds(further := (yield from asked(confirmed.rate_rps * _FINE, confirm_s))):
         confirmed = further
     return confirmed

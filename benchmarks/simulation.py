@@ -220,9 +220,10 @@ def poisson(
 
 def capacity_rps(bundle: Bundle, scenario: str = "suggestion") -> float:
     """Returns how many full answers a second the machine could make one after the other."""
-    full = bundle.rungs[scenario][0].work
-    encode_s = run_s(Work(Stage.ENCODE), 1)
-    return 1 / (encode_s + run_s(full, 1) + run_s(Work(Stage.SCORE, (32,)), 1))
+    works = [bundle.rungs[scenario][0].work]
+    works += [Work(Stage.ENCODE)] if bundle.manifest.encoder else []
+    works += [Work(Stage.SCORE, (32,))] if bundle.manifest.click_model else []
+    return 1 / sum(run_s(work, 1) for work in works)
 
 
 async def play(
@@ -270,7 +271,8 @@ async def _asked(pipeline: Pipeline, arrival: Arrival, clock: SimulatedLoop) -> 
 
 def plan_of(answer: Answer) -> str:
     """Returns the kind of an answer, by what it leaves out; see PLANS."""
-    left = {o.stage: o.kind for o in answer.omissions if o.reason is not Why.CACHED}
+    left = {o.stage: o.kind for o in answer.omissions if not o.is_harmless}
+    is_ranked = Omission(Stage.SCORE, Left.SKIPPED, Why.NOT_IN_BUNDLE) not in answer.omissions
     if Stage.ENCODE in left:
         return "look-up"
     if left.get(Stage.SCORE) is Left.SKIPPED:
@@ -278,7 +280,7 @@ def plan_of(answer: Answer) -> str:
     if Stage.SCORE in left:
         return "log, ranked less"
     if left.get(Stage.GENERATE) is Left.SKIPPED:
-        return "log, ranked"
+        return "log, ranked" if is_ranked else "log, unranked"
     return "generated less" if left else "full"
 
 

@@ -46,11 +46,16 @@ class Omission(NamedTuple):
     kind: Left
     reason: Why
 
+    @property
+    def is_harmless(self) -> bool:
+        """Whether the answer is still as good as the bundle can give."""
+        return self.reason in (Why.NOT_IN_BUNDLE, Why.CACHED)
+
 
 class Effort(StrEnum):
     """How much went into an answer."""
 
-    FULL = "full"  # nothing was left out; a cached result is no worse
+    FULL = "full"  # nothing that the bundle has was left out; a cached result is no worse
     REDUCED = "reduced"  # something was, but texts were generated
     RANKED = "ranked"  # nothing was generated; the click model ranked past searches
     LOOKUP = "lookup"  # neither was done
@@ -58,10 +63,12 @@ class Effort(StrEnum):
     @classmethod
     def of(cls, omissions: Iterable[Omission]) -> "Effort":
         """Returns the effort of an answer that left these out."""
-        left_out = [o for o in omissions if o.reason is not Why.CACHED]
-        if not left_out:
+        omissions = list(omissions)
+        if all(o.is_harmless for o in omissions):
             return cls.FULL
-        skipped = [o.stage for o in left_out if o.kind is Left.SKIPPED]
+        skipped = [
+            o.stage for o in omissions if o.kind is Left.SKIPPED and o.reason is not Why.CACHED
+        ]
         if Stage.GENERATE not in skipped:
             return cls.REDUCED
         return cls.LOOKUP if Stage.SCORE in skipped else cls.RANKED

@@ -11,13 +11,12 @@ from engine.execution.bundle import Bundle
 from engine.formats.manifest import ScenarioSpec
 from engine.scheduling.costs import Work
 from engine.scheduling.deadline import Deadline, MonotonicClock
-from engine.scheduling.stages import Probe, Why
+from engine.scheduling.stages import Probe
 from engine.serving.loading import load_pipeline, make_runtime
 from engine.serving.translation import response_of
 
 _FALLBACK_QUERY = "queries"
 _BUDGET_S = 10.0  # no stage should be left out
-_HARMLESS = (Why.NOT_IN_BUNDLE, Why.CACHED)
 
 
 async def dry_run(bundle_directory: Path, config: Config) -> None:
@@ -71,7 +70,7 @@ async def dry_run(bundle_directory: Path, config: Config) -> None:
                 console.print(f"{scenario.name} left out: {', '.join(left_out)}")
             if not answer.suggestions:
                 raise ValueError(f"{bundle_directory}: {scenario.name} got no suggestion at all")
-            if any(o.reason not in _HARMLESS for o in answer.omissions):
+            if not all(o.is_harmless for o in answer.omissions):
                 raise ValueError(
                     f"{bundle_directory}: {scenario.name} left out {', '.join(left_out)}, with "
                     f"{_BUDGET_S:.0f} s to answer; the log may say why"

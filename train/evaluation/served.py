@@ -37,7 +37,7 @@ from engine.formats.prompt import COOCCURRING, Prompt, SideInformation
 from engine.formats.token_statistics import FIGURES
 from engine.scheduling.deadline import Deadline, MonotonicClock
 from engine.scheduling.planner import SCORED_SIZES
-from engine.scheduling.stages import Probe, Why
+from engine.scheduling.stages import Probe
 
 _PATIENCE_S = 600.0
 _AT_ONCE = 16  # questions on their way
@@ -145,7 +145,7 @@ class ServedBundle:
         for part in _parts(questions, _AT_ONCE):
             for answer in self._loop.run(together(part)):
                 for omission in answer.omissions:
-                    if omission.reason not in (Why.NOT_IN_BUNDLE, Why.CACHED):
+                    if not omission.is_harmless:
                         raise ValueError(
                             f"{omission.stage} was left out ({omission.reason.name.lower()}): "
                             "figures would not be those of the bundle; see the log"

@@ -200,6 +200,21 @@ GENERATE, SCORE, ENCODE = Stage.GENERATE, Stage.SCORE, Stage.ENCODE
             ],
             Effort.LOOKUP,
         ),
+        ([Omission(SCORE, Left.SKIPPED, Why.NOT_IN_BUNDLE)], Effort.FULL),
+        (
+            [
+                Omission(GENERATE, Left.SKIPPED, Why.NOT_IN_BUNDLE),
+                Omission(ENCODE, Left.SKIPPED, Why.NOT_IN_BUNDLE),
+            ],
+            Effort.FULL,
+        ),
+        (
+            [
+                Omission(GENERATE, Left.DEGRADED, Why.BUDGET),
+                Omission(SCORE, Left.SKIPPED, Why.NOT_IN_BUNDLE),
+            ],
+            Effort.REDUCED,
+        ),
     ],
 )
 def test_effort_is_what_took_part_in_an_answer(omissions, effort):
