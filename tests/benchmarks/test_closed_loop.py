@@ -26,8 +26,8 @@ def simulated(tmp_path_factory):
     directory = tmp_path_factory.mktemp("world") / "simulated"
     simulate(
         directory,
-        queries_path=SETTINGS.queries,
-        heldout_path=SETTINGS.heldout,
+        queries_path=Path(SETTINGS.queries),
+        heldout_path=Path(SETTINGS.heldout),
         num_searches=SETTINGS.num_searches,
         num_users=SETTINGS.num_users,
         num_requests=SETTINGS.num_requests,

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -90,7 +90,7 @@ def test_ratios_are_of_medians_and_the_best_peer_is_chosen_for_each_number_of_pr
             ("floor int8", "z"): ours / 2,
         }
 
-    rounds = {
+    rounds: dict[int, Sequence[report.Round]] = {
         1: [result(2, 4, 5), result(4, 6, 7), result(3, 100, 9)],
         4: [result(10, 30, 20)],
         16: [result(10, 20, 30)],

@@ -10,6 +10,7 @@ from engine.execution.models import GenerateRow
 from engine.formats.vocabulary import slot_token
 from train.evaluation.intervals import mean_interval
 from train.evaluation.served import ServedBundle
+from train.simulator.truth import Truth
 
 
 @pytest.mark.parametrize("num", [1, 4, 12])
@@ -18,6 +19,7 @@ def test_a_panel_has_that_many_texts_besides_its_auxiliary_one(tiny_bundle, num)
     try:
         assert served.bundle.manifest.generator is not None
         mode = served.bundle.manifest.generator.mode
+        assert mode in ("slots", "beam")
         resize(served, mode, num)
         for name, spec in served.bundle.scenarios.items():
             (rung,) = served.bundle.rungs[name]
@@ -33,16 +35,23 @@ def test_a_panel_has_that_many_texts_besides_its_auxiliary_one(tiny_bundle, num)
         spec = next(iter(served.bundle.scenarios.values()))
         assert num_texts(served) == (num if mode == "beam" else min(num, spec.num_slots))
         row = GenerateRow([1, 2, 3], (130, 200), served.bundle.rungs[spec.name][0])
-        (sequences,) = served.bundle.generator.run([row])
+        generator = served.bundle.generator
+        assert generator is not None
+        (sequences,) = generator.run([row])
         assert len(sequences.ids) == num_texts(served)
     finally:
         served.close()
 
 
-class EasyAndHard:
+class EasyAndHard(Truth):
     """A truth in which the first query is clicked least and the last one most, in every panel."""
 
-    def list_click_probabilities(self, scenario, queries, listings, *, sessions, questions):
+    def __init__(self) -> None:
+        """Needs no world."""
+
+    def list_click_probabilities(
+        self, scenario, queries, listings, *, sessions=None, questions=None
+    ):
         return [np.array([place / 10]) for place, _ in zip(count(1), queries, strict=False)]
 
 

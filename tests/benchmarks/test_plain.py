@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -16,11 +17,12 @@ from benchmarks.plain.questions import questions_of
 from benchmarks.plain.recommender import Recommender
 from benchmarks.plain.server import Batcher, Batching
 from benchmarks.served import mismatch, served_plainly
+from engine.answering.answer import Answer, Question
 from export.bundle import export_bundle
 from export.checkpoint import Run
 from export.sample import write_sample_run
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import blocking_stub
 
 HELDOUT = Path(__file__).parents[2] / "examples/data/heldout.txt.gz"
 FP32 = Setting("fp32", 1)
@@ -81,15 +83,15 @@ def test_a_bundle_of_another_run_is_told(run, other_bundle):
     assert "was not made from" in mismatch(run, other_bundle)
 
 
-class Counting:
-    """Answers with the queries, and keeps the batches."""
+class Counting(Recommender):
+    """Answers with the queries, loads no models, and keeps the batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def answers(self, questions):
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
         self.batches.append([q.query for q in questions])
-        return [q.query for q in questions]
+        return [Answer(suggestions=(), auxiliary_text=q.query, omissions=()) for q in questions]
 
 
 async def test_requests_of_ten_milliseconds_are_one_batch_and_a_full_batch_leaves_at_once(
@@ -104,14 +106,14 @@ async def test_requests_of_ten_milliseconds_are_one_batch_and_a_full_batch_leave
     answers = await asyncio.gather(*asked[:4])
     running.cancel()
     wanted = [q.query for q in questions]
-    assert answers == wanted[:4]
+    assert [a.auxiliary_text for a in answers] == wanted[:4]
     assert counting.batches == [wanted[:3], wanted[3:4]]
 
 
 def test_it_serves_the_contract(run):
     tuned = (run, "--precision=fp32", "--threads=1")
     with served_plainly(*tuned) as server, grpc.insecure_channel(server.target) as channel:
-        stub = QueryRecommenderServiceStub(channel)
+        stub = blocking_stub(channel)
         request = pb.RecommendRequest(scenario="suggestion", query="Wireless  Earbuds")
         response = stub.Recommend(request, timeout=30)
         assert len(response.suggestions) == 6
@@ -120,4 +122,4 @@ def test_it_serves_the_contract(run):
         request = pb.RecommendRequest(scenario="suggestion", query="")
         with pytest.raises(grpc.RpcError) as raised:
             stub.Recommend(request, timeout=30)
-        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # pyright: ignore
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT

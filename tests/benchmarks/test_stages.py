@@ -1,6 +1,7 @@
 """The stages that are timed do the work that the benchmark says they do."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_ratios_are_to_the_generation_of_the_same_turn(monkeypatch):
 
     factor = 1.0
     monkeypatch.setattr("time.perf_counter", lambda: now_s)
-    runs = {
+    runs: dict[str, Callable[[], object]] = {
         "embed": taking(0.001, starts_turn=True),
         "generate": taking(0.01),
         "score": taking(0.004),

@@ -43,4 +43,4 @@ def test_swaps_of_a_real_engine_are_seen_and_both_runs_ask_other_queries(tiny_bu
     )
     figures = measure(load, tiny_bundle, every_s=5.0, index_only=True)
     assert figures["num_reloads"] == 2
-    assert 1 <= figures["num_swaps"] <= 2  # a slow machine may take the second one too late
+    assert figures["num_swaps"] in (1, 2)  # a slow machine may take the second one too late

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import BlockingStub, blocking_stub
 
 _TIMEOUT_S = 30
 
@@ -20,8 +20,8 @@ def channel(live_engine) -> Iterator[grpc.Channel]:
 
 
 @pytest.fixture(scope="module")
-def stub(channel) -> QueryRecommenderServiceStub:
-    return QueryRecommenderServiceStub(channel)
+def stub(channel) -> BlockingStub:
+    return blocking_stub(channel)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import yaml
 
 from engine.formats.manifest import read_manifest
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import blocking_stub
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -130,7 +130,7 @@ class Callers:
     def _call(self, caller: int) -> None:
         options = (("grpc.use_local_subchannel_pool", 1),)
         with grpc.insecure_channel(self._target, options=options) as channel:
-            stub = QueryRecommenderServiceStub(channel)
+            stub = blocking_stub(channel)
             while not self._stop.is_set():
                 query = f"thing {caller} {time.monotonic_ns()}"
                 request = pb.RecommendRequest(scenario="suggestion", query=query)
@@ -178,7 +178,7 @@ def test_errors_that_engines_answer_with_take_none_of_them_out(
     hasty = pb.RecommendRequest(scenario="suggestion", query="a lamp")
     hasty.latency_budget.nanos = 1
     with grpc.insecure_channel(envoy) as channel:
-        stub = QueryRecommenderServiceStub(channel)
+        stub = blocking_stub(channel)
         for _ in range(40):
             with pytest.raises(grpc.RpcError) as failure:
                 stub.Recommend(hasty, timeout=TIMEOUT_S)

@@ -13,10 +13,10 @@ import grpc
 import psutil
 import pytest
 from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from queryrec.v1.query_recommender_service_pb2 import RecommendRequest
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import BlockingStub, blocking_stub, status_of
 
 pytestmark = pytest.mark.slow
 
@@ -61,17 +61,17 @@ def connect(target: str) -> socket.socket:
 
 
 @contextmanager
-def asking(target: str) -> Iterator[QueryRecommenderServiceStub]:
+def asking(target: str) -> Iterator[BlockingStub]:
     with grpc.insecure_channel(target) as channel:
-        yield QueryRecommenderServiceStub(channel)
+        yield blocking_stub(channel)
 
 
-def ask(stub: QueryRecommenderServiceStub, number: int) -> int:
+def ask(stub: BlockingStub, number: int) -> int:
     request = RecommendRequest(scenario="suggestion", query=f"shoes {number}")
     return len(stub.Recommend(request, timeout=20).suggestions)
 
 
-def assert_answers_again(stub: QueryRecommenderServiceStub) -> None:
+def assert_answers_again(stub: BlockingStub) -> None:
     """Has every call of many answered, once what came before is worked off."""
     until_s = time.monotonic() + 60
     while True:
@@ -83,11 +83,10 @@ def assert_answers_again(stub: QueryRecommenderServiceStub) -> None:
             return
 
 
-def reason_of(error: grpc.RpcError) -> str:
-    status = rpc_status.from_call(error)
+def reason_of(error: Exception | None) -> str:
+    assert isinstance(error, grpc.RpcError)
     found = error_details_pb2.ErrorInfo()
-    assert status is not None
-    assert status.details[0].Unpack(found)
+    assert status_of(error).details[0].Unpack(found)
     return found.reason
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from queryrec.client import QueryRecClient
 
+from queryrec.client import QueryRecClient
 from train.mining.logs import connect, open_tables
 from train.settings import MineConfig
 

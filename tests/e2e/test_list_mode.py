@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 from queryrec.v1.suggestion_pb2 import SuggestionSource
+from tests.blocking import BlockingStub, blocking_stub
 
 TIMEOUT_S = 10
 QUERIES = ("leather jacket", "winter", "baby chair", "running lamp", "no such query in any log")
@@ -41,12 +41,10 @@ def list_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stub(
-    list_bundle, tmp_path_factory, start_engine, stop_engine
-) -> Iterator[QueryRecommenderServiceStub]:
+def stub(list_bundle, tmp_path_factory, start_engine, stop_engine) -> Iterator[BlockingStub]:
     engine = start_engine(list_bundle, tmp_path_factory.mktemp("engine"))
     with grpc.insecure_channel(engine.target) as channel:
-        yield QueryRecommenderServiceStub(channel)
+        yield blocking_stub(channel)
     assert stop_engine(engine) == 0
 
 

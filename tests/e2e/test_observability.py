@@ -6,10 +6,12 @@ import re
 import socket
 import time
 import urllib.request
+from collections.abc import Iterable
 from concurrent import futures
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -20,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackKind
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import blocking_stub
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 WORDS = ("zanzibar", "xylophone", "quokka")
@@ -74,7 +76,7 @@ def free_port(num: int = 1) -> int:
 
 def ask(channel: grpc.Channel, told: Told) -> None:
     """Asks in every way that has a user's text in it."""
-    stub = QueryRecommenderServiceStub(channel)
+    stub = blocking_stub(channel)
 
     def recommend(**fields) -> pb.RecommendResponse | None:
         request = pb.RecommendRequest(**{"scenario": "suggestion", "query": QUERY, **fields})
@@ -83,7 +85,9 @@ def ask(channel: grpc.Channel, told: Told) -> None:
             response, call = stub.Recommend.with_call(request, timeout=20, metadata=metadata)
         except grpc.RpcError as error:
             response, call = None, error
-        told.request_ids.append(dict(call.trailing_metadata())["x-request-id"])
+        # The stubs of grpc are wrong about what comes with an error.
+        trailing = cast(Iterable[tuple[str, str]], call.trailing_metadata())
+        told.request_ids.append(dict(trailing)["x-request-id"])
         return response
 
     answer = recommend(session_queries=[QUERY], answer=QUERY, session_id=QUERY, user_key=QUERY)

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import blocking_stub
 
 TIMEOUT_S = 10
 
@@ -21,7 +21,7 @@ TIMEOUT_S = 10
 )
 def test_the_longest_prefixes_are_completed_within_the_limit_of_a_suggestion(live_engine, prefix):
     with grpc.insecure_channel(live_engine.target) as channel:
-        response = QueryRecommenderServiceStub(channel).Recommend(
+        response = blocking_stub(channel).Recommend(
             pb.RecommendRequest(scenario="completion", query=prefix, max_suggestions=32),
             timeout=TIMEOUT_S,
         )

@@ -15,7 +15,7 @@ import pytest
 from engine.formats.manifest import read_manifest
 from queryrec.client import QueryRecClient, QueryRecError
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import blocking_stub
 
 SERVE = (sys.executable, "-m", "engine", "serve")
 
@@ -174,7 +174,7 @@ def wait_until_all_serve(target: str, bundle_id: str) -> None:
     while num_left:
         assert time.monotonic() < deadline_s
         with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-            stub = QueryRecommenderServiceStub(channel)
+            stub = blocking_stub(channel)
             listed = stub.ListScenarios(pb.ListScenariosRequest(), timeout=30)
         num_left = num_left - 1 if listed.bundle_id == bundle_id else 8
 
@@ -186,7 +186,7 @@ def test_a_canary_shares_the_sessions(
     engine = start_engine(tiny_bundle, tmp_path, *flags)
     try:
         with grpc.insecure_channel(engine.target) as channel:
-            stub = QueryRecommenderServiceStub(channel)
+            stub = blocking_stub(channel)
             listed = stub.ListScenarios(pb.ListScenariosRequest(), timeout=30)
             request = pb.RecommendRequest(scenario="suggestion", query="a lamp", session_id="s")
             answer = stub.Recommend(request, timeout=30)

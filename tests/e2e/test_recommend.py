@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+from typing import Any, cast
 
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.stage_pb2 import OmissionReason
 from queryrec.v1.suggestion_pb2 import SuggestionSource
+from tests.blocking import blocking_health_stub
 
 TIMEOUT_S = 10
 
@@ -102,13 +104,13 @@ def test_scenarios_are_listed_by_name(stub):
 
 @pytest.mark.parametrize("service", ["", "queryrec.v1.QueryRecommenderService"])
 def test_health_says_serving(channel, service):
-    health = health_pb2_grpc.HealthStub(channel)
+    health = blocking_health_stub(channel)
     response = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_S)
     assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_reflection_names_the_service(channel):
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    stub = cast(Any, reflection_pb2_grpc.ServerReflectionStub(channel))  # its types name no call
     requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
     (response,) = stub.ServerReflectionInfo(requests, timeout=TIMEOUT_S)
     names = {s.name for s in response.list_services_response.service}

@@ -21,17 +21,17 @@ from engine.feedback.segments import read_events, segments
 from engine.formats.manifest import read_manifest
 from queryrec.v1 import feedback_pb2
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import BlockingStub, blocking_stub
 
 TIMEOUT_S = 30
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
 @contextlib.contextmanager
-def connected(target: str) -> Iterator[QueryRecommenderServiceStub]:
+def connected(target: str) -> Iterator[BlockingStub]:
     """A stub with a connection of its own, which one of the workers gets."""
     with grpc.insecure_channel(target, options=OWN_CONNECTION) as channel:
-        yield QueryRecommenderServiceStub(channel)
+        yield blocking_stub(channel)
 
 
 def question(query: str) -> pb.RecommendRequest:
@@ -199,10 +199,10 @@ def test_sigterm_under_load_fails_no_call_that_had_arrived(
                 for i in range(20)
             ]
             ready.wait(TIMEOUT_S)
-            is_up = True
-            while is_up:
+            while True:
                 late = stub.Recommend.future(question(f"late {caller}"), timeout=TIMEOUT_S)
-                is_up = late.code() is grpc.StatusCode.OK
+                if late.code() is not grpc.StatusCode.OK:
+                    break
             outcomes.append((False, late.code()))
             outcomes.extend((True, call.code()) for call in arrived)
 

@@ -21,9 +21,9 @@ def printed(text: str, *omissions: Omission) -> list[str]:
         omissions=omissions,
         bundle_id="b",
     )
-    console = Console(file=io.StringIO(), width=100)
-    print_answer(console, text, answer)
-    return console.file.getvalue().splitlines()
+    shown = io.StringIO()
+    print_answer(Console(file=shown, width=100), text, answer)
+    return shown.getvalue().splitlines()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -52,7 +53,7 @@ def impressions(simulated):
 
 
 def run(out_dir, queries_path, **changes):
-    arguments = {
+    arguments: dict[str, Any] = {
         "num_searches": 12_000,
         "num_users": 1_500,
         "num_requests": 3_000,

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import (  # what only tests use is not in typings/
+    service_pb2,  # pyright: ignore[reportAttributeAccessIssue]
+    service_pb2_grpc,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 ROOT = Path(__file__).parent.parent.parent
 _START_TIMEOUT_S = 120

@@ -75,8 +75,10 @@ async def test_answers_are_those_of_models_in_this_process(triton, bundle_direct
         loaded(bundle_directory, runtime, remote(triton.url)) as there,
     ):
         assert there.bundle.generator is None
+        index = here.bundle.index
+        assert index is not None
         for scenario in here.bundle.scenarios:
-            known = [here.bundle.index.text(int(i)) for i in here.bundle.index.popular(4)]
+            known = [index.text(int(i)) for i in index.popular(4)]
             for query in (*known, "never searched before", *PREFIXES):
                 expected = await ask(here, query, scenario=scenario)
                 got = await ask(there, query, scenario=scenario)

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from queryrec.v1.query_recommender_service_pb2 import RecommendRequest
-from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.blocking import blocking_stub
 
 pytestmark = pytest.mark.triton
 
@@ -45,7 +45,7 @@ def test_it_serves_and_stops_in_order(
         bundle_directory, tmp_path, environment={"QUERYREC_TRITON_URL": triton.url}
     )
     with grpc.insecure_channel(engine.target) as channel:
-        stub = QueryRecommenderServiceStub(channel)
+        stub = blocking_stub(channel)
         request = RecommendRequest(scenario="suggestion", query="never searched before")
         answer = stub.Recommend(request, timeout=20)
     assert len(answer.suggestions) == 6

@@ -1,6 +1,7 @@
 """How tests of the pipeline ask it."""
 
 import dataclasses
+from typing import Any
 
 import msgspec
 
@@ -17,7 +18,7 @@ CONFIG = Config()
 
 
 def without(bundle: Bundle, *parts: str) -> Bundle:
-    changes: dict[str, object] = dict.fromkeys(parts)
+    changes: dict[str, Any] = dict.fromkeys(parts)
     if "generator" in parts:
         changes["rungs"] = dict.fromkeys(bundle.scenarios, ())
     manifest = msgspec.structs.replace(bundle.manifest, **dict.fromkeys(parts))

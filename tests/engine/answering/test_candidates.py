@@ -146,6 +146,7 @@ def test_a_list_is_split_and_only_its_last_text_can_be_cut(vocabulary):
 def test_the_first_text_is_the_auxiliary_one_where_there_is_one(vocabulary):
     ids = [vocabulary.encode(t) for t in ("what colour?", "red")]
     texts = texts_of(vocabulary, Sequences(ids, [True, True]), has_auxiliary_text=True)
+    assert texts.auxiliary is not None
     assert texts.auxiliary.text == "what colour?"
     assert [c.text for c in texts.finished] == ["red"]
     stump = texts_of(vocabulary, Sequences(ids, [False, True]), has_auxiliary_text=True)
@@ -156,6 +157,7 @@ def test_the_first_text_is_the_auxiliary_one_where_there_is_one(vocabulary):
 def test_completions_continue_what_was_typed(vocabulary, prefix):
     healed = heal(vocabulary, prefix)
     ids = continuation(vocabulary, healed, prefix + "arbuds")
+    assert ids is not None
     texts = texts_of(vocabulary, Sequences([ids], [True]), healed=healed)
     assert [c.text for c in texts.finished] == [prefix + "arbuds"]
 

@@ -96,6 +96,7 @@ async def test_further_searches_say_nothing_of_how_probable_their_texts_are(
     first, both = found[:2]
     assert len(both.ids) > len(first.ids)
     num = len(first.ids)
+    assert first.logprobs is not None
     assert both.logprobs == [*first.logprobs, *[None] * (len(both.ids) - num)]
 
 

@@ -27,6 +27,7 @@ class Counting:
     def __init__(self, bundle: Bundle) -> None:
         self.may_finish = threading.Event()
         self.num_rows = 0
+        assert bundle.generator is not None
         self._generator = bundle.generator
 
     def run(self, rows):

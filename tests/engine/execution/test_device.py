@@ -4,7 +4,7 @@ import msgspec
 import onnxruntime as ort
 import pytest
 
-from engine.config import Config, ModelsConfig
+from engine.config import Config, DeviceKind, ModelsConfig
 from engine.execution.bundle import load_bundle
 from engine.execution.device import CPU, Device, check_available, providers
 from engine.execution.runtime import Runtime
@@ -13,7 +13,8 @@ from engine.serving.loading import make_runtime
 
 
 def test_a_device_that_this_onnx_runtime_lacks_is_refused():
-    for kind, name in (("cuda", "CUDA"), ("tensorrt", "Tensorrt")):
+    names: dict[DeviceKind, str] = {"cuda": "CUDA", "tensorrt": "Tensorrt"}
+    for kind, name in names.items():
         if f"{name}ExecutionProvider" not in ort.get_available_providers():
             with pytest.raises(ValueError, match=rf"models.device is '{kind}'.*onnxruntime-gpu"):
                 check_available(Device(kind))

@@ -80,8 +80,12 @@ class MilvusServer:
             grpc.channel_ready_future(channel).result(START_TIMEOUT_S)
 
     def signal(self, number: signal.Signals) -> None:
+        """Returns once a SIGSTOP has stopped it."""
         assert self._process is not None
         self._process.send_signal(number)
+        process = psutil.Process(self._process.pid)
+        while number == signal.SIGSTOP and process.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
 
     def stop(self) -> None:
         if self._process is not None:

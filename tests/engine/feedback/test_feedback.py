@@ -63,7 +63,7 @@ def on_wire(**changes: object) -> feedback_pb2.FeedbackEvent:
     for name, value in changes.items():
         message.ClearField(name)  # pyright: ignore[reportArgumentType]
         if value is not None:
-            message.MergeFrom(feedback_pb2.FeedbackEvent(**{name: value}))  # pyright: ignore
+            message.MergeFrom(feedback_pb2.FeedbackEvent(**{name: value}))  # pyright: ignore[reportArgumentType]
     return message
 
 

@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from engine.config import Config, FeedbackConfig, ModelsConfig, ServerConfig
 from engine.scheduling.stages import Probe, Stage
 from engine.serving.server import Server
-from engine.telemetry.tracing import Tracer, connect
+from engine.telemetry.tracing import Tracer, _IntervalProbe, connect
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
 
@@ -143,6 +143,7 @@ def test_waiting_lies_before_the_run_that_it_was_for(clock):
     trace = traced(1.0)[0].begin("Recommend", {})
     assert trace is not None
     probe = trace.probe(clock)
+    assert isinstance(probe, _IntervalProbe)
     clock.advance(0.030)  # 10 ms of waiting, then a run of 20 ms
     probe.add(Stage.QUEUE, 0.010, ago_s=0.020)
     probe.add(Stage.GENERATE, 0.020)

@@ -89,7 +89,9 @@ def test_the_worst_texts_make_the_worst_list_spread_over_the_slots() -> None:
 def test_drawn_lists_stand_between() -> None:
     every = ids_of(preferred(POOL, VALUES))
     assert [1010, 1011, 1012] in every[1:-1]
-    rewards = preferred(POOL, VALUES).reward_J.tolist()  # type: ignore[union-attr]
+    found = preferred(POOL, VALUES)
+    assert found is not None
+    rewards = found.reward_J.tolist()
     assert rewards == sorted(rewards, reverse=True)
     assert len(set(rewards)) == len(rewards)
 

@@ -9,5 +9,8 @@ from benchmarks.alignment import compare
 def test_both_learn_the_same_from_the_same_texts(trained_run: Path) -> None:
     asked = Namespace(run=trained_run, size="tiny", steps=1, prompts=4, width=16, threads=1)
     figures = compare(asked)
-    assert figures["loss_difference"] < 1e-3
-    assert figures["texts_in_common"] > 0.5
+    difference, in_common = figures["loss_difference"], figures["texts_in_common"]
+    assert isinstance(difference, float)
+    assert isinstance(in_common, float)
+    assert difference < 1e-3
+    assert in_common > 0.5

@@ -91,7 +91,7 @@ class Opinion:
 def test_texts_are_judged_once_and_the_query_itself_is_worth_nothing(prompts) -> None:
     judge = Opinion()
     drawn = read(prompts, "suggestion", "bimaba", ["Bimaba", "fugira", "fugira", None])
-    (worth,) = judge_lists(judge, [drawn], level=0, relevance_floor=0)  # type: ignore[arg-type]
+    (worth,) = judge_lists(judge, [drawn], level=0, relevance_floor=0)
     assert judge.asked[0].texts == ["bimaba", "fugira"]
     assert judge.asked[0].is_cold
     assert worth.p_seen == pytest.approx({"bimaba": 0.0, "fugira": 0.4})
@@ -100,7 +100,7 @@ def test_texts_are_judged_once_and_the_query_itself_is_worth_nothing(prompts) ->
 
 def test_a_pessimist_is_paid_by_the_lower_bound_and_irrelevant_texts_not_at_all(prompts) -> None:
     drawn = read(prompts, "suggestion", "bimaba", ["bimaba fugira", "gugira"])
-    (worth,) = judge_lists(Opinion(), [drawn], level=0.8, relevance_floor=0.3)  # type: ignore[arg-type]
+    (worth,) = judge_lists(Opinion(), [drawn], level=0.8, relevance_floor=0.3)
     assert worth.p_seen == pytest.approx({"bimaba fugira": 0.4, "gugira": 0.4})
     assert worth.reward == pytest.approx({"bimaba fugira": 0.2, "gugira": 0.0})
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,10 @@ from msgspec.structs import replace
 from engine.formats.text import normalise_prefix
 from export import sample
 from tests.train.conftest import SimulatedRun, command
+from train.config import read_config
 from train.evaluation.served import ServedBundle
 from train.evaluation.suite import Data, evaluate, questions_of, read_queries
+from train.mining.mine import mine
 
 DATA = Path(__file__).parents[3] / "examples/data"
 QUERIES = [f"query number {i} of many" for i in range(40)]
@@ -87,10 +88,13 @@ def test_scenarios_may_have_any_name(
     bundle = bundle_of(tmp_path / "bundle", NAMES, monkeypatch)
     found = evaluate(bundle, run, data, num_threads=1, report=lambda _: None)
     assert found.left_out.keys() == {"lists", "ctr", "real"}
+    assert found.completion is not None
     popular = [s for s in found.completion.scores if s.system == "most_popular"]
     assert popular[0].slice == "seen"
     assert popular[0].mrr.mean > 0.3, "it completes"
+    assert found.retrieval is not None
     assert found.retrieval.scores
+    assert found.sessions is not None
     assert found.sessions.num_steps == 1
 
 
@@ -121,11 +125,16 @@ def test_a_log_without_held_out_searches_is_evaluated_as_far_as_it_goes(
     run: Path, tiny_bundle: Path, data: Data, tmp_path: Path
 ) -> None:
     (tmp_path / "sessions.gz").write_bytes(gzip.compress(b'{"queries": ["once"]}\n'))
-    whole = Path(shutil.copytree(run, tmp_path / "run"))
-    config = (whole / "config.toml").read_text().replace("valid_share = 0.2", "valid_share = 0")
-    (whole / "config.toml").write_text(config)
+    whole = tmp_path / "run"
+    whole.mkdir()
+    text = (run / "config.toml").read_text().replace("valid_share = 0.2", "valid_share = 0")
+    (whole / "config.toml").write_text(text)
+    config = read_config(whole / "config.toml")
+    searches = config.logs.searches
+    mine(config, searches=searches, impressions="", out=whole / "mined", report=lambda _: None)
     found = evaluate(tiny_bundle, whole, data, num_threads=1, report=lambda _: None)
     assert "before and after the validation cut" in found.left_out["completion of seen"]
+    assert found.completion is not None
     assert {score.slice for score in found.completion.scores} == {"other"}
     assert "after the validation cut" in found.left_out["retrieval"]
     assert found.left_out["sessions"] == "no session has two different queries in a row"

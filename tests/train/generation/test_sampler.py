@@ -2,169 +2,19 @@
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig
 
 from engine.formats.vocabulary import EOS_ID, FIRST_TEXT_ID, NUM_CONTROL_IDS, SEP_ID
+from tests.train.generation.conftest import V, model_of, prompts_of
 from train.generation.likelihood import list_logprobs
-from train.generation.reference import decode
 from train.generation.sampler import ListPrompt, Sampler
-
-V = 256
-SIZES = {
-    "vocab_size": V, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 128,
-}  # fmt: skip
-MAX_TIE_GAP = 1e-3
-
-
-def made(config: Any, vocabulary: int = V) -> Any:
-    """Returns a model with weights that are large enough to make its choices differ."""
-    for name, size in {**SIZES, "vocab_size": vocabulary}.items():
-        setattr(config, name, size)
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    return model
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return made(LlamaConfig(head_dim=16))
-
-
-@pytest.fixture(scope="module")
-def sampler(model: Any) -> Sampler:
-    return Sampler(model)
-
-
-def prompts_of(num: int, seed: int = 0, num_slots: int = 3) -> list[ListPrompt]:
-    """Returns prompts of different lengths, limits and ranges."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def integers(low: int, high: int, count: int) -> list[int]:
-        return torch.randint(low, high, (count,), generator=generator).tolist()
-
-    return [
-        ListPrompt(
-            integers(0, V, length),
-            integers(4, 20, num_slots),
-            integers(1, 8, num_slots),
-            (first, min(V, first + size)),
-        )
-        for length, first, size in zip(
-            integers(1, 14, num), integers(FIRST_TEXT_ID, V, num), integers(1, 90, num), strict=True
-        )
-    ]
-
-
-def check_greedy(model: Any, sampler: Sampler, prompts: Sequence[ListPrompt], mode: str) -> int:
-    """Compares draws at temperature 0 with the reference; returns how many sequences were equal."""
-    lists = sampler.sample(prompts, range(len(prompts)), mode=mode, temperature=0, chunk_size=5)
-    num_equal = 0
-    for prompt, ids_SN, logprobs_SN, ended_S in zip(
-        prompts, lists.ids[:, 0], lists.logprobs[:, 0], lists.ended[:, 0], strict=True
-    ):
-        expected = decode(
-            model, list(prompt.ids), prompt.slots, prompt.max_new_tokens,
-            prompt.first_token_range, mode,
-        )  # fmt: skip
-        rows = zip(expected, ids_SN.tolist(), logprobs_SN, ended_S.tolist(), strict=True)
-        for one, ids, logprobs_N, ended in rows:
-            if min(one.gaps) < MAX_TIE_GAP:
-                continue
-            num_equal += 1
-            assert ids == one.ids + [0] * (len(ids) - len(one.ids))
-            assert float(logprobs_N.sum()) == pytest.approx(one.logprob, abs=1e-3)
-            assert ended == (one.ids[-1] == EOS_ID or (mode != "list" and one.ids[-1] == SEP_ID))
-    return num_equal
-
-
-@pytest.mark.parametrize("mode", ["slots", "list"])
-@pytest.mark.parametrize(
-    "config",
-    [
-        LlamaConfig(head_dim=16),
-        LlamaConfig(head_dim=32, attention_bias=True, mlp_bias=True),
-        LlamaConfig(
-            head_dim=16,
-            tie_word_embeddings=True,
-            rope_scaling={
-                "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
-            },
-        ),
-        Qwen2Config(),
-        Qwen3Config(head_dim=32),
-    ],
-    ids=["llama", "biases", "tied, scaled positions", "qwen2", "qwen3"],
-)  # fmt: skip
-def test_temperature_0_is_the_reference(config: Any, mode: str) -> None:
-    model = made(config)
-    num_equal = check_greedy(model, Sampler(model), prompts_of(12), mode)
-    assert num_equal > 30
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("mode", ["slots", "list"])
-def test_temperature_0_is_the_reference_on_500_prompts(
-    model: Any, sampler: Sampler, mode: str
-) -> None:
-    assert check_greedy(model, sampler, prompts_of(500, seed=5), mode) > 1450
-
-
-def as_beams(prompts: Sequence[ListPrompt], num_alone: int) -> list[ListPrompt]:
-    """Gives all sequences but the first `num_alone` the same start and limit."""
-    return [
-        p._replace(
-            slots=[*p.slots[:num_alone], *[25] * (len(p.slots) - num_alone)],
-            max_new_tokens=[*p.max_new_tokens[:num_alone], *p.max_new_tokens[-1:] * 9][
-                : len(p.slots)
-            ],
-        )
-        for p in prompts
-    ]
-
-
-@pytest.mark.parametrize("num_alone", [0, 1])
-def test_beams_at_temperature_0_are_those_of_the_reference(
-    model: Any, sampler: Sampler, num_alone: int
-) -> None:
-    prompts = as_beams(prompts_of(20, seed=2, num_slots=5), num_alone)
-    num_equal = check_greedy(model, sampler, prompts, "beam")
-    assert num_equal > 60
-
-
-def test_further_lists_of_beams_hold_the_next_best_texts(sampler: Sampler) -> None:
-    prompts = as_beams(prompts_of(6, seed=3, num_slots=4), 1)
-    wider = [
-        p._replace(
-            slots=[*p.slots, *p.slots[-1:] * 3],
-            max_new_tokens=[*p.max_new_tokens, *p.max_new_tokens[-1:] * 3],
-        )
-        for p in prompts
-    ]
-    lists = sampler.sample(prompts, [0] * 6, mode="beam", num_lists=2, temperature=0)
-    both = sampler.sample(wider, [0] * 6, mode="beam", temperature=0)
-    assert torch.equal(lists.ids[:, :, 1:].flatten(1, 2), both.ids[:, 0, 1:])
-    assert torch.equal(lists.ids[:, 0, 0], lists.ids[:, 1, 0])
-
-
-def test_prompts_that_differ_in_which_sequences_are_beams_are_refused(sampler: Sampler) -> None:
-    first, second = prompts_of(2, num_slots=2)
-    prompts = [first._replace(slots=[17, 17]), second._replace(slots=[16, 18])]
-    with pytest.raises(ValueError, match="which sequences are beams"):
-        sampler.sample(prompts, [0, 0], mode="beam", temperature=0)
 
 
 @settings(max_examples=15, deadline=None)
@@ -214,10 +64,10 @@ def test_logprobs_equal_those_of_the_packed_model_in_any_shape(
 def exact() -> tuple[Any, ListPrompt, dict[tuple[int, ...], float]]:
     """A model of six texts a step, and the probabilities of all texts of up to three tokens."""
     size = NUM_CONTROL_IDS + 8
-    model = made(LlamaConfig(head_dim=16), size)
+    model = model_of(LlamaConfig(head_dim=16), size)
     prompt = ListPrompt([131, 4, 135], [5], [3], (FIRST_TEXT_ID, size))
     probabilities = dict[tuple[int, ...], float]()
-    waiting = [((), 1.0)]
+    waiting: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
     while waiting:
         ids, probability = waiting.pop()
         with torch.inference_mode():
@@ -261,9 +111,9 @@ def test_texts_are_drawn_as_often_as_enumeration_says(
     lists = Sampler(model).sample([twice], [11], num_lists=4_000, mode=mode)
     texts = [[tuple(i for i in ids if i) for ids in rows] for rows in lists.ids[0].tolist()]
     firsts = Counter(t[0] for rows in texts for t in rows)
-    by_first = Counter[int]()
+    by_first = defaultdict[int, float](float)
     for ids, probability in probabilities.items():
-        by_first[ids[0]] += probability  # pyright: ignore[reportArgumentType]
+        by_first[ids[0]] += probability
     assert abs(chi_square(firsts, dict(by_first))) < 4
     assert abs(chi_square(Counter(t for rows in texts for t in rows), probabilities)) < 4
     pairs = {
@@ -310,8 +160,8 @@ def test_gradients_of_a_list_are_those_of_one_pass_a_sequence(model: Any, sample
     weight = model.model.layers[0].self_attn.k_proj.weight
     (packed,) = torch.autograd.grad(list_logprobs(model, prompts, lists.ids).sum(), weight)
     total = torch.zeros(())
-    for prompt, ids_KSN in zip(prompts, lists.ids.tolist(), strict=True):
-        for ids_SN, (k, slot) in itertools.product(ids_KSN, enumerate(prompt.slots)):
+    for prompt, ids_KSN in zip(prompts, lists.ids, strict=True):
+        for ids_SN, (k, slot) in itertools.product(ids_KSN.tolist(), enumerate(prompt.slots)):
             written = [i for i in ids_SN[k] if i]
             given = [*prompt.ids, slot]
             logits_LV = model(torch.tensor([[*given, *written]])).logits[0]
@@ -383,7 +233,7 @@ def test_settings_out_of_range_are_refused(
 
 
 def test_a_model_that_diverged_is_refused() -> None:
-    model = made(LlamaConfig(head_dim=16))
+    model = model_of(LlamaConfig(head_dim=16))
     with torch.no_grad():
         model.model.norm.weight[3] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite"):

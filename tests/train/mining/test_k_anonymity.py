@@ -148,8 +148,9 @@ class Oracle:
             for i, row in enumerate(steps):
                 for later in steps[i + 1 : i + 1 + MAX_STEPS]:
                     pair = (clean(row["query"]), clean(later["query"]))
-                    if pair[0] != pair[1] and person(row, counts_users) is not None:
-                        followers[pair].add(person(row, counts_users))
+                    who = person(row, counts_users)
+                    if pair[0] != pair[1] and who is not None:
+                        followers[pair].add(who)
         clickers: People = defaultdict(set)
         readers: People = defaultdict(set)
         for row in listed:

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,11 @@ def test_vocabulary_follows_the_layout_and_new_rows_differ(checkpoint: Path) -> 
     )
     assert vocabulary.size % 128 == 0
     assert all(vocabulary.id_of_bytes(bytes([b])) >= FIRST_TEXT_ID for b in range(256))
-    rows = model.get_input_embeddings().weight[:FIRST_TEXT_ID]
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Embedding)
+    rows = embedding.weight[:FIRST_TEXT_ID]
     assert len(torch.unique(rows, dim=0)) == FIRST_TEXT_ID
-    assert rows.std(0).mean() < model.get_input_embeddings().weight.std(0).mean()
+    assert rows.std(0).mean() < embedding.weight.std(0).mean()
     assert vocabulary.decode(vocabulary.encode("<|im_start|>")) == "<|im_start|>"
 
 
@@ -97,6 +100,14 @@ def test_a_rearranged_model_survives_saving(checkpoint: Path, tmp_path: Path) ->
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.gguf cannot be loaded"):
         read_tokenizer(str(tmp_path / "absent.gguf"))
+
+
+def test_a_checkpoint_whose_weights_are_damaged_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"damaged cannot be loaded: .*not fully covered"):
+        load_rearranged(str(damaged), scenarios=["a"], kinds=[])
 
 
 @pytest.mark.slow

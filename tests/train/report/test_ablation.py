@@ -7,6 +7,7 @@ import pytest
 
 from train.clicks.judge import Judged
 from train.evaluation.lists import ProducedList
+from train.evaluation.served import ServedBundle
 from train.report.ablation import ablation_rows, list_ctr
 from train.report.placebo import PlaceboJudge
 
@@ -20,8 +21,11 @@ class LengthTruth:
         return [np.array([len(text) / 10 for text in texts]) for texts in listings]
 
 
-class Served:
+class Served(ServedBundle):
     """An encoder for which a text is what its first letter says."""
+
+    def __init__(self) -> None:
+        """Loads no bundle."""
 
     def embeddings(self, texts: Sequence[str]) -> list:
         return [np.eye(26)[ord(text[0].lower()) - ord("a")] for text in texts]
@@ -45,7 +49,7 @@ def test_an_empty_place_of_a_list_is_not_clicked() -> None:
 
 
 def test_rows_hold_means_gains_relevance_and_distinct_texts() -> None:
-    one, two = ablation_rows([ONE, TWO], LengthTruth(), Served(), num_listed=2, baseline="one")  # type: ignore[arg-type]
+    one, two = ablation_rows([ONE, TWO], LengthTruth(), Served(), num_listed=2, baseline="one")
     assert one.true_ctr == pytest.approx(0.25 / 3)
     assert two.true_ctr == pytest.approx(0.8 / 3)
     assert one.ci_low <= one.true_ctr <= one.ci_high
@@ -71,7 +75,7 @@ def test_a_query_of_several_scenarios_counts_once_in_intervals() -> None:
         for asked in (scenarios[:1], scenarios)
     )
     (alone,), (together,) = (
-        ablation_rows([lists], LengthTruth(), Served(), num_listed=1, baseline="one")  # type: ignore[arg-type]
+        ablation_rows([lists], LengthTruth(), Served(), num_listed=1, baseline="one")
         for lists in (once, thrice)
     )
     assert (together.ci_low, together.ci_high) == pytest.approx((alone.ci_low, alone.ci_high))
@@ -79,9 +83,9 @@ def test_a_query_of_several_scenarios_counts_once_in_intervals() -> None:
 
 def test_systems_must_answer_the_same_questions() -> None:
     with pytest.raises(ValueError, match="'two' does not answer the questions"):
-        ablation_rows([ONE, TWO[::-1]], LengthTruth(), Served(), num_listed=2, baseline="one")  # type: ignore[arg-type]
+        ablation_rows([ONE, TWO[::-1]], LengthTruth(), Served(), num_listed=2, baseline="one")
     with pytest.raises(ValueError, match="no system 'three'"):
-        ablation_rows([ONE, TWO], LengthTruth(), Served(), num_listed=2, baseline="three")  # type: ignore[arg-type]
+        ablation_rows([ONE, TWO], LengthTruth(), Served(), num_listed=2, baseline="three")
 
 
 def test_a_placebo_is_consistent_and_knows_nothing() -> None:
