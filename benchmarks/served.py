@@ -19,6 +19,7 @@ _LISTENING = ": listening on "
 _SERVING = ": serving"
 _SHARED_FILES = ("tokenizer.json", "index/texts.bin", "index/hnsw.faiss")  # of run and bundle
 _STOP_TIMEOUT_S = 60.0
+_LAST_LINES = 20  # of what a server that died wrote to stderr
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,13 @@ def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator
                     break
             else:
                 raise ValueError(f"{command[0]} did not start: {errors.read_text().strip()}")
-            yield Served(target, process.pid)
+            try:
+                yield Served(target, process.pid)
+            finally:
+                if process.poll() is not None:
+                    lines = errors.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+                    end = f"{command[0]} ended with exit status {process.returncode}:"
+                    print(end, *lines, sep="\n", file=sys.stderr)
         finally:
             process.terminate()
             process.wait(_STOP_TIMEOUT_S)

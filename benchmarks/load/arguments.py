@@ -3,12 +3,16 @@
 import argparse
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import benchmarks.load
 from benchmarks.load.settings import Burst, Load
+
+_DURATION_S = 30.0
+_SYSTEM_ROOTS = Path()  # --tls without a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,21 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     description = (benchmarks.load.__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=description)
     parser.add_argument("--target", default="localhost:50051", help="HOST:PORT of the engine")
+    parser.add_argument(
+        "--tls",
+        nargs="?",
+        type=Path,
+        const=_SYSTEM_ROOTS,
+        metavar="CA_FILE",
+        help="TLS; with a file of PEM certificates to trust instead of the usual ones",
+    )
+    parser.add_argument(
+        "--metadata",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="metadata of every call, such as authorization=...; may be repeated",
+    )
     parser.add_argument(
         "--queries",
         type=Path,
@@ -54,7 +73,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         "zipf: few queries often (default cycle)",
     )
     parser.add_argument("--zipf", type=float, default=1.0, help="exponent of --prompts zipf (1)")
-    parser.add_argument("--duration", type=float, default=30.0, help="seconds (default 30)")
+    parser.add_argument(
+        "--duration", type=float, help="seconds (default 30; a replay goes to the file's end)"
+    )
     parser.add_argument("--budget-ms", type=float, default=50.0, help="budget of an answer (50)")
     parser.add_argument(
         "--deadline-ms", type=float, help="deadline of a call (default 1000 or 4 budgets)"
@@ -73,22 +94,26 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     parser.add_argument("--html", type=Path, help="page with plots to write")
     args = parser.parse_args(arguments)
     budget_ms: float = args.budget_ms
+    for option, path in (("--out", args.out), ("--html", args.html)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            parser.error(f"{option} {path} cannot be written: no file in a folder that exists")
+    times_s: list[float] = []
     try:
-        lines = read_lines(args.queries)
-        times_s: list[float] = []
         if args.replay:
-            times_s, lines = _timed(lines, args.speed)
+            times_s, queries = _timed(numbered_lines(args.queries), args.speed)
+        elif args.prompts == "order":
+            queries = read_lines(args.queries)
         else:
-            lines = list(dict.fromkeys(lines))
+            queries = list(dict.fromkeys(read_lines(args.queries)))
         load = Load(
             target=args.target,
-            queries=tuple(lines),
+            queries=tuple(queries),
             times_s=tuple(times_s),
             arrivals="replay" if args.replay else args.arrivals,
             rate_rps=args.rate,
             ramp_to_rps=args.ramp_to,
             burst=_burst(args.burst),
-            duration_s=args.duration,
+            duration_s=_duration_s(args.duration, times_s),
             budget_ms=budget_ms,
             deadline_ms=(
                 max(1000.0, 4 * budget_ms) if args.deadline_ms is None else args.deadline_ms
@@ -99,6 +124,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
             seed=args.seed,
             num_connections=1 if args.idle else args.connections,
             is_idle=args.idle,
+            is_tls=args.tls is not None,
+            root_certificates=_root_certificates(args.tls),
+            metadata=tuple(map(_pair, args.metadata)),
         )
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"--queries cannot be read: {error}")
@@ -108,11 +136,25 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a file that hold something; the file may be gzipped."""
+    """Returns the lines of a file that hold something; the file may be gzipped.
+
+    Raises:
+        OSError: It cannot be read, or is no whole gzip file.
+        UnicodeDecodeError: It is no UTF-8.
+    """
+    return [line for _, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """Returns what `read_lines` does, each with its number in the file, from 1 on."""
     content = path.read_bytes()
     if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    return [line.strip() for line in content.decode("utf-8").splitlines() if line.strip()]
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, zlib.error) as error:
+            raise gzip.BadGzipFile(f"{path} is no whole gzip file: {error}") from None
+    lines = enumerate(content.decode("utf-8-sig").split("\n"), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def mix_of(text: str) -> dict[str, float]:
@@ -143,20 +185,54 @@ def _burst(text: str | None) -> Burst | None:
     return Burst(rate_rps, every_s, length_s)
 
 
-def _timed(lines: Sequence[str], speed: float) -> tuple[list[float], list[str]]:
-    """Returns the times, from 0 on, and the queries of SECONDS<tab>QUERY lines."""
+def _timed(lines: Sequence[tuple[int, str]], speed: float) -> tuple[list[float], list[str]]:
+    """Returns the times, from 0 on, and the queries of SECONDS<tab>QUERY lines.
+
+    Raises:
+        ValueError: A numbered line is something else, its time is below the one before, or the
+            speed is not above 0.
+    """
     if not (math.isfinite(speed) and speed > 0):
         raise ValueError(f"--speed is {speed}; it must be above 0")
     times_s: list[float] = []
     queries: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
+        where = f"--queries line {number}: --replay needs SECONDS<tab>QUERY"
         time, _, query = line.partition("\t")
         try:
-            times_s.append(float(time))
+            time_s = float(time)
         except ValueError:
-            times_s.append(math.nan)
+            time_s = math.nan
+        if not math.isfinite(time_s):
+            raise ValueError(f"{where}, and {time!r} is no number of seconds")
+        if not query.strip():
+            raise ValueError(f"{where}, and no query follows the time")
+        if times_s and time_s < times_s[-1]:
+            raise ValueError(f"{where} by rising time, and {time} comes after {times_s[-1]:.15g}")
+        times_s.append(time_s)
         queries.append(query.strip())
-        is_rising = math.isfinite(times_s[-1]) and times_s[-1] >= times_s[max(0, len(times_s) - 2)]
-        if not (is_rising and queries[-1]):
-            raise ValueError(f"--queries line {number}: --replay needs SECONDS<tab>QUERY, rising")
     return [(t - times_s[0]) / speed for t in times_s], queries
+
+
+def _duration_s(asked_s: float | None, times_s: Sequence[float]) -> float:
+    """Returns how long to send: a replay no longer than there are lines, but a second at least."""
+    if not times_s:
+        return _DURATION_S if asked_s is None else asked_s
+    end_s = max(1.0, times_s[-1])
+    return end_s if asked_s is None else min(asked_s, end_s)
+
+
+def _root_certificates(path: Path | None) -> bytes | None:
+    if path is None or path == _SYSTEM_ROOTS:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"--tls cannot be read: {error}") from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise ValueError(f"--metadata is {text!r}; write KEY=VALUE")
+    return key.lower(), value

@@ -4,10 +4,11 @@ import collections
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from hdrh.histogram import HdrHistogram
 
 from benchmarks.load.caller import Outcome
+from benchmarks.load.percentiles import percentile, rounded
+from benchmarks.load.run import Run
 from benchmarks.load.settings import Load
 
 MODEL_STAGES = ("encode", "generate", "score")
@@ -26,8 +27,9 @@ def latency_histogram(outcomes: Sequence[Outcome]) -> HdrHistogram:
     return histogram
 
 
-def summary(load: Load, outcomes: Sequence[Outcome], elapsed_s: float) -> Figures:
+def summary(load: Load, run: Run) -> Figures:
     """Returns the figures of the last line."""
+    outcomes, elapsed_s = run.outcomes, run.elapsed_s
     answers = [o for o in outcomes if not o.error]
     num_answers = len(answers)
     omissions = collections.Counter(name for o in answers for name in o.omissions)
@@ -37,14 +39,13 @@ def summary(load: Load, outcomes: Sequence[Outcome], elapsed_s: float) -> Figure
             stage_ms.setdefault(stage, []).append(duration_us / 1000)
     overhead_ms = overheads_ms(answers)
     without_queue_ms = overheads_ms(answers, without_queue=True)
+    sending_s = min(elapsed_s, load.duration_s)
     return {
         "mode": "idle" if load.is_idle else "open-loop",
-        "arrivals": None if load.is_idle else load.arrivals,
-        "prompts": load.prompts,
+        "cut_short": run.is_cut_short,
         "rate_rps": rounded(num_answers / elapsed_s),
-        "offered_rps": None if load.is_idle or load.arrivals == "replay" else load.rate_rps,
+        "offered_rps": None if load.is_idle else rounded(len(outcomes) / sending_s),
         "duration_s": rounded(elapsed_s),
-        "budget_ms": load.budget_ms,
         **_figures(load, outcomes),
         "mean_suggestions": rounded(
             sum(o.num_suggestions for o in answers) / num_answers if num_answers else math.nan
@@ -64,9 +65,26 @@ def summary(load: Load, outcomes: Sequence[Outcome], elapsed_s: float) -> Figure
         "scenarios": {
             name: _figures(load, [o for o in outcomes if o.scenario == name]) for name in load.mix
         },
-        "seed": load.seed,
+        **_asked(load),
+    }
+
+
+def _asked(load: Load) -> Figures:
+    """Returns what was to be sent, as far as it does not depend on the engine."""
+    is_rate = not load.is_idle and load.arrivals != "replay"
+    return {
+        "arrivals": None if load.is_idle else load.arrivals,
+        "asked_rps": load.rate_rps if is_rate else None,
+        "ramp_to_rps": load.ramp_to_rps if is_rate else None,
+        "burst": load.burst if is_rate else None,
+        "prompts": load.prompts,
+        "zipf": load.zipf_exponent if load.prompts == "zipf" else None,
+        "mix": load.mix,
         "num_queries": len(load.queries),
+        "budget_ms": load.budget_ms,
+        "deadline_ms": load.deadline_ms,
         "connections": load.num_connections,
+        "seed": load.seed,
     }
 
 
@@ -80,32 +98,18 @@ def overheads_ms(answers: Sequence[Outcome], *, without_queue: bool = False) -> 
     ]
 
 
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Returns the exact percentile (nearest rank, upwards), or None of nothing."""
-    return rounded(float(np.percentile(values, percent, method="higher"))) if values else None
-
-
-def rounded(value: float) -> float | None:
-    """Returns a figure as it is printed; None if there is none."""
-    return round(value, 4) if math.isfinite(value) else None
-
-
 def _figures(load: Load, outcomes: Sequence[Outcome]) -> Figures:
     answers = [o for o in outcomes if not o.error]
-    histogram = latency_histogram(answers)
-
-    def latency_ms(percent: float) -> float | None:
-        value_us: int = histogram.get_value_at_percentile(percent)
-        return rounded(value_us / 1000) if answers else None
-
-    num_in_budget = sum(o.latency_s * 1000 <= load.budget_ms for o in answers)
+    latency_ms = [o.latency_s * 1000 for o in answers]
+    num_in_budget = sum(ms <= load.budget_ms for ms in latency_ms)
     num_degraded = sum(o.is_degraded for o in answers)
     return {
         "num_requests": len(outcomes),
-        "p50_ms": latency_ms(50),
-        "p95_ms": latency_ms(95),
-        "p99_ms": latency_ms(99),
-        "p999_ms": latency_ms(99.9),
+        "p50_ms": percentile(latency_ms, 50),
+        "cached": rounded(sum(o.is_cached for o in answers) / len(answers)) if answers else None,
+        "p95_ms": percentile(latency_ms, 95),
+        "p99_ms": percentile(latency_ms, 99),
+        "p999_ms": percentile(latency_ms, 99.9),
         "in_budget": rounded(num_in_budget / len(outcomes)) if outcomes else None,
         "degraded": rounded(num_degraded / len(answers)) if answers else None,
         "errors": len(outcomes) - len(answers),

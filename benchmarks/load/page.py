@@ -1,4 +1,4 @@
-"""A run as one HTML page that stands alone: figures and two plots of latency, nothing to fetch."""
+"""A run as one HTML page that stands alone: figures and two plots, nothing to fetch."""
 
 from html import escape
 from io import StringIO
@@ -18,7 +18,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_COLOURS = ("#1f5f8b", "#c8553d", "#6a994e")
+_COLOURS = ("#1f5f8b", "#c8553d", "#6a994e", "#6d3f8f")
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; }
@@ -27,6 +27,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem 1.5rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd; }
 svg { max-width: 100%; height: auto; }
 """
+_MAX_MARKERS = 2000
 _SHARES = ("omissions", "efforts", "statuses", "errors_by_reason")
 
 
@@ -47,7 +48,7 @@ def page(record: Record) -> str:
             f"<h1>{escape(title)}</h1>",
             "<h2>Latency by percentile</h2>",
             f"<figure>{_percentile_plot(record)}</figure>",
-            "<h2>Latency over time</h2>",
+            "<h2>Latency and errors over time</h2>",
             f"<figure>{_time_plot(record)}</figure>",
             "<h2>Figures</h2>",
             _table(plain),
@@ -80,26 +81,29 @@ def _percentile_plot(record: Record) -> str:
 def _time_plot(record: Record) -> str:
     figure, axes = _axes()
     second = np.arange(len(record.seconds))
+    # A second between two without an answer has no line of its own; a day has too many markers.
+    marker = "." if len(second) <= _MAX_MARKERS else ""
     for name, colour, values in (
         ("p50", _COLOURS[0], [s.p50_ms for s in record.seconds]),
         ("p99", _COLOURS[1], [s.p99_ms for s in record.seconds]),
     ):
         ms = [np.nan if v is None else v for v in values]
-        axes.plot(second, ms, color=colour, label=name, linewidth=1.5)
+        axes.plot(second, ms, marker, linestyle="-", color=colour, label=name, markersize=4)
     axes.set_xlabel("seconds since the start")
     axes.set_ylabel("ms")
     axes.set_ylim(bottom=0)
-    due = axes.twinx()
-    due.plot(
-        second,
-        [s.num_due for s in record.seconds],
-        color=_COLOURS[2],
-        alpha=0.5,
-        label="due a second",
-    )
-    due.set_ylim(bottom=0)
-    due.spines["right"].set_visible(True)
-    figure.legend(frameon=False, loc="outside right upper")
+    counts = axes.twinx()
+    for name, colour, values in (
+        ("due a second", _COLOURS[2], [s.num_due for s in record.seconds]),
+        ("errors a second", _COLOURS[3], [s.num_errors for s in record.seconds]),
+    ):
+        counts.plot(
+            second, values, marker, linestyle="-", color=colour, label=name, markersize=4, alpha=0.6
+        )
+    counts.set_ylabel("requests a second")
+    counts.set_ylim(bottom=0)
+    counts.spines["right"].set_visible(True)
+    figure.legend(frameon=False, loc="outside upper center", ncols=4)
     return _svg(figure)
 
 

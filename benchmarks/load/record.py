@@ -8,7 +8,8 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
-from benchmarks.load.figures import Figures, latency_histogram, percentile
+from benchmarks.load.figures import Figures, latency_histogram
+from benchmarks.load.percentiles import percentile
 from benchmarks.load.run import Run
 from benchmarks.load.settings import Load
 

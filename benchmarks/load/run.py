@@ -6,15 +6,20 @@ import itertools
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.load.arrivals import due_s
-from benchmarks.load.caller import Caller, Outcome
-from benchmarks.load.figures import percentile
+from benchmarks.load.caller import Caller, Outcome, credentials
+from benchmarks.load.percentiles import percentile
 from benchmarks.load.settings import Load
-from benchmarks.load.traffic import requests
+from benchmarks.load.traffic import Request, serialised
 from queryrec.client import QueryRecClient, QueryRecError
-from queryrec.v1 import query_recommender_service_pb2 as service_pb2
+
+_LEAD_S = 0.05  # from when all is ready until the first second
+_PAUSE_S = 0.1  # after an error
+
+Plan = Sequence[tuple[float, Request]]  # seconds from the start
 
 
 class Run(NamedTuple):
@@ -22,84 +27,108 @@ class Run(NamedTuple):
 
     outcomes: list[Outcome]
     started_s: float  # of `time.perf_counter`; the first second's, once all requests are made
-    elapsed_s: float  # from then to the last answer
+    elapsed_s: float  # from then to the last answer, or the whole duration if that is longer
+    is_cut_short: bool = False  # requests that were under way then are not among the outcomes
 
 
-async def run(load: Load) -> Run:
+async def run(load: Load, *, may_be_cut_short: bool = False) -> Run:
     """Puts the load on the engine; returns when all requests are answered or failed.
+
+    Args:
+        load: What to send.
+        may_be_cut_short: Whether cancelling it returns what was answered until then instead of
+            raising, once it sends.
 
     Raises:
         ValueError: The engine cannot be reached or lacks a scenario of the mix, or the queries do
             not suffice.
     """
     caller = Caller(load)
+    is_cut_short = False
     try:
-        try:
-            async with QueryRecClient(load.target, timeout_s=10) as client:
-                known = [s.name for s in await client.list_scenarios()]
-            await caller.connect()
-        except (TimeoutError, QueryRecError) as error:
-            raise ValueError(
-                f"no engine answers at {load.target}: {error or 'no connection'}"
-            ) from error
-        if unknown := sorted(load.mix.keys() - set(known)):
-            raise ValueError(f"the engine has no scenario {unknown}; it has {known}")
+        await _connect(load, caller)
+        plan = (
+            [] if load.is_idle else list(zip(due_s(load).tolist(), serialised(load), strict=False))
+        )
         progress = asyncio.create_task(_progress(load, caller))
         gc.collect()
         gc.disable()  # outcomes pile up: looking through them would send requests late
+        started_s = time.perf_counter() + _LEAD_S
         try:
-            started_s = await (_closed_loop if load.is_idle else _open_loop)(load, caller)
+            if load.is_idle:
+                await _closed_loop(load, caller, started_s)
+            else:
+                await _open_loop(plan, caller, started_s)
+        except asyncio.CancelledError:
+            if not may_be_cut_short:
+                raise
+            is_cut_short = True
         finally:
             gc.enable()
             progress.cancel()
         elapsed_s = time.perf_counter() - started_s
     finally:
         await caller.close()
-    return Run(caller.outcomes, started_s, elapsed_s)
+    if not is_cut_short:
+        assert caller.num_sent == len(caller.outcomes), "every request has an outcome"
+        elapsed_s = max(elapsed_s, load.duration_s)
+    return Run(caller.outcomes, started_s, elapsed_s, is_cut_short)
 
 
-async def _open_loop(load: Load, caller: Caller) -> float:
-    """Sends requests when they are due; returns when the first second began."""
-    plan = list(zip(due_s(load).tolist(), requests(load), strict=False))
+async def _connect(load: Load, caller: Caller) -> None:
+    try:
+        async with QueryRecClient(
+            load.target, timeout_s=10, credentials=credentials(load)
+        ) as client:
+            known = [s.name for s in await client.list_scenarios(metadata=load.metadata)]
+        await caller.connect()
+    except (TimeoutError, QueryRecError) as error:
+        raise ValueError(
+            f"no engine answers at {load.target}: {error or 'no connection'}"
+        ) from error
+    if unknown := sorted(load.mix.keys() - set(known)):
+        raise ValueError(f"the engine has no scenario {unknown}; it has {known}")
+
+
+async def _open_loop(plan: Plan, caller: Caller, start_s: float) -> None:
+    """Sends requests when they are due."""
     loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-    all_sent = asyncio.Event()
-    start_s = time.perf_counter() + 0.05
+    all_sent, is_over = asyncio.Event(), threading.Event()
 
-    def send(request: service_pb2.RecommendRequest, at_s: float) -> None:
-        task = loop.create_task(caller.call(request, at_s))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    async with asyncio.TaskGroup() as calls:
 
-    def pace() -> None:
-        # A thread of its own: asyncio rounds timers up to whole milliseconds.
-        for after_s, request in plan:
-            at_s = start_s + after_s
-            if (wait_s := at_s - time.perf_counter()) > 0:
-                time.sleep(wait_s)
-            loop.call_soon_threadsafe(send, request, at_s)
-        loop.call_soon_threadsafe(all_sent.set)
+        def send(request: Request, at_s: float) -> None:
+            if not is_over.is_set():
+                calls.create_task(caller.call(request, at_s))
 
-    threading.Thread(target=pace, name="pace", daemon=True).start()
-    await all_sent.wait()
-    while tasks:
-        await asyncio.wait(tasks)
-    return start_s
+        def pace() -> None:
+            # A thread of its own: asyncio rounds timers up to whole milliseconds.
+            for after_s, request in plan:
+                at_s = start_s + after_s
+                if is_over.wait(max(0.0, at_s - time.perf_counter())):
+                    return
+                loop.call_soon_threadsafe(send, request, at_s)
+            loop.call_soon_threadsafe(all_sent.set)
+
+        pacing = threading.Thread(target=pace, name="pace", daemon=True)
+        pacing.start()
+        try:
+            await all_sent.wait()
+        finally:
+            is_over.set()
+            pacing.join()
 
 
-async def _closed_loop(load: Load, caller: Caller) -> float:
-    """Sends the next request as soon as the last is answered, until the time is over.
-
-    Returns when it began.
-    """
-    start_s = time.perf_counter()
-    end_s = start_s + load.duration_s
-    for request in requests(load):
+async def _closed_loop(load: Load, caller: Caller, start_s: float) -> None:
+    """Sends the next request as soon as the last is answered, until the time is over."""
+    await asyncio.sleep(start_s - time.perf_counter())
+    for request in serialised(load):
         now_s = time.perf_counter()
-        if now_s >= end_s:
+        if now_s >= start_s + load.duration_s:
             break
-        await caller.call(request, now_s)
-    return start_s
+        outcome = await caller.call(request, now_s)
+        if outcome.error:  # else a server that refuses at once would outweigh all answers
+            await asyncio.sleep(_PAUSE_S)
 
 
 async def _progress(load: Load, caller: Caller) -> None:

@@ -2,7 +2,9 @@
 
 import itertools
 import random
+import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -13,6 +15,19 @@ from queryrec.v1 import query_recommender_service_pb2 as service_pb2
 _COMPLETION = "completion"
 _CHUNK = 4096  # queries drawn at once
 _MAX_DRAWS = 100  # for a prompt that is new
+
+
+class Request(NamedTuple):
+    """A message as it travels: a seventh of the object's memory."""
+
+    scenario: str
+    message: bytes
+
+
+def serialised(load: Load) -> Iterator[Request]:
+    """Yields what `requests` does, ready to be sent."""
+    for request in requests(load):
+        yield Request(sys.intern(request.scenario), request.SerializeToString())
 
 
 def requests(load: Load) -> Iterator[service_pb2.RecommendRequest]:

@@ -2,15 +2,18 @@
 
 import dataclasses
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from benchmarks.load.__main__ import main
 from benchmarks.load.arrivals import due_s
 from benchmarks.load.comparison import compared
 from benchmarks.load.figures import latency_histogram
-from benchmarks.load.record import Record
+from benchmarks.load.percentiles import percentile
+from benchmarks.load.record import Record, write
 from benchmarks.load.settings import Burst, Load
 from benchmarks.load.traffic import requests
 
@@ -54,6 +57,38 @@ def test_a_burst_is_another_rate_at_the_end_of_each_interval():
     assert (times_s < 4).sum() == pytest.approx(40, abs=1)
 
 
+def test_short_bursts_of_a_long_run_all_come():
+    day = load(arrivals="constant", rate_rps=1.0, burst=Burst(100, 10, 0.1), duration_s=86_400.0)
+    times_s = due_s(day)
+    of_bursts, num = np.unique(times_s[times_s % 10 > 9.9] // 10, return_counts=True)
+    assert len(of_bursts) == 8640
+    assert set(num.tolist()) <= {9, 10, 11}
+    assert len(times_s) == pytest.approx(8640 * (10 + 9.9), abs=1)
+
+
+def test_a_ramp_goes_on_beneath_bursts():
+    times_s = due_s(
+        load(
+            arrivals="constant",
+            rate_rps=10,
+            ramp_to_rps=100,
+            burst=Burst(200, 5, 1),
+            duration_s=10.0,
+        )
+    )
+    counts = np.histogram(times_s, [0, 4, 5, 9, 10])[0]
+    assert counts.tolist() == pytest.approx([(10 + 46) / 2 * 4, 200, (55 + 91) / 2 * 4, 200], abs=1)
+
+
+@pytest.mark.parametrize(("num", "percent", "rank_"), [(1, 99, 1), (100, 99, 99), (150, 99, 149)])
+def test_percentiles_are_of_the_nearest_rank_upwards(num, percent, rank_):
+    assert percentile(range(1, num + 1), percent) == rank_
+
+
+def test_the_thousandth_is_told_exactly():
+    assert [percentile(range(1, n + 1), 99.9) for n in (1000, 1001, 3000)] == [999, 1000, 2997]
+
+
 def prompts(settings: Load, number: int) -> list[tuple]:
     asked = itertools.islice(requests(settings), number)
     return [(r.scenario, r.query, tuple(r.session_queries)) for r in asked]
@@ -82,28 +117,70 @@ def test_order_is_that_of_the_file():
     assert [q for _, q, _ in prompts(load(prompts="order"), 4)] == [*LOAD.queries, "red shoes"]
 
 
-def record(latencies_ms: np.ndarray, *, num_errors: int) -> Record:
+def record(latencies_ms: np.ndarray, *, num_errors: int = 0, **figures: object) -> Record:
     histogram = latency_histogram([])
     for latency_ms in latencies_ms:
         histogram.record_value(int(latency_ms * 1000))
-    figures = {
-        "num_requests": len(latencies_ms) + num_errors,
-        "errors": num_errors,
-        "in_budget": 0.9,
-        "degraded": 0.0,
-    }
-    return Record(figures=figures, latency_us=histogram.encode().decode(), seconds=[])
+    shares = {"in_budget": 0.9, "degraded": 0.0, "cached": 0.0}
+    counts = {"num_requests": len(latencies_ms) + num_errors, "errors": num_errors}
+    return Record(
+        figures=shares | counts | figures, latency_us=histogram.encode().decode(), seconds=[]
+    )
 
 
 def test_a_comparison_finds_the_ratio_and_an_interval_round_it():
     rng = np.random.default_rng(0)
     first, second = (rng.gamma(4, scale, size=2000) for scale in (5.0, 10.0))
-    ratios = {
-        r.name: r for r in compared(record(first, num_errors=20), record(second, num_errors=0))
-    }
+    found = compared(record(first), record(second))
+    ratios = {r.name: r for r in found.ratios}
     assert ratios["p50_ms"].first == pytest.approx(np.median(first), rel=0.01)
-    for name in ("p50_ms", "p95_ms", "p99_ms"):
-        assert ratios[name].low < 2 < ratios[name].high
-        assert ratios[name].high - ratios[name].low < 1
-    assert ratios["errors_share"].ratio == 0
-    assert ratios["degraded"].ratio is None, "nothing can be said of 0 to 0"
+    assert set(ratios) == {"p50_ms", "p95_ms", "p99_ms"}, "2 of 2000 answers say nothing"
+    for ratio in ratios.values():
+        assert ratio.low < 2 < ratio.high
+        assert ratio.high - ratio.low < 1
+    assert found.warnings == ["too few answers to compare p99.9"]
+
+
+def test_a_comparison_of_shares_has_a_width_where_nothing_or_everything_failed():
+    first = record(np.full(6000, 5.0), num_errors=0)
+    second = record(np.full(3000, 5.0), num_errors=3000)
+    found = {d.name: d for d in compared(first, second).differences}
+    errors = found["errors_share"]
+    assert (errors.first, errors.second, errors.change) == (0, 0.5, 0.5)
+    assert 0.48 < errors.low < 0.5 < errors.high < 0.52
+    degraded = found["degraded"]
+    assert degraded.change == 0
+    assert -0.01 < degraded.low < 0 < degraded.high < 0.01
+
+
+def test_newcombes_interval_is_that_of_the_literature():
+    # Newcombe (1998), method 10: 56 of 70 and 48 of 80.
+    first = record(np.full(80, 5.0), in_budget=48 / 80)
+    second = record(np.full(70, 5.0), in_budget=56 / 70)
+    found = next(d for d in compared(first, second).differences if d.name == "in_budget")
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+def test_a_comparison_says_what_was_not_alike():
+    same = {"prompts": "cycle", "mix": {"suggestion": 1.0}, "seed": 0}
+    latencies = np.full(6000, 5.0)
+    first = record(latencies, **same, asked_rps=50.0, budget_ms=50.0)
+    second = record(latencies, **(same | {"seed": 1}), asked_rps=80.0, budget_ms=50.0, cached=0.8)
+    rate, cached = compared(first, second).warnings
+    assert rate == "asked_rps differs: 50.0 and 80.0"
+    assert "cached answers" in cached
+    assert compared(first, first).warnings == []
+
+
+def test_columns_of_a_comparison_do_not_run_together(tmp_path, capsys):
+    paths = []
+    for i, ms in enumerate((5.0, 2013.0)):
+        paths.append(tmp_path / f"{i}.json")
+        write(record(np.full(6000, ms), num_errors=100 * i), paths[-1])
+    assert main(["compare", *map(str, paths)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    row = next(line for line in out if line.startswith("p50_ms")).split()
+    assert [float(text) for text in row[1:4]] == pytest.approx([5, 2013, 402.6], rel=0.001)
+    figures = json.loads(out[-1])
+    assert figures["p50_ms"]["first"] == pytest.approx(5, rel=0.001)
+    assert (figures["errors_share"]["first"], figures["errors_share"]["second"]) == (0, 100 / 6100)
