@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
+from engine.execution.bundle import load_bundle
 from engine.formats.features import FEATURE_NAMES
 from engine.formats.index import GRAPH
 from engine.formats.manifest import (
@@ -32,8 +33,9 @@ from engine.formats.vocabulary import MAX_SLOTS
 from engine.scheduling.planner import SCORED_SIZES
 from export import click_parity, encoder_parity, parity
 from export.calibration import activation_scales
-from export.checkpoint import DecoderCheckpoint, Run
+from export.checkpoint import DecoderCheckpoint, Run, unchanged
 from export.click_model import build_click_model
+from export.decoder import Array
 from export.encoder import build_encoder, quantise_encoder, to_fp16
 from export.generator import Mode, build_generator
 from export.packing import packed, sealed
@@ -68,15 +70,20 @@ def export_bundle(
         report: called with a line of progress.
 
     Raises:
-        ValueError: `target` exists, the run is incomplete, its parts do not belong together, or an
-            architecture is unsupported.
+        ValueError: `target` exists, the run is incomplete or changes meanwhile, its parts do not
+            belong together or cannot be used, or an architecture is unsupported.
         ParityError: a graph does not give what its reference gives.
     """
-    check_whole(run_directory)
     with packed(target) as directory:
-        run = Run(run_directory)
-        mode = mode or run.taught_mode()
-        return _Writer(run, directory, precision, mode, num_parity_requests, report).write()
+        with unchanged(run_directory):
+            check_whole(run_directory)
+            run = Run(run_directory)
+            run.check_weights()
+            mode = mode or run.taught_mode()
+            writer = _Writer(run, directory, precision, mode, num_parity_requests, report)
+            manifest = writer.write()
+        load_bundle(directory, None)  # what the engine refuses is no bundle
+        return manifest
 
 
 class _Writer:
@@ -125,13 +132,12 @@ class _Writer:
         self.report("encoder: optimum export, comparison with torch")
         model = self.run.encoder()
         graph = build_encoder(model)
-        texts = [r.query for r in sample_requests(self.run, _NUM_CALIBRATION, seed=1)]
-        rows = self.run.encoder_ids(texts)
+        rows = self._encoder_rows(seed=1)
         exact_ND, figures = encoder_parity.check_exact(parity.session_of(graph), model, rows)
         if self.precision != "fp32":
             samples: list[Mapping[str, Any]] = [
                 {"input_ids": np.asarray([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-                for ids in rows
+                for ids in self._encoder_rows(seed=7)
             ]
             graph = quantise_encoder(graph, samples) if self.precision == "int8" else to_fp16(graph)
             figures |= encoder_parity.check_reduced(
@@ -142,6 +148,11 @@ class _Writer:
         if not (self.directory / tokenizer.name).exists():
             shutil.copyfile(tokenizer, self.directory / tokenizer.name)
         return msgspec.structs.replace(self._save(graph, "encoder"), tokenizer=tokenizer.name)
+
+    def _encoder_rows(self, seed: int) -> list[list[int]]:
+        """Returns the ids of sample queries."""
+        requests = sample_requests(self.run, _NUM_CALIBRATION, seed=seed)
+        return self.run.encoder_ids([r.query for r in requests])
 
     def _generator(self) -> GeneratorSpec:
         self.run.check_mode(self.mode)
@@ -221,13 +232,7 @@ class _Writer:
             if self.precision == "fp16":
                 graph = build(real_type="float16")
             else:
-                scales = activation_scales(
-                    checkpoint.model,
-                    lambda: click_parity.click_reference(
-                        checkpoint, head, self.run, requests, features
-                    ),
-                )
-                graph = build(activation_scales=scales)
+                graph = build(activation_scales=self._click_scales(checkpoint, head))
             figures |= click_parity.check_reduced(
                 parity.session_of(graph), self.precision, self.run, requests, features, expected
             )
@@ -246,6 +251,17 @@ class _Writer:
             max_candidate_tokens=MAX_CANDIDATE_TOKENS,
         )
 
+    def _click_scales(
+        self, checkpoint: DecoderCheckpoint, head: Mapping[str, Array]
+    ) -> dict[str, float | None]:
+        """Measures activations on requests of their own: parity is judged on others."""
+        requests = sample_requests(self.run, _NUM_CALIBRATION, seed=8)
+        features = click_parity.sample_features(head, requests, seed=9)
+        return activation_scales(
+            checkpoint.model,
+            lambda: click_parity.click_reference(checkpoint, head, self.run, requests, features),
+        )
+
     def _index(self, encoder: ModelSpec) -> IndexSpec:
         self.report("index: copying")
         spec = self.run.index_spec()
@@ -254,7 +270,9 @@ class _Writer:
         for path in (source / GRAPH, source / "texts.bin", *source.glob("*.npy")):
             shutil.copyfile(path, target / path.name)
         encoder_hash = sha256_of(self.directory / encoder.file)
-        return msgspec.structs.replace(spec, encoder_sha256=encoder_hash)
+        return msgspec.structs.replace(
+            spec, encoder_sha256=encoder_hash, association=self.run.association()
+        )
 
     def _save(self, graph: onnx.ModelProto, name: str) -> ModelSpec:
         path = self.directory / f"{name}.onnx"

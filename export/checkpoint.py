@@ -1,14 +1,18 @@
 """Reads what training wrote: a run directory with checkpoints. Knows nothing of ONNX."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -20,9 +24,34 @@ from export.decoder import Array
 from export.generator import Mode, rotary_tables
 from train.clicks.calibration import EXAMINATION, read_examination
 from train.generation.decoder import DecoderShape
+from train.mining.mine import SUMMARY, MineSummary
 from train.retrieval.encoder import Encoder, encoder_tokenizer
 
+T = TypeVar("T")
+_MODELS = ("encoder", "click_model")  # and the generator, see `Run.generator_directory`
+_MAX_BYTES = 2**31 - 2**24  # of protobuf, with room for the nodes and tables of positions
 _UNCALIBRATED = (1.0, 0.0)  # slope and intercept of a scenario without held-out impressions
+
+
+@contextmanager
+def unchanged(run: Path) -> Iterator[None]:
+    """Checks at the end that training has not replaced a part of a run directory meanwhile.
+
+    Raises:
+        ValueError: it has, so what was read may be of two trainings.
+    """
+    before = _stage_records(run)
+    yield
+    if _stage_records(run) != before:
+        raise ValueError(
+            f"{run}: queryrec-train has replaced parts of it that were being read; wait until it "
+            "has ended, then export again"
+        )
+
+
+def _stage_records(run: Path) -> dict[str, bytes]:
+    """Returns what `train.stages` says of the stages that are finished."""
+    return {path.name: path.read_bytes() for path in (run / ".stages").glob("*.json")}
 
 
 class DecoderCheckpoint(NamedTuple):
@@ -63,8 +92,7 @@ class Run:
         looked at: click rates by position would count twice that a policy puts the best first.
         A panel that it was calibrated for, but not trained on, was taken for seen everywhere.
         """
-        content = (self.directory / "mined/scenarios.json").read_bytes()
-        specs = msgspec.json.decode(content, type=list[ScenarioSpec])
+        specs = _read_json(self.directory / "mined/scenarios.json", list[ScenarioSpec])
         seen: dict[str, list[float]] = {}
         if (self.directory / EXAMINATION).is_file():
             calibrations = [*self.calibration().items(), *self.unknown_calibration().items()]
@@ -77,8 +105,7 @@ class Run:
     @cached_property
     def prompt(self) -> PromptSpec:
         """Prompt rendering."""
-        content = (self.directory / "mined/prompt.json").read_bytes()
-        return msgspec.json.decode(content, type=PromptSpec)
+        return _read_json(self.directory / "mined/prompt.json", PromptSpec)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -98,6 +125,20 @@ class Run:
     def has(self, part: str) -> bool:
         """Returns whether training wrote a part: encoder, generator, click_model or index."""
         return (self.directory / part).is_dir()
+
+    def check_weights(self) -> None:
+        """Checks models before one is run: files that are whole, and small enough for ONNX.
+
+        Raises:
+            ValueError: a file of weights is damaged, or a model is too large.
+        """
+        for directory in (*map(self.directory.joinpath, _MODELS), self.generator_directory):
+            num_bytes = 4 * sum(_num_weights(path) for path in directory.glob("*.safetensors"))
+            if num_bytes > _MAX_BYTES:
+                raise ValueError(
+                    f"{directory}: has {num_bytes / 2**30:.1f} GiB of weights in float32, from "
+                    "which all graphs are made; an ONNX file takes up to 2 GiB: train a smaller one"
+                )
 
     @property
     def generator_directory(self) -> Path:
@@ -140,14 +181,14 @@ class Run:
 
     def calibration(self) -> dict[str, tuple[float, float]]:
         """Loads the calibration of the click logit per scenario."""
-        content = (self.directory / "click_model/calibration.json").read_bytes()
-        return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
+        return _read_json(
+            self.directory / "click_model/calibration.json", dict[str, tuple[float, float]]
+        )
 
     def unknown_calibration(self) -> dict[str, tuple[float, float]]:
         """Loads the same for texts that the log does not know; empty if they have none."""
         path = self.directory / "click_model/unknown_calibration.json"
-        content = path.read_bytes() if path.is_file() else b"{}"
-        return msgspec.json.decode(content, type=dict[str, tuple[float, float]])
+        return _read_json(path, dict[str, tuple[float, float]]) if path.is_file() else {}
 
     def index_spec(self) -> IndexSpec:
         """Loads the description of the index.
@@ -159,10 +200,15 @@ class Run:
         again = "build it again with `queryrec-train index`"
         if not (index / GRAPH).is_file():
             raise ValueError(f"{index}: has no {GRAPH}; {again}")
-        spec = msgspec.json.decode((index / "index.json").read_bytes(), type=IndexSpec)
+        spec = _read_json(index / "index.json", IndexSpec)
         if spec.encoder_sha256 != sha256_of(self.directory / "encoder/model.safetensors"):
             raise ValueError(f"{index}: was embedded by another encoder than the run's; {again}")
         return spec
+
+    def association(self) -> str | None:
+        """Returns how strongly pairs belong together was measured; None: nothing says it."""
+        path = self.directory / "mined" / SUMMARY
+        return _read_json(path, MineSummary).association if path.is_file() else None
 
     def taught_mode(self) -> Mode:
         """Returns the decoding mode that the generator was taught; the first of several."""
@@ -191,6 +237,31 @@ class Run:
         path = self.directory / "click_model/metrics.json"
         measured = json.loads(path.read_text())["all"]["model"] if path.is_file() else {}
         return {k: float(v) for k, v in measured.items() if v is not None}  # null: undefined
+
+
+def _read_json(path: Path, kind: type[T]) -> T:
+    """Reads a file of JSON.
+
+    Raises:
+        ValueError: it is damaged, or holds something else.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _num_weights(path: Path) -> int:
+    """Returns how many numbers a file of weights holds.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: weights cannot be read: {error}") from error
 
 
 def _loaded(auto_class: Any, directory: Path, **options: Any) -> Any:

@@ -77,6 +77,9 @@ def quantise_encoder(
     Args:
         model: the fp32 graph; left as it is.
         samples: inputs without padding, to measure activations on.
+
+    Raises:
+        ValueError: the graph does not start as those of BERT and its like.
     """
     quantised = onnx.ModelProto()
     quantised.CopyFrom(model)
@@ -86,7 +89,13 @@ def quantise_encoder(
     scales = _input_scales(model, sorted({n.input[0] for n in products}), samples)
     added: dict[str, np.ndarray] = {"q_zero": np.uint8(128)}  # type: ignore[dict-item]
     nodes, quantised_inputs, removed = list[onnx.NodeProto](), set[str](), set[str]()
-    embedding = next(n for n in graph.node if n.op_type == "Gather" and n.input[1] == "input_ids")
+    lookups = (n for n in graph.node if n.op_type == "Gather" and n.input[1] == "input_ids")
+    embedding = next(lookups, None)
+    if embedding is None:
+        raise ValueError(
+            "the encoder's graph looks up no embeddings by input_ids, so that int8 does not know "
+            "it: export with precision fp32 or fp16"
+        )
     for node in graph.node:
         if any(node is p for p in products):
             x, matrix, out = node.input[0], node.input[1], node.output[0]

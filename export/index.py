@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,17 +18,28 @@ import pyarrow.parquet as pq
 
 from engine.execution.bundle import load_bundle
 from engine.execution.models import Encoder, Floats
-from engine.formats.index import GRAPH, Report, write_index
-from engine.formats.manifest import MAX_ENCODER_TOKENS, Manifest
+from engine.formats.index import GRAPH, CooccurrenceIndex, Edges, Report, write_index
+from engine.formats.manifest import MAX_ENCODER_TOKENS, IndexSpec, Manifest
+from export.checkpoint import unchanged
 from export.packing import packed, sealed
 from export.parity import session_of
 from train.config import read_config
-from train.mining.mine import QUERIES, SUMMARY, MineSummary
+from train.mining.mine import PAIRS, QUERIES, SUMMARY, MineSummary
 from train.retrieval.effort import least_effort, probe_texts
 from train.retrieval.index import read_edges
 
 _BATCH_SIZE = 256
 _BATCHES_A_LINE = 100  # of progress
+_MAX_RATIO = 2.0  # of searches in the new index to those in the old one, without a warning
+
+
+class _Mined(NamedTuple):
+    """What a refresh takes from a run: Q queries."""
+
+    texts: list[str]  # (Q), sorted
+    popularity: Floats  # (Q) searches of each
+    edges: Edges
+    summary: MineSummary
 
 
 def refresh_index(
@@ -52,44 +64,38 @@ def refresh_index(
 
     Raises:
         ValueError: `target` exists, the bundle is damaged or has no encoder or index, or the run
-            is not mined.
+            is not mined, changes meanwhile, or measures pairs otherwise than the bundle's.
     """
-    mined = run_directory / "mined"
-    if not (mined / SUMMARY).is_file():
-        raise ValueError(
-            f"{run_directory}: has no mined/{SUMMARY}: run `queryrec-train mine` there first"
-        )
+    mined = _read_mined(run_directory)
     loaded = load_bundle(bundle, None, has_graph=False)  # verified; only the encoder runs here
     old = loaded.manifest
     if old.encoder is None or old.index is None:
         raise ValueError(f"{bundle}: has no encoder and index to refresh; export a whole bundle")
     session = session_of(onnx.load(bundle / old.encoder.file), num_threads)
     encoder = Encoder(session, MAX_ENCODER_TOKENS)
-    config = run_directory / "config.toml"
-    max_edges = read_config(config if config.is_file() else None).index.max_edges
+    _check_association(mined, run_directory, old.index, bundle)
+    assert loaded.index is not None
+    _compare_size(mined, loaded.index, report)
     with packed(target) as directory:
         for name in old.files:
             if not name.startswith(f"{old.index.directory}/"):
                 _link(bundle / name, directory / name)
-        queries = pq.read_table(mined / QUERIES)
-        texts: list[str] = queries["text"].to_pylist()
-        embeddings_QD = embed(encoder, [loaded.encoder_ids(t) for t in texts], report)
+        embeddings_QD = embed(encoder, [loaded.encoder_ids(t) for t in mined.texts], report)
         folder = directory / old.index.directory
         write_index(
             folder,
-            texts=texts,
-            popularity=queries["num_searches"].to_numpy().astype(np.float32),
-            edges=read_edges(run_directory, texts, max_edges),
+            texts=mined.texts,
+            popularity=mined.popularity,
+            edges=mined.edges,
             embeddings=embeddings_QD,
             m=old.index.m,
             ef_construction=old.index.ef_construction,
             num_threads=num_threads,
             report=report,
         )
-        summary = msgspec.json.decode((mined / SUMMARY).read_bytes(), type=MineSummary)
         ef_search = old.index.ef_search
         if old.index.min_recall:  # another number of queries may need another effort
-            probes = [loaded.encoder_ids(t) for t in probe_texts(texts, seed=0)]
+            probes = [loaded.encoder_ids(t) for t in probe_texts(mined.texts, seed=0)]
             ef_search = least_effort(
                 folder / GRAPH,
                 embeddings_QD,
@@ -100,9 +106,10 @@ def refresh_index(
         index = msgspec.structs.replace(
             old.index,
             ef_search=ef_search,
-            num_queries=len(texts),
-            min_users=summary.min_users,
-            counted=summary.counted,
+            num_queries=len(mined.texts),
+            min_users=mined.summary.min_users,
+            counted=mined.summary.counted,
+            association=mined.summary.association or old.index.association,
         )
         provenance = {**old.provenance, "models_of_bundle": old.bundle_id}
         manifest = msgspec.structs.replace(
@@ -111,7 +118,53 @@ def refresh_index(
             index=index,
             provenance=provenance,
         )
-        return sealed(directory, manifest)
+        manifest = sealed(directory, manifest)
+        load_bundle(directory, None)  # what the engine refuses is no bundle
+        return manifest
+
+
+def _read_mined(run: Path) -> _Mined:
+    """Reads all that a refresh needs of a run at once: another mining may end any time.
+
+    Raises:
+        ValueError: the run is not mined, or it is mined again meanwhile.
+    """
+    mined = run / "mined"
+    for name in (QUERIES, PAIRS, SUMMARY):
+        if not (mined / name).is_file():
+            raise ValueError(f"{run}: has no mined/{name}: run `queryrec-train mine` there first")
+    config = run / "config.toml"
+    max_edges = read_config(config if config.is_file() else None).index.max_edges
+    with unchanged(run):
+        queries = pq.read_table(mined / QUERIES)
+        texts: list[str] = queries["text"].to_pylist()
+        return _Mined(
+            texts=texts,
+            popularity=queries["num_searches"].to_numpy().astype(np.float32),
+            edges=read_edges(run, texts, max_edges),
+            summary=msgspec.json.decode((mined / SUMMARY).read_bytes(), type=MineSummary),
+        )
+
+
+def _check_association(mined: _Mined, run: Path, old: IndexSpec, bundle: Path) -> None:
+    """Checks that values of pairs mean what the click model was trained on, where both say it."""
+    now = mined.summary.association
+    if now and old.association and now != old.association:
+        raise ValueError(
+            f"{run}: was mined with mine.association {now!r}, the models of {bundle} were trained "
+            f"with {old.association!r}: mine with that, or train and export a whole bundle"
+        )
+
+
+def _compare_size(mined: _Mined, old: CooccurrenceIndex, report: Report) -> None:
+    """Warns if the click model, which reads how often, would take all queries for rare ones."""
+    before, now = old.num_searches(""), float(mined.popularity.sum(dtype=np.float64))
+    if not before / _MAX_RATIO <= now <= before * _MAX_RATIO:
+        report(
+            f"warning: the new logs hold {now:.0f} searches of their queries, the old index "
+            f"{before:.0f}: the click model judges by such numbers, so mine about as many as it "
+            "was trained on"
+        )
 
 
 def embed(encoder: Encoder, ids: Sequence[Sequence[int]], report: Report) -> Floats:

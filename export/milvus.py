@@ -78,10 +78,13 @@ def load_vectors(
             report(f"milvus: {rows[-1] + 1} of {len(index)} vectors sent")
         client.flush(name, timeout=_LOAD_TIMEOUT_S)
         client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
-    except (MilvusException, grpc.RpcError) as error:  # pymilvus passes a deadline on as it is
+    except BaseException as error:  # interrupted, too
         if is_ours:
             with contextlib.suppress(MilvusException, grpc.RpcError):  # it may be gone
                 client.drop_collection(name, timeout=_CALL_TIMEOUT_S)
+        if not isinstance(error, (MilvusException, grpc.RpcError)):
+            raise
+        # pymilvus passes a deadline on as it is
         reason = error.message if isinstance(error, MilvusException) else error.code().name
         raise ValueError(
             f"the Milvus server at {access.uri} cannot take {name}: {reason}"

@@ -1,13 +1,16 @@
-"""How a bundle directory comes into being: aside, sealed by hashes, then renamed. All or nothing.
+"""How a directory comes into being: aside, then renamed, all or nothing; a bundle's hashes, too.
 
 Knows nothing of what is in a bundle.
 """
 
+import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
@@ -18,20 +21,50 @@ from engine.formats.manifest import Manifest, sha256_of, write_manifest
 def packed(target: Path) -> Iterator[Path]:
     """Gives an empty directory that becomes `target` at the end, or vanishes on an error.
 
+    What a process that was killed left there goes first.
+
     Raises:
-        ValueError: `target` exists.
+        ValueError: `target` exists, or another process writes it.
     """
-    if target.exists():
-        raise ValueError(f"{target}: exists already; a bundle is never written over another")
     partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(target)
-    except BaseException:
+    with _locked(partial.with_name(partial.name + ".lock"), target):
+        if target.exists():
+            raise ValueError(f"{target}: exists already; nothing is written over it")
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        partial.mkdir()
+        try:
+            yield partial
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _locked(path: Path, target: Path) -> Iterator[None]:
+    """Holds a lock file, which goes at the end. The system frees that of a killed process."""
+    with _opened(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_ours = False  # held, or removed by a process that held it when it was opened
+        if not is_ours:
+            raise ValueError(
+                f"{target}: another process writes it; wait for that or choose another --out"
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open("w")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
 
 
 def sealed(directory: Path, manifest: Manifest) -> Manifest:

@@ -14,7 +14,6 @@ from typing import Literal
 
 import onnx
 from google.protobuf import text_format
-from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import (
     TYPE_FP32,
     TYPE_INT32,
@@ -36,7 +35,8 @@ from engine.formats.manifest import (
     read_manifest,
     verify_files,
 )
-from engine.formats.vocabulary import Vocabulary
+from engine.formats.vocabulary import Vocabulary, read_tokenizer_file
+from export.packing import packed
 from export.ragged import Limits, build_ragged, ends_name
 
 Backend = Literal["onnxruntime", "python"]
@@ -70,8 +70,6 @@ def write_repository(
         ValueError: `target` exists, the bundle cannot be used (BundleError) or has no model, or
             its graphs cannot run on the device, or on this machine's CPU.
     """
-    if target.exists():
-        raise ValueError(f"{target}: exists already; a repository is never written over another")
     manifest = read_manifest(bundle)
     models = specs(manifest)
     verify_files(bundle, manifest, manifest.model_files())
@@ -83,9 +81,7 @@ def write_repository(
             f"{bundle}: {', '.join(int8)} are int8, which only runs on CPUs; "
             f"export the bundle with --precision fp16 or fp32 for --device {device}"
         )
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with packed(target) as partial:
         for role, spec in models.items():
             directory = partial / model_name(role, manifest) / "1"
             directory.mkdir(parents=True)
@@ -104,10 +100,6 @@ def write_repository(
             )  # fmt: skip
             text = text_format.MessageToString(config)
             (directory.parent / "config.pbtxt").write_text(text, encoding="utf-8")
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return [model_name(role, manifest) for role in models]
 
 
@@ -171,5 +163,5 @@ def _limits(bundle: Path, spec: ModelSpec, manifest: Manifest) -> Limits:
             "candidate_ids": spec.max_candidate_tokens,
         }
         return Limits(vocabulary, longest)
-    tokenizer = Tokenizer.from_file(str(bundle / spec.tokenizer))
+    tokenizer = read_tokenizer_file(bundle / spec.tokenizer)
     return Limits(tokenizer.get_vocab_size(), {"input_ids": MAX_ENCODER_TOKENS})

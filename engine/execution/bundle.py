@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tokenizers import Tokenizer
-
 from engine.execution.models import ClickModel, Encoder, Generator
 from engine.execution.runtime import Runtime, signature, usable_file
 from engine.formats.features import FEATURE_NAMES
@@ -26,7 +24,7 @@ from engine.formats.manifest import (
 )
 from engine.formats.prompt import PromptRenderer
 from engine.formats.token_statistics import TokenStatistics
-from engine.formats.vocabulary import LIST, Vocabulary
+from engine.formats.vocabulary import LIST, Vocabulary, read_tokenizer_file
 from engine.scheduling.planner import Rung, generation_rungs
 
 T = TypeVar("T")
@@ -79,8 +77,11 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
 
     try:
         vocabulary = once("tokenizer.json", Vocabulary.load)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    try:
         renderer = PromptRenderer(vocabulary, prompt, manifest.scenarios)
-    except Exception as error:  # tokenizers raises bare Exception for files it cannot read
+    except ValueError as error:
         raise BundleError(f"{directory / 'tokenizer.json'}: {error}") from error
     encoder, encoder_ids = None, vocabulary.ids_of
     if spec := manifest.encoder:
@@ -183,9 +184,9 @@ def _tokenizer(
     if spec.tokenizer == "tokenizer.json":
         return vocabulary.ids_of
     try:
-        own = Tokenizer.from_file(str(directory / spec.tokenizer))
-    except Exception as error:  # see load_bundle
-        raise BundleError(f"{directory / spec.tokenizer}: {error}") from error
+        own = read_tokenizer_file(directory / spec.tokenizer)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
     own.no_padding()
     own.no_truncation()
     own.encode_special_tokens = True  # user text is never a control token

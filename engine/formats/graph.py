@@ -70,8 +70,15 @@ class Graph:
         self._index.add(embeddings_XD)
 
     def save(self, path: Path) -> None:
-        """Writes the file that `load` maps."""
-        faiss.write_index(self._index, str(path))
+        """Writes the file that `load` maps.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk.
+        """
+        try:
+            faiss.write_index(self._index, str(path))
+        except RuntimeError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
 
     def nearest(self, embedding_D: Floats, k: int) -> tuple[Rows, Floats]:
         """Returns up to k rows by cosine similarity with a unit embedding, best first."""

@@ -33,6 +33,7 @@ _NUM_FENCES = 4096  # texts held as bytes objects: searching among them takes a 
 _BEYOND = b"\xff"  # in no UTF-8: after all texts that start alike
 _BLOCK = 64  # rows whose highest and summed popularity are held
 _CHUNK = 20_000  # vectors added between two lines of progress
+_ROUNDING = 1e-3  # of a similarity, in half precision
 Report = Callable[[str], None]
 
 
@@ -130,7 +131,7 @@ class CooccurrenceIndex:
                 self._graph = Graph.load(
                     directory / GRAPH, dim=spec.embedding_dim, ef_search=spec.ef_search
                 )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise BundleError(f"{directory}: index cannot be loaded: {error}") from error
         num_vectors = spec.num_queries if self._graph is None else len(self._graph)
         sizes = (len(self._text_offsets) - 1, len(self._popularity), len(self._edge_offsets) - 1)
@@ -191,13 +192,17 @@ class CooccurrenceIndex:
     def lost_rows(self, num_rows: int) -> list[int]:
         """Returns those of `num_rows` evenly spaced rows that a search for themselves misses.
 
-        A sound graph finds nearly all; a damaged one does not.
+        A sound graph finds nearly all, or another row with the same vector; a damaged one does not.
         """
         assert self._graph is not None
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(np.int64))
         vectors_XD = self._graph.vectors(rows)
-        found = [self._graph.nearest(vector_D, 10)[0] for vector_D in vectors_XD]
-        return [int(r) for r, nearest in zip(rows, found, strict=True) if r not in nearest]
+        lost: list[int] = []
+        for row, vector_D in zip(rows.tolist(), vectors_XD, strict=True):
+            _, similarities = self._graph.nearest(vector_D, 10)
+            if not similarities.max(initial=-1) >= vector_D @ vector_D - _ROUNDING:
+                lost.append(row)
+        return lost
 
     def starting_with(self, prefix: str, k: int) -> Rows:
         """Returns up to k rows whose text starts with `prefix`, most searched first.

@@ -108,6 +108,7 @@ class IndexSpec(_Part, frozen=True, kw_only=True):
     encoder_sha256: str  # of the encoder file whose embeddings are indexed
     min_users: int  # k of k-anonymity
     counted: str  # what k counts: "users" or "sessions"
+    association: str | None = None  # of pairs: "npmi" or "llr"; None: an older release made it
 
 
 class Manifest(_Part, frozen=True, kw_only=True):

@@ -99,6 +99,18 @@ def _holds_a_gap(token: bytes) -> bool:
     return b" " in token.lstrip(b" ")
 
 
+def read_tokenizer_file(path: Path) -> Tokenizer:
+    """Returns the tokenizer of a tokenizer.json file, whoever made it.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers has nothing narrower
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
 class Vocabulary:
     """A tokenizer whose ids follow the layout above. Thread-safe after construction."""
 
@@ -139,8 +151,16 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """Reads a tokenizer.json file."""
-        return cls(Tokenizer.from_file(str(path)))
+        """Reads a tokenizer.json file.
+
+        Raises:
+            ValueError: it cannot be read, or is not what the engine reads.
+        """
+        tokenizer = read_tokenizer_file(path)
+        try:
+            return cls(tokenizer)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: Path) -> None:
         """Writes the tokenizer.json file."""

@@ -22,7 +22,7 @@ from export import linear, parity
 from export.bundle import export_bundle
 from export.checkpoint import Run
 from export.cli import app
-from export.encoder import build_encoder
+from export.encoder import build_encoder, quantise_encoder
 from export.sample import write_sample_bundle, write_sample_run
 from train.clicks.calibration import quality
 from train.stages import Stage, StageRunner
@@ -194,6 +194,107 @@ def run_of(run_directory: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
+    ("parts", "damaged", "message"),
+    [
+        (["generator", "click_model"], "click_model/token_statistics.npz", r"statistics\.npz: tok"),
+        (["encoder", "index"], "index/edges.npy", "index cannot be loaded"),
+    ],
+)
+def test_a_bundle_that_the_engine_would_refuse_is_not_written(
+    run_of: Callable[..., Path], tmp_path: Path, parts: list[str], damaged: str, message: str
+) -> None:
+    path = run_of(*parts) / damaged
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=message):
+        export_bundle(tmp_path / "run", tmp_path / "bundle", num_parity_requests=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *("encoder/model.safetensors", "generator/model.safetensors", "generator/config.json"),
+        *("click_model/head.safetensors", "click_model/calibration.json", "tokenizer.json"),
+        *("mined/prompt.json", "mined/queries.parquet", "index/index.json"),
+    ],
+)
+def test_a_damaged_file_of_a_run_ends_the_command_with_its_name(
+    run_directory: Path, tmp_path: Path, damaged: str
+) -> None:
+    path = Path(shutil.copytree(run_directory, tmp_path / "run")) / damaged
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    options = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]
+    done = CliRunner().invoke(app, ["bundle", *options, "--parity-requests", "1"])
+    assert done.exit_code == 2
+    last = done.output.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert str(path) in last
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_model_too_large_for_onnx_is_refused_before_anything_is_run(
+    run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    num = 600_000_000
+    header = msgspec.json.encode({"w": {"dtype": "U8", "shape": [num], "data_offsets": [0, num]}})
+    path = run_of("encoder", "generator") / "generator/model.safetensors"
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(file.tell() + num)  # sparse: takes no room
+    lines: list[str] = []
+    with pytest.raises(ValueError, match=r"generator: has 2\.2 GiB .* up to 2 GiB"):
+        export_bundle(tmp_path / "run", tmp_path / "bundle", report=lines.append)
+    assert lines == []
+
+
+def test_scales_of_the_click_model_do_not_depend_on_the_number_of_parity_requests(
+    run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_of("encoder", "index", "click_model")
+    one = export_bundle(run, tmp_path / "one", num_parity_requests=1)
+    several = export_bundle(run, tmp_path / "several", num_parity_requests=5)
+    assert one.files["click_model.onnx"] == several.files["click_model.onnx"]
+    assert one.parity["click_model"] != several.parity["click_model"]
+
+
+def test_an_encoder_without_token_embeddings_is_not_quantised(run_directory: Path) -> None:
+    graph = build_encoder(Run(run_directory).encoder())
+    for node in graph.graph.node:
+        if node.op_type == "Gather" and node.input[1] == "input_ids":
+            node.input[1] = "other_ids"
+    graph.graph.node.insert(0, onnx.helper.make_node("Identity", ["input_ids"], ["other_ids"]))
+    ids = np.ones((1, 3), np.int64)
+    with pytest.raises(ValueError, match=r"looks up no embeddings by input_ids.*precision fp32"):
+        quantise_encoder(graph, [{"input_ids": ids, "attention_mask": ids}])
+
+
+def test_a_run_that_suggests_nothing_is_refused(
+    run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="neither generator nor index"):
+        export_bundle(run_of("encoder"), tmp_path / "bundle")
+
+
+def test_a_run_that_is_trained_meanwhile_is_refused(
+    run_of: Callable[..., Path], run_directory: Path, tmp_path: Path
+) -> None:
+    run = run_of("encoder", "generator")
+
+    def make(out: Path) -> str:
+        shutil.copytree(run_directory / "generator", out, dirs_exist_ok=True)
+        return "made"
+
+    def train_anew(line: str) -> None:
+        if line.startswith("encoder"):
+            stage = Stage(name="sft", output="generator", needs=(), settings=0, make=make)
+            StageRunner(run, [stage]).run("sft")
+
+    with pytest.raises(ValueError, match="queryrec-train has replaced parts of it"):
+        export_bundle(run, tmp_path / "bundle", num_parity_requests=3, report=train_anew)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize(
     ("part", "message"),
     [
         ("generator", r"int8 generator's mean gap .* is nan, must be at most 0\.1: .*fp32"),
@@ -300,7 +401,7 @@ def test_an_index_of_another_encoder_is_refused(
 def test_a_manifest_says_how_good_the_click_model_is(
     run_of: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run = run_of("click_model")
+    run = run_of("generator", "click_model")
     clicked = np.array([True, False, True, False])
     measured = quality(np.array([0.9, 0.2, 0.4, 0.5]), clicked, np.arange(4))  # no GAUC
     metrics = {"all": {"click_rate": 0.5, "model": measured}, "suggestion": {"click_rate": 0.5}}
@@ -313,15 +414,12 @@ def test_a_manifest_says_how_good_the_click_model_is(
     }
 
 
-@pytest.mark.parametrize("command", ["bundle", "index", "sample", "triton"])
+@pytest.mark.parametrize("command", ["bundle", "sample", "triton"])
 def test_a_place_that_takes_no_directory_ends_a_command_with_one_line(
     run_directory: Path, bundle: Path, tmp_path: Path, command: str
 ) -> None:
-    shutil.copytree(run_directory / "mined", tmp_path / "run/mined")
-    (tmp_path / "run/mined/summary.json").write_text("{}")
     options = {
         "bundle": ["--run", str(run_directory)],
-        "index": ["--bundle", str(bundle), "--run", str(tmp_path / "run")],
         "sample": [],
         "triton": ["--bundle", str(bundle), "--backend", "python"],
     }

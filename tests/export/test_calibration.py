@@ -53,7 +53,7 @@ class Projections(torch.nn.Module):
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> None:
         for layer, x in zip(self.layers, (first, second), strict=True):
-            layer["down_proj"](x)
+            layer.get_submodule("down_proj")(x)
 
 
 def test_an_input_that_one_scale_cannot_hold_gets_one_a_row() -> None:

@@ -1,19 +1,24 @@
 """A refreshed index: newer queries are found by the old models, which stay byte for byte."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from engine.execution.bundle import load_bundle
 from engine.execution.models import Encoder
+from engine.formats.index import write_index
 from engine.formats.manifest import MAX_ENCODER_TOKENS, read_manifest, write_manifest
 from export import parity
 from export.bundle import export_bundle
+from export.cli import app
 from export.index import embed, refresh_index
 from export.packing import sealed
 from export.sample import write_sample_run
@@ -73,6 +78,7 @@ def test_new_queries_are_found_and_models_stay(bundle: Path, newer: Path, tmp_pa
     assert similarity[0] == pytest.approx(1, abs=1e-3)
     assert manifest.index is not None
     assert manifest.index.min_users == 7
+    assert before.index is not None
     assert manifest.index.ef_search == before.index.ef_search  # it was given
     assert manifest.bundle_id != before.bundle_id
     assert manifest.provenance["models_of_bundle"] == before.bundle_id
@@ -87,9 +93,11 @@ def test_effort_is_chosen_anew_if_it_was_chosen(bundle: Path, newer: Path, tmp_p
     chosen = tmp_path / "chosen"
     shutil.copytree(bundle, chosen)
     manifest = read_manifest(chosen)
+    assert manifest.index is not None
     index = msgspec.structs.replace(manifest.index, ef_search=500, min_recall=0.9)
     write_manifest(chosen, msgspec.structs.replace(manifest, index=index))
     fresh = refresh_index(chosen, newer, tmp_path / "fresh")
+    assert fresh.index is not None
     assert fresh.index.min_recall == 0.9
     assert fresh.index.ef_search < 500  # few queries are found with the least there is
 
@@ -131,6 +139,97 @@ def test_rows_keep_their_order_whatever_their_length(bundle: Path) -> None:
     for number in range(0, 600, 41):
         (alone,) = encoder.run([ids[number]])
         assert together[number] == pytest.approx(alone, abs=1e-5)
+
+
+def test_all_of_a_run_is_read_before_queries_are_embedded(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    def mine_again(line: str) -> None:
+        if line.startswith("index: "):
+            shutil.rmtree(newer / "mined", ignore_errors=True)
+
+    expected = refresh_index(bundle, newer, tmp_path / "expected")
+    found = refresh_index(bundle, newer, tmp_path / "found", report=mine_again)
+    assert not (newer / "mined").exists()
+    assert found.bundle_id == expected.bundle_id
+
+
+@pytest.fixture
+def measured(newer: Path) -> Callable[[str], Path]:
+    """Says how strongly pairs belong together was measured when the newer run was mined."""
+
+    def write(association: str) -> Path:
+        path = newer / "mined/summary.json"
+        summary = msgspec.json.decode(path.read_bytes(), type=MineSummary)
+        summary = msgspec.structs.replace(summary, association=association)
+        path.write_bytes(msgspec.json.encode(summary))
+        return newer
+
+    return write
+
+
+def test_pairs_measured_otherwise_are_refused(
+    bundle: Path, measured: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # The first bundle does not say how, as one of an older release.
+    known = refresh_index(bundle, measured("npmi"), tmp_path / "known")
+    assert known.index is not None
+    assert known.index.association == "npmi"
+    with pytest.raises(ValueError, match=r"association 'llr', the models of .* with 'npmi'"):
+        refresh_index(tmp_path / "known", measured("llr"), tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_a_bundle_says_how_its_pairs_were_measured(
+    run: Path, measured: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ignored = shutil.ignore_patterns("generator", "click_model")
+    mined = Path(shutil.copytree(run, tmp_path / "mined", ignore=ignored))
+    shutil.copy(measured("llr") / "mined/summary.json", mined / "mined")
+    manifest = export_bundle(mined, tmp_path / "llr")
+    assert manifest.index is not None
+    assert manifest.index.association == "llr"
+
+
+@pytest.mark.parametrize(("factor", "is_told"), [(0.4, True), (0.6, False), (3, True)])
+def test_a_log_of_another_size_is_told(
+    bundle: Path, newer: Path, tmp_path: Path, factor: float, is_told: bool
+) -> None:
+    old = load_bundle(bundle, None).index
+    assert old is not None
+    path = newer / "mined/queries.parquet"
+    table = pq.read_table(path)
+    counts = pa.array([round(factor * old.num_searches("") / len(table))] * len(table))
+    column = table.schema.get_field_index("num_searches")
+    pq.write_table(table.set_column(column, "num_searches", counts), path)
+    lines: list[str] = []
+    refresh_index(bundle, newer, tmp_path / "fresh", report=lines.append)
+    assert any(line.startswith("warning: the new logs hold") for line in lines) == is_told
+
+
+def test_a_fresh_index_that_the_engine_would_refuse_is_not_written(
+    bundle: Path, newer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaging(folder: Path, **arguments: Any) -> None:
+        write_index(folder, **arguments)
+        (folder / "edges.npy").write_bytes(b"")
+
+    monkeypatch.setattr("export.index.write_index", damaging)
+    with pytest.raises(ValueError, match="index cannot be loaded"):
+        refresh_index(bundle, newer, tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_a_place_that_takes_no_directory_ends_the_command_with_one_line(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    options = ["--bundle", str(bundle), "--run", str(newer), "--out", str(tmp_path / "file/out")]
+    done = CliRunner().invoke(app, ["index", *options])
+    assert done.exit_code == 2
+    last = done.output.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Not a directory" in last
 
 
 def test_progress_is_told(bundle: Path, newer: Path, tmp_path: Path) -> None:

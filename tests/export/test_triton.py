@@ -56,9 +56,10 @@ def manifest(bundle: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def repositories(bundle: Path) -> dict[str, Path]:
-    found = {backend: bundle.with_name(backend) for backend in BACKENDS}
-    for backend, directory in found.items():
-        write_repository(bundle, directory, backend=backend, num_instances=2, num_threads=3)
+    found: dict[str, Path] = {}
+    for backend in BACKENDS:
+        found[backend] = bundle.with_name(backend)
+        write_repository(bundle, found[backend], backend=backend, num_instances=2, num_threads=3)
     return found
 
 

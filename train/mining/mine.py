@@ -53,6 +53,7 @@ class MineSummary(msgspec.Struct, frozen=True, kw_only=True):
     num_clicks: int
     position_ctr_from: str  # "logs", or "default" where there are none
     dropped: dict[str, int]  # rows by reason
+    association: str | None = None  # mine.association; None: an older release mined them
     # Second since 1970 from which on searches are held out; None: an older release mined them.
     cut: int | None = None
 
@@ -191,6 +192,7 @@ def _mine(
         num_clicks=result.num_clicks,
         position_ctr_from="logs" if result.position_ctr else "default",
         dropped={k: v for k, v in sorted({**dropped, **result.dropped}.items()) if v},
+        association=settings.association,
         cut=cut,
     )
     (out / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(summary)))

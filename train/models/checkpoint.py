@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -111,7 +112,7 @@ def load_pretrained(loader: Any, checkpoint: str, **options: Any) -> Any:
         if path.suffix == ".gguf":
             return loader.from_pretrained(str(path.parent), gguf_file=path.name, **options)
         return loader.from_pretrained(checkpoint, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"checkpoint {checkpoint} cannot be loaded: {reason}; give a hub id (online), a "

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from engine.formats.manifest import MAX_ENCODER_TOKENS
-from engine.formats.vocabulary import Vocabulary
+from engine.formats.vocabulary import Vocabulary, read_tokenizer_file
 
 TOKENIZER_FILE = "encoder_tokenizer.json"  # among the encoder's files, if it has its own
 _BATCHES_A_LINE = 50  # of progress
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
         backbone = _backbone(run / "encoder")
         path = encoder_tokenizer(run)
         tokenizer: BatchTokenizer = (
-            HuggingFaceTokenizer(Tokenizer.from_file(str(path)))
+            HuggingFaceTokenizer(read_tokenizer_file(path))
             if path.name == TOKENIZER_FILE
             else Vocabulary.load(path)
         )
@@ -106,17 +107,23 @@ class Encoder(nn.Module):
         """Reads an encoder that was not trained here: local directory or hub id.
 
         Raises:
-            ValueError: it cannot be loaded.
+            ValueError: it cannot be loaded, or reads fewer tokens than the engine gives it.
         """
         try:
             backbone = _backbone(name)
-            return cls(backbone, HuggingFaceTokenizer.of_checkpoint(name))
+            tokenizer = HuggingFaceTokenizer.of_checkpoint(name)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0].split(". ")[0]  # the rest lists all known models
             raise ValueError(
                 f"checkpoint {name} cannot be loaded: {reason}; give a hub id (online) or a "
                 "directory"
             ) from None
+        if (num_positions := backbone.config.max_position_embeddings) < MAX_ENCODER_TOKENS:
+            raise ValueError(
+                f"checkpoint {name} reads up to {num_positions} tokens, must be at least "
+                f"{MAX_ENCODER_TOKENS}"
+            )
+        return cls(backbone, tokenizer)
 
     @property
     def embedding_dim(self) -> int:
@@ -168,10 +175,19 @@ class Encoder(nn.Module):
 
 
 def _backbone(name: str | Path) -> PreTrainedModel:
+    """Loads a transformer without a pooling layer.
+
+    Raises:
+        ValueError: its weights cannot be read.
+        OSError: there is no such checkpoint.
+    """
     try:
-        return AutoModel.from_pretrained(name, add_pooling_layer=False)
-    except TypeError:  # DistilBERT and others have no such layer, nor the argument
-        return AutoModel.from_pretrained(name)
+        try:
+            return AutoModel.from_pretrained(name, add_pooling_layer=False)
+        except TypeError:  # DistilBERT and others have no such layer, nor the argument
+            return AutoModel.from_pretrained(name)
+    except SafetensorError as error:
+        raise ValueError(f"{name}: weights cannot be read: {error}") from error
 
 
 def padded(ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:

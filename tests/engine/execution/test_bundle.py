@@ -3,7 +3,9 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import faiss
 import msgspec
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import pytest
 from engine.execution.bundle import Bundle, load_bundle
 from engine.execution.runtime import Runtime, usable_file
 from engine.formats.features import FEATURE_NAMES
+from engine.formats.graph import Graph
 from engine.formats.manifest import BundleError, read_manifest, sha256_of
 from engine.formats.prompt import SESSION, SideInformation
 from engine.formats.token_statistics import TOKEN_STATISTICS
@@ -47,6 +50,7 @@ def test_a_whole_bundle_loads_with_all_its_parts(tiny_bundle, runtime):
     assert bundle.encoder
     assert bundle.generator
     assert bundle.click_model
+    assert bundle.index is not None
     assert len(bundle.index) > 100
     assert set(bundle.rungs) == set(bundle.scenarios)
 
@@ -145,6 +149,49 @@ def test_an_index_of_another_encoder_is_refused(copy, runtime):
         load_bundle(copy, runtime)
 
 
+def test_an_index_with_many_equal_vectors_is_sound(copy):
+    path = copy / "index/hnsw.faiss"
+    spec = read_manifest(copy).index
+    assert spec is not None
+    loaded = Graph.load(path, dim=spec.embedding_dim, ef_search=16)
+    vectors_QD = loaded.vectors(np.arange(len(loaded)))
+    vectors_QD[np.random.default_rng(0).permutation(len(loaded))[: len(loaded) // 4]] = vectors_QD[
+        0
+    ]
+    graph = Graph.empty(spec.embedding_dim, m=48, ef_construction=200)
+    graph.add(vectors_QD, num_threads=1)
+    path.unlink()
+    graph.save(path)
+    rewrite(copy, lambda manifest: None)
+    assert load_bundle(copy, None).index is not None
+
+
+def test_an_index_whose_vectors_are_not_linked_is_refused(copy):
+    path = copy / "index/hnsw.faiss"
+    graph: Any = faiss.read_index(str(path))
+    links = faiss.vector_to_array(graph.hnsw.neighbors)
+    faiss.copy_array_to_vector(np.full_like(links, -1), graph.hnsw.neighbors)
+    path.unlink()
+    faiss.write_index(graph, str(path))
+    rewrite(copy, lambda manifest: None)
+    with pytest.raises(BundleError, match=r"hnsw\.faiss: \d+ of 64 vectors do not find themselves"):
+        load_bundle(copy, None)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "encoder_tokenizer.json"])
+def test_a_damaged_tokenizer_is_refused_with_its_name(copy, name):
+    content = (copy / "tokenizer.json").read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+
+    def names_it(manifest):
+        manifest["encoder"]["tokenizer"] = name
+        manifest["files"][name] = ""
+
+    rewrite(copy, names_it)
+    with pytest.raises(BundleError, match=f"{name}: cannot be read"):
+        load_bundle(copy, None)
+
+
 def test_an_instruction_that_leaves_no_room_for_a_query_is_refused(copy, runtime):
     bundle = load_bundle(copy, None)
     spec = bundle.manifest.prompt
@@ -185,6 +232,7 @@ def test_a_graph_of_a_newer_opset_is_refused(copy, runtime):
 
 def test_a_cpu_without_a_feature_gets_the_fallback_or_a_refusal(tiny_bundle):
     spec = read_manifest(tiny_bundle).generator
+    assert spec is not None
     assert spec.required_cpu_features == []  # int8 weights are exact on every CPU
     spec = msgspec.structs.replace(spec, required_cpu_features=["avx512_vnni|avx_vnni"])
     assert usable_file(spec, frozenset({"avx_vnni"})) == "generator.onnx"
@@ -198,6 +246,10 @@ def test_a_row_of_a_batch_gets_what_it_gets_alone(tiny_bundle, runtime):
     from engine.execution.models import GenerateRow, ScoreRow
 
     bundle: Bundle = load_bundle(tiny_bundle, runtime)
+    encoder, generator, click_model = bundle.encoder, bundle.generator, bundle.click_model
+    assert encoder is not None
+    assert generator is not None
+    assert click_model is not None
     rung = bundle.rungs["suggestion"][0]
     rng = np.random.default_rng(0)
 
@@ -205,8 +257,8 @@ def test_a_row_of_a_batch_gets_what_it_gets_alone(tiny_bundle, runtime):
         return rng.integers(130, bundle.vocabulary.size, num).tolist()
 
     prompts = [GenerateRow(ids(n), (130, bundle.vocabulary.size), rung) for n in (3, 17, 64)]
-    together = bundle.generator.run(prompts)
-    assert together == [bundle.generator.run([p])[0] for p in prompts]
+    together = generator.run(prompts)
+    assert together == [generator.run([p])[0] for p in prompts]
 
     def features(num: int):
         return rng.random((num, len(FEATURE_NAMES)), np.float32)
@@ -215,11 +267,11 @@ def test_a_row_of_a_batch_gets_what_it_gets_alone(tiny_bundle, runtime):
         ScoreRow(ids(n), [ids(t) for t in range(1, c + 1)], features(c))
         for n, c in ((3, 1), (40, 8), (64, 5))
     ]
-    scored = bundle.click_model.run(contexts, 8)
+    scored = click_model.run(contexts, 8)
     for logits, row in zip(scored, contexts, strict=True):
-        assert logits == pytest.approx(bundle.click_model.run([row], 16)[0], abs=1e-4)
+        assert logits == pytest.approx(click_model.run([row], 16)[0], abs=1e-4)
 
     queries = [ids(n) for n in (1, 9, 70)]
-    vectors = bundle.encoder.run(queries)
+    vectors = encoder.run(queries)
     for vector, query in zip(vectors, queries, strict=True):
-        assert vector == pytest.approx(bundle.encoder.run([query])[0], abs=1e-2)
+        assert vector == pytest.approx(encoder.run([query])[0], abs=1e-2)

@@ -94,11 +94,18 @@ def test_a_file_of_something_else_is_refused(path, embeddings_QD, tmp_path):
     faiss.write_index(flat, str(tmp_path / "flat"))
     with pytest.raises(ValueError, match="holds IndexHNSWFlat"):
         Graph.load(tmp_path / "flat", dim=DIM, ef_search=16)
-    distances = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_fp16, 16, faiss.METRIC_L2)
+    kind = faiss.ScalarQuantizer.QT_fp16
+    distances = faiss.IndexHNSWSQ(DIM, kind, 16, faiss.METRIC_L2)  # pyright: ignore[reportArgumentType]
     distances.add(embeddings_QD)
     faiss.write_index(distances, str(tmp_path / "distances"))
     with pytest.raises(ValueError, match="metric 1, 24"):
         Graph.load(tmp_path / "distances", dim=DIM, ef_search=16)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_a_full_disk_is_an_error_of_the_disk(embeddings_QD):
+    with pytest.raises(OSError, match=r"full: cannot be written: .*No space left"):
+        built(embeddings_QD).save(Path("/dev/full"))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

@@ -164,7 +164,10 @@ def test_pairs_are_ordered_distinct_and_within_reach(
 def test_llr_is_dunnings_ratio_of_the_pair_table(write_log_tables: Write, tmp_path: Path) -> None:
     steps = ["a", "a", "b", "c", "a"]
     searches = [search(u, i, q) for u in ("u1", "u2") for i, q in enumerate(steps)]
-    out, _ = mined(write_log_tables, tmp_path, searches, [], max_pair_steps=2, association="llr")
+    out, summary = mined(
+        write_log_tables, tmp_path, searches, [], max_pair_steps=2, association="llr"
+    )
+    assert summary.association == "llr"
     pairs = {(r["source"], r["target"]): r["association"] for r in rows(out, "pairs")}
     # 10 pairs: 4 begin with a, 2 end with b, and 2 are a-b.
     cells = [(2, 4, 2), (2, 4, 8), (0, 6, 2), (6, 6, 8)]

@@ -180,10 +180,23 @@ def bert(num_positions: int) -> BertModel:
 
 
 def test_queries_are_cut_where_the_engine_cuts_them(tmp_path: Path) -> None:
-    for num_positions, num_tokens in ((512, MAX_ENCODER_TOKENS), (16, 16)):
-        base = checkpoint(tmp_path / str(num_positions), bert(num_positions))
-        (ids,) = Encoder.of_checkpoint(str(base)).token_ids(["a" * 100])
-        assert len(ids) == num_tokens
+    base = checkpoint(tmp_path / "base", bert(512))
+    (ids,) = Encoder.of_checkpoint(str(base)).token_ids(["a" * 100])
+    assert len(ids) == MAX_ENCODER_TOKENS
+
+
+def test_a_checkpoint_that_reads_less_than_the_engine_gives_it_is_refused(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", bert(MAX_ENCODER_TOKENS - 1))
+    with pytest.raises(ValueError, match="base reads up to 63 tokens, must be at least 64"):
+        Encoder.of_checkpoint(str(base))
+
+
+def test_a_checkpoint_whose_weights_are_damaged_is_named(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", bert(64))
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"base cannot be loaded: .*weights cannot be read"):
+        Encoder.of_checkpoint(str(base))
 
 
 def test_a_base_checkpoint_may_have_no_pooling_layer_to_leave_out(tmp_path: Path) -> None:
