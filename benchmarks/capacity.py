@@ -55,7 +55,8 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from benchmarks.load.arguments import mix_of, read_lines
-from benchmarks.load.figures import overheads_ms, percentile
+from benchmarks.load.figures import overheads_ms
+from benchmarks.load.percentiles import percentile
 from benchmarks.load.run import run
 from benchmarks.load.settings import Load
 from benchmarks.search import RANGE_RPS, Holds, Search, Trial, in_turns, search

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from benchmarks.load.caller import Outcome
-from benchmarks.load.figures import percentile
+from benchmarks.load.percentiles import percentile, rank
 from engine.scheduling.stages import Effort
 
 RANGE_RPS = (0.25, 20_000.0)
@@ -44,7 +44,7 @@ class Trial(NamedTuple):
     def p99_ms(self) -> float:
         """Latency that 99 % of requests kept; infinite if more failed."""
         values = [math.inf if o.error else o.latency_s * 1000 for o in self.outcomes]
-        return sorted(values)[max(0, math.ceil(0.99 * len(values)) - 1)] if values else math.inf
+        return sorted(values)[rank(len(values), 99) - 1] if values else math.inf
 
     @property
     def send_lag_p99_ms(self) -> float:

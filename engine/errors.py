@@ -217,6 +217,15 @@ def text_too_long(field: str, *, size_bytes: int, max_bytes: int) -> InvalidRequ
     )
 
 
+def request_too_large(size_bytes: int, max_bytes: int) -> InvalidRequest:
+    """Returns the error for a request that was sent as more than ``max_bytes`` bytes."""
+    return InvalidRequest(
+        ErrorReason.ERROR_REASON_FIELD_TOO_LONG,
+        f"request has {size_bytes} bytes as it was sent; at most {max_bytes} are allowed",
+        {"field": "request", "size_bytes": str(size_bytes), "max_bytes": str(max_bytes)},
+    )
+
+
 def text_invalid(field: str, rule: str) -> InvalidRequest:
     """Returns the error for a text with characters that its field does not allow.
 

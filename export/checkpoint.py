@@ -24,7 +24,7 @@ from export.decoder import Array
 from export.generator import Mode, rotary_tables
 from train.clicks.calibration import EXAMINATION, read_examination
 from train.generation.decoder import DecoderShape
-from train.mining.mine import SUMMARY, MineSummary
+from train.mining.mine import SUMMARY, read_summary
 from train.retrieval.encoder import Encoder, encoder_tokenizer
 
 T = TypeVar("T")
@@ -207,8 +207,8 @@ class Run:
 
     def association(self) -> str | None:
         """Returns how strongly pairs belong together was measured; None: nothing says it."""
-        path = self.directory / "mined" / SUMMARY
-        return _read_json(path, MineSummary).association if path.is_file() else None
+        is_mined = (self.directory / "mined" / SUMMARY).is_file()
+        return read_summary(self.directory).association if is_mined else None
 
     def taught_mode(self) -> Mode:
         """Returns the decoding mode that the generator was taught; the first of several."""

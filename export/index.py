@@ -24,7 +24,7 @@ from export.checkpoint import unchanged
 from export.packing import packed, sealed
 from export.parity import session_of
 from train.config import read_config
-from train.mining.mine import PAIRS, QUERIES, SUMMARY, MineSummary
+from train.mining.mine import PAIRS, QUERIES, SUMMARY, MineSummary, read_summary
 from train.retrieval.effort import least_effort, probe_texts
 from train.retrieval.index import read_edges
 
@@ -142,7 +142,7 @@ def _read_mined(run: Path) -> _Mined:
             texts=texts,
             popularity=queries["num_searches"].to_numpy().astype(np.float32),
             edges=read_edges(run, texts, max_edges),
-            summary=msgspec.json.decode((mined / SUMMARY).read_bytes(), type=MineSummary),
+            summary=read_summary(run),
         )
 
 

@@ -14,7 +14,6 @@ from engine import errors
 from engine.serving.overload import PROBE_METHOD, QueueProbe
 from engine.serving.service import DRAINING, Service
 from queryrec.v1 import query_recommender_service_pb2 as pb
-from queryrec.v1.error_reason_pb2 import ErrorReason
 
 SERVICE_NAME = "queryrec.v1.QueryRecommenderService"
 _SHED = f"/{SERVICE_NAME}/Recommend"
@@ -76,7 +75,7 @@ def _reading(service: Service, name: str, parse: Callable[[bytes], object]) -> _
     def parsed(content: bytes) -> object:
         size = len(content)
         if name == "Recommend" and size > _MAX_QUESTION_BYTES:
-            return _too_large(size)
+            return errors.request_too_large(size, _MAX_QUESTION_BYTES)
         try:
             return parse(content)
         except DecodeError:
@@ -92,15 +91,6 @@ def _reading(service: Service, name: str, parse: Callable[[bytes], object]) -> _
         return response.SerializeToString()
 
     return grpc.unary_unary_rpc_method_handler(call, parsed, serialised)
-
-
-def _too_large(size: int) -> errors.InvalidRequest:
-    most = _MAX_QUESTION_BYTES
-    return errors.InvalidRequest(
-        ErrorReason.ERROR_REASON_FIELD_TOO_LONG,
-        f"request has {size} bytes as it was sent; at most {most} are allowed",
-        {"field": "request", "size_bytes": str(size), "max_bytes": str(most)},
-    )
 
 
 def _refusing(service: Service) -> _Handler:

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,7 +85,7 @@ def read_traffic(run: Path) -> Traffic:
     Raises:
         ValueError: nothing was mined there, or the log is not where it was.
     """
-    config, cut = _config(run), _summary(run).cut
+    config, cut = _config(run), mine.read_summary(run).cut
     searches = config.logs.searches or str(run / SIMULATED / "searches.parquet")
     with tempfile.TemporaryDirectory() as spill:
         connection = logs.connect(config.mine, Path(spill))
@@ -151,13 +150,6 @@ def _traffic(rows: pa.Table, settings: MineConfig, cut: int | None) -> Traffic:
         return Counter({texts[i]: n for i, n in zip(found.tolist(), numbers.tolist(), strict=True)})
 
     return Traffic(counted(~is_after_M), counted(is_after_M), dict(followers), sorted(steps))
-
-
-def _summary(run: Path) -> mine.MineSummary:
-    path = run / "mined" / mine.SUMMARY
-    if not path.is_file():
-        raise ValueError(f"{run}: there is no {path.relative_to(run)}; is it a run directory?")
-    return msgspec.json.decode(path.read_bytes(), type=mine.MineSummary)
 
 
 def _config(run: Path) -> TrainConfig:

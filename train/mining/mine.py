@@ -58,6 +58,21 @@ class MineSummary(msgspec.Struct, frozen=True, kw_only=True):
     cut: int | None = None
 
 
+def read_summary(run: Path) -> MineSummary:
+    """Reads what mining said of a run.
+
+    Raises:
+        ValueError: nothing was mined there, or the file is damaged.
+    """
+    path = run / "mined" / SUMMARY
+    if not path.is_file():
+        raise ValueError(f"{run}: there is no {path.relative_to(run)}; is it a run directory?")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=MineSummary)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 class _Searches(NamedTuple):
     """The log of searches, normalised."""
 

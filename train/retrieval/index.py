@@ -12,7 +12,7 @@ import torch
 
 from engine.formats.index import GRAPH, Report, write_index
 from engine.formats.manifest import IndexSpec, sha256_of
-from train.mining.mine import SUMMARY, MineSummary
+from train.mining.mine import read_summary
 from train.retrieval.effort import least_effort, probe_texts
 from train.retrieval.encoder import Encoder
 from train.retrieval.pairs import read_edges
@@ -58,7 +58,7 @@ def build_index(
         min_recall=config.min_recall,
         report=report,
     )
-    summary = msgspec.json.decode((run / "mined" / SUMMARY).read_bytes(), type=MineSummary)
+    summary = read_summary(run)
     spec = IndexSpec(
         num_queries=len(texts),
         embedding_dim=encoder.embedding_dim,
