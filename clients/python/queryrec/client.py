@@ -11,30 +11,44 @@ to ask again, ``record_feedback`` when to send events again.
 """
 
 import re
-import time
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 import grpc
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import duration_pb2
 from grpc import aio
 
 from queryrec.errors import QueryRecError
-from queryrec.v1 import (
-    error_reason_pb2,
-    feedback_pb2,
-    side_information_pb2,
-    stage_pb2,
-    suggestion_pb2,
-)
 from queryrec.v1 import query_recommender_service_pb2 as service_pb2
+from queryrec.v1 import side_information_pb2
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from queryrec.values import (
+    FeedbackEvent,
+    FeedbackKind,
+    Omission,
+    Receipt,
+    Recommendation,
+    Refusal,
+    Scenario,
+    Suggestion,
+)
 
-FeedbackKind = Literal["impression", "click", "dismiss"]
+__all__ = [
+    "FeedbackEvent",
+    "FeedbackKind",
+    "Metadata",
+    "Omission",
+    "QueryRecClient",
+    "QueryRecError",
+    "Receipt",
+    "Recommendation",
+    "Refusal",
+    "Scenario",
+    "Suggestion",
+]
+
 Metadata = Sequence[tuple[str, str]]
 
 _Request = TypeVar("_Request")
@@ -53,98 +67,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5000),
 ]
-
-
-class Suggestion(NamedTuple):
-    """One recommended query."""
-
-    text: str
-    click_probability: float  # if shown at this position; where "score" was skipped, a mere prior
-    sources: tuple[str, ...]  # of "log" and "generated"
-    position: int  # 1 is the first
-
-
-class Omission(NamedTuple):
-    """A stage that did less than the scenario asks for."""
-
-    stage: str
-    kind: str  # "skipped" or "degraded"
-    reason: str  # such as "budget"
-
-
-class Scenario(NamedTuple):
-    """A panel that the service can fill."""
-
-    name: str
-    description: str
-    default_num_suggestions: int
-    max_num_suggestions: int
-    has_auxiliary_text: bool
-
-
-class Refusal(NamedTuple):
-    """A feedback event that was not stored."""
-
-    event_index: int
-    reason: str
-    message: str
-
-
-class Receipt(NamedTuple):
-    """What became of a batch of feedback; everything not refused is durable."""
-
-    num_accepted: int
-    refusals: tuple[Refusal, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeedbackEvent:
-    """One thing that a user did with one suggestion.
-
-    Send the same object again after an error: its ``event_id`` makes it count once. ``user_key`` is
-    an opaque, salted key of the user, only ever counted; without it, training counts sessions.
-    """
-
-    attribution_token: str
-    kind: FeedbackKind
-    position: int
-    time_unix_ns: int = field(default_factory=time.time_ns)
-    event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    user_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """The answer to one request.
-
-    Attributes:
-        request_id: Identifies the answer in logs.
-        suggestions: Best first; fewer than asked for, even none, is normal.
-        auxiliary_text: The line that introduces them, such as a clarifying question; may be empty.
-        attribution_token: Ties feedback to this answer.
-        stage_us: Microseconds by stage of the server, "total" among them.
-        omissions: What was left out; empty means full quality.
-        bundle_id: The models that answered.
-    """
-
-    request_id: str
-    suggestions: tuple[Suggestion, ...]
-    auxiliary_text: str
-    attribution_token: str
-    stage_us: Mapping[str, int]
-    omissions: tuple[Omission, ...]
-    bundle_id: str
-
-    def event(
-        self, kind: FeedbackKind, position: int, *, user_key: str | None = None
-    ) -> FeedbackEvent:
-        """Returns a feedback event for the suggestion at ``position``, stamped with the time."""
-        return FeedbackEvent(
-            attribution_token=self.attribution_token,
-            kind=kind,
-            position=position,
-            user_key=user_key,
-        )
 
 
 class QueryRecClient:
@@ -261,33 +183,7 @@ class QueryRecClient:
         if latency_budget_s is not None:
             request.latency_budget.CopyFrom(_duration(latency_budget_s))
         response = await self._call(self._stub.Recommend, request, timeout_s, metadata)
-        return Recommendation(
-            request_id=response.request_id,
-            suggestions=tuple(
-                Suggestion(
-                    text=s.text,
-                    click_probability=s.click_probability,
-                    sources=tuple(
-                        _short(suggestion_pb2.SuggestionSource, source, "SUGGESTION_SOURCE_")
-                        for source in s.sources
-                    ),
-                    position=s.position,
-                )
-                for s in response.suggestions
-            ),
-            auxiliary_text=response.auxiliary_text,
-            attribution_token=response.attribution_token,
-            stage_us={timing.stage: timing.duration_us for timing in response.stage_timings},
-            omissions=tuple(
-                Omission(
-                    stage=omission.stage,
-                    kind=_short(stage_pb2.OmissionKind, omission.kind, "OMISSION_KIND_"),
-                    reason=_short(stage_pb2.OmissionReason, omission.reason, "OMISSION_REASON_"),
-                )
-                for omission in response.omissions
-            ),
-            bundle_id=response.bundle_id,
-        )
+        return Recommendation.of(response)
 
     async def record_feedback(
         self,
@@ -304,18 +200,11 @@ class QueryRecClient:
             ValueError: An event does not fit the request's fields, or timeout or metadata cannot be
                 sent.
         """
-        request = service_pb2.RecordFeedbackRequest(events=[_event_message(e) for e in events])
+        request = service_pb2.RecordFeedbackRequest(events=[e.message() for e in events])
         response = await self._call(self._stub.RecordFeedback, request, timeout_s, metadata)
         return Receipt(
             num_accepted=response.num_accepted,
-            refusals=tuple(
-                Refusal(
-                    event_index=refusal.event_index,
-                    reason=_name(error_reason_pb2.ErrorReason, refusal.reason),
-                    message=refusal.message,
-                )
-                for refusal in response.refusals
-            ),
+            refusals=tuple(map(Refusal.of, response.refusals)),
         )
 
     async def list_scenarios(
@@ -330,16 +219,7 @@ class QueryRecClient:
         response = await self._call(
             self._stub.ListScenarios, service_pb2.ListScenariosRequest(), timeout_s, metadata
         )
-        return tuple(
-            Scenario(
-                name=s.name,
-                description=s.description,
-                default_num_suggestions=s.default_num_suggestions,
-                max_num_suggestions=s.max_num_suggestions,
-                has_auxiliary_text=s.has_auxiliary_text,
-            )
-            for s in response.scenarios
-        )
+        return tuple(map(Scenario.of, response.scenarios))
 
     async def _call(
         self,
@@ -376,24 +256,6 @@ def _checked(metadata: Metadata) -> Metadata:
     return pairs
 
 
-class _Enum(Protocol):
-    """A generated enum: names by number."""
-
-    def Name(self, number: int, /) -> str: ...
-
-
-def _name(enum: _Enum, number: int) -> str:
-    """Returns the value's name; the number itself if it is newer than this client."""
-    try:
-        return enum.Name(number)
-    except ValueError:
-        return str(int(number))
-
-
-def _short(enum: _Enum, number: int, prefix: str) -> str:
-    return _name(enum, number).removeprefix(prefix).lower()
-
-
 def _duration(seconds: float) -> duration_pb2.Duration:
     if not abs(seconds) <= _MAX_DURATION_S:
         raise ValueError(
@@ -402,15 +264,3 @@ def _duration(seconds: float) -> duration_pb2.Duration:
     duration = duration_pb2.Duration()
     duration.FromNanoseconds(round(seconds * 1e9))
     return duration
-
-
-def _event_message(event: FeedbackEvent) -> feedback_pb2.FeedbackEvent:
-    seconds, nanos = divmod(event.time_unix_ns, 1_000_000_000)
-    return feedback_pb2.FeedbackEvent(
-        event_id=event.event_id,
-        attribution_token=event.attribution_token,
-        kind=f"FEEDBACK_KIND_{event.kind.upper()}",
-        position=event.position,
-        time=timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos),
-        user_key=event.user_key,
-    )
