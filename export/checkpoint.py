@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
@@ -25,7 +24,9 @@ from export.generator import Mode, rotary_tables
 from train.clicks.calibration import EXAMINATION, read_examination
 from train.generation.decoder import DecoderShape
 from train.mining.mine import SUMMARY, read_summary
+from train.models.trained import load_trained
 from train.retrieval.encoder import Encoder, encoder_tokenizer
+from train.stages import records_of
 
 T = TypeVar("T")
 _MODELS = ("encoder", "click_model")  # and the generator, see `Run.generator_directory`
@@ -40,18 +41,13 @@ def unchanged(run: Path) -> Iterator[None]:
     Raises:
         ValueError: it has, so what was read may be of two trainings.
     """
-    before = _stage_records(run)
+    before = records_of(run)
     yield
-    if _stage_records(run) != before:
+    if records_of(run) != before:
         raise ValueError(
             f"{run}: queryrec-train has replaced parts of it that were being read; wait until it "
             "has ended, then export again"
         )
-
-
-def _stage_records(run: Path) -> dict[str, bytes]:
-    """Returns what `train.stages` says of the stages that are finished."""
-    return {path.name: path.read_bytes() for path in (run / ".stages").glob("*.json")}
 
 
 class DecoderCheckpoint(NamedTuple):
@@ -148,7 +144,7 @@ class Run:
 
     def encoder(self) -> Any:
         """Loads the encoder's transformer in float32."""
-        return _loaded(AutoModel, self.directory / "encoder", add_pooling_layer=False)
+        return load_trained(AutoModel, self.directory / "encoder", add_pooling_layer=False)
 
     def encoder_ids(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids that the encoder reads for texts; its tokenizer may be its own."""
@@ -161,7 +157,7 @@ class Run:
 
     def generator(self) -> DecoderCheckpoint:
         """Loads the generator in float32."""
-        model = _loaded(AutoModelForCausalLM, self.generator_directory)
+        model = load_trained(AutoModelForCausalLM, self.generator_directory)
         checkpoint = decoder_checkpoint(model)
         if checkpoint.shape.vocabulary != self.vocabulary.size:
             raise ValueError(
@@ -172,7 +168,7 @@ class Run:
 
     def click_backbone(self) -> DecoderCheckpoint:
         """Loads the click model's backbone in float32."""
-        return decoder_checkpoint(_loaded(AutoModel, self.directory / "click_model"))
+        return decoder_checkpoint(load_trained(AutoModel, self.directory / "click_model"))
 
     def click_head(self) -> dict[str, Array]:
         """Loads the click model's head: "hidden.weight" and so on."""
@@ -262,20 +258,6 @@ def _num_weights(path: Path) -> int:
             return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: weights cannot be read: {error}") from error
-
-
-def _loaded(auto_class: Any, directory: Path, **options: Any) -> Any:
-    """Returns a transformers model in float32 and eval mode.
-
-    Raises:
-        ValueError: the checkpoint lacks weights, which transformers would fill at random.
-    """
-    model, info = auto_class.from_pretrained(
-        directory, dtype=torch.float32, output_loading_info=True, **options
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"{directory}: weights are missing: {', '.join(info['missing_keys'])}")
-    return model.eval()
 
 
 def decoder_checkpoint(model: Any) -> DecoderCheckpoint:

@@ -62,6 +62,11 @@ class Outcome:
     summary: str
 
 
+def records_of(run: Path) -> dict[str, bytes]:
+    """Returns what is noted of each stage that is finished: other bytes once it ran again."""
+    return {path.stem: path.read_bytes() for path in (run / _RECORDS).glob("*.json")}
+
+
 def check_whole(run: Path) -> None:
     """Checks that all that a run directory holds was made to its end, and from one another.
 

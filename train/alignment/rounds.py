@@ -31,6 +31,7 @@ from train.alignment.rollouts import Drawer, Drawn, Worth, judge_lists
 from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge, Judge
 from train.generation.generator import METRICS, RunPrompts
+from train.models.trained import load_trained
 from train.settings import AlignmentConfig
 
 T = TypeVar("T")
@@ -319,7 +320,7 @@ def align(
 
 
 def _load(directory: Path, vocab_size: int) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = load_trained(AutoModelForCausalLM, directory)
     if model.config.vocab_size != vocab_size:
         raise ValueError(
             f"{directory}: has {model.config.vocab_size} token embeddings, the tokenizer "

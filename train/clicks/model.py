@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaModel
 
 from engine.formats.features import FEATURE_NAMES
 from train.models.shared_prefix import PackedBatch
+from train.models.trained import load_trained, read_arrays
 
 _HEAD_SIZE = 64  # of either reader
 MAX_DEVIATIONS = 5.0  # of a feature from its mean: beyond, nothing was learnt
@@ -163,10 +164,11 @@ def load_click_model(directory: Path) -> ClickModel:
     """Reads what `save_click_model` wrote; the model is in evaluation mode, float32.
 
     Raises:
-        ValueError: the head has another number of features than this release computes.
+        ValueError: weights are damaged or lacking, or the head has another number of features than
+            this release computes.
     """
-    backbone = LlamaModel.from_pretrained(directory, dtype=torch.float32)
-    head = load_file(directory / _HEAD_FILE)
+    backbone = load_trained(LlamaModel, directory)
+    head = read_arrays(directory / _HEAD_FILE)
     num_features = head["head.hidden.weight"].shape[1] - backbone.config.hidden_size
     if num_features != len(FEATURE_NAMES):
         raise ValueError(

@@ -7,10 +7,9 @@ of what lists are worth.
 # K lists of a question, S sequences of a list
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
@@ -26,6 +25,7 @@ from train.evaluation.lists import ProducedList
 from train.evaluation.served import Asked, ServedBundle
 from train.generation.generator import read_prompts
 from train.generation.sampler import Sampler
+from train.models.trained import load_trained
 
 
 class Question(NamedTuple):
@@ -159,7 +159,7 @@ class PolicyLists:
     def _drawn(
         self, directory: Path, *, num_lists: int, temperature: float, is_cold: bool, seed: int
     ) -> list[Drawn]:
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        model = load_trained(AutoModelForCausalLM, directory)
         if self._mode == "beam":
             temperature = 0.0  # the texts of one wider search: drawn ones repeat
         prompts = self._prompts[is_cold]
