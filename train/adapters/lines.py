@@ -13,6 +13,9 @@ _MAX_LINE_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# More lines that are not UTF-8 than this are no accidents: the file has another encoding, and what
+# would be left out is every text with an umlaut or an accent.
+_MAX_NOT_UTF8, _MAX_NOT_UTF8_SHARE = 20, 0.01
 
 
 def read_lines(path: Path, left_out: LeftOut) -> Iterator[tuple[int, str]]:
@@ -21,10 +24,11 @@ def read_lines(path: Path, left_out: LeftOut) -> Iterator[tuple[int, str]]:
     Lines that are not UTF-8 or longer than 1 MiB are left out and counted.
 
     Raises:
-        ValueError: the file cannot be read, is damaged, is UTF-16, or holds nothing.
+        ValueError: the file cannot be read, is damaged, is UTF-16 or, as many of its lines say
+            (which is known at its end), of another encoding, or holds nothing.
     """
     with reading(path), _opened(path) as stream:
-        number = 0
+        number = num_not_utf8 = 0
         while line := stream.readline(_MAX_LINE_BYTES):
             number += 1
             if number == 1 and line.startswith(_UTF16_MARKS):
@@ -39,11 +43,17 @@ def read_lines(path: Path, left_out: LeftOut) -> Iterator[tuple[int, str]]:
                 text = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
                 left_out.add("not UTF-8", path, number)
+                num_not_utf8 += 1
                 continue
             if text:
                 yield number, text
     if not number:
         raise ValueError(f"{path}: is empty")
+    if num_not_utf8 > max(_MAX_NOT_UTF8, _MAX_NOT_UTF8_SHARE * number):
+        raise ValueError(
+            f"{path}: {num_not_utf8} of {number} lines are not UTF-8: convert the file first; one "
+            "in Latin-1 with `iconv -f latin1 -t utf-8`"
+        )
 
 
 def header_error(path: Path, expected: str, found: str) -> ValueError:

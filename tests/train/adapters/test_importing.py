@@ -121,6 +121,21 @@ def test_bad_lines_are_counted_by_reason_with_the_first_place(tmp_path: Path) ->
     assert [r["query"] for r in rows_of(tmp_path / "logs/searches.parquet")] == ["tea", "té"]
 
 
+def test_a_file_of_another_encoding_is_refused_rather_than_robbed_of_its_umlauts(
+    tmp_path: Path,
+) -> None:
+    words = ["tee", "grüner tee", "kännchen", "milch"] * 20
+    text = "".join(f"s\t{1772354400 + i}\t{word}\n" for i, word in enumerate(words))
+    latin1 = own(tmp_path, text.encode("latin-1"))
+    assert_refused(latin1, tmp_path, "40 of 80 lines are not UTF-8", "iconv -f latin1")
+    some_broken = text * 20 + "s\t1772354400\t\xff\n" * 15
+    summary = imported(
+        own(tmp_path, some_broken.encode("latin-1").replace(b"\xfc", b"u").replace(b"\xe4", b"a")),
+        tmp_path / "logs",
+    )
+    assert summary.left_out == ["15 not UTF-8 (first at my.tsv:1601)"]
+
+
 def test_a_file_of_other_columns_is_refused_with_what_was_expected(tmp_path: Path) -> None:
     assert_refused(own(tmp_path, "a,b,c\n"), tmp_path, "session, time, query", "has 1 column")
     assert_refused(own(tmp_path, "id\twhen\twhat\n"), tmp_path, "with or without a header")
