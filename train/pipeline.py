@@ -4,7 +4,7 @@ Imports what a stage needs only when it runs, so the command line answers at onc
 of models.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,8 @@ import msgspec
 
 from engine.formats.manifest import sha256_of
 from train.config import TrainConfig
+from train.mining.personal import RULES_VERSION
+from train.mining.places import files_of
 from train.settings import (
     AlignmentConfig,
     ClickModelConfig,
@@ -220,9 +222,10 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
 
     mined_settings: dict[str, object] = {
         "mine": config.mine,
+        "rules": RULES_VERSION,
         "prompt": config.prompt,
         "scenarios": config.scenarios,
-        "logs": [_identity(p) for p in (config.logs.searches, config.logs.impressions)],
+        "logs": [_logs(p) for p in (config.logs.searches, config.logs.impressions)],
     }
     if config.mine.unsafe_words:
         mined_settings["unsafe_words"] = _content(config.mine.unsafe_words)
@@ -250,7 +253,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             name="tokenizer",
             output="tokenizer.json",
             needs=("mine",),
-            settings={"size": config.size, "base": _files(config.generator.base_checkpoint)},
+            settings={"size": config.size, "base": _checkpoint(config.generator.base_checkpoint)},
             make=tokenizer,
             is_file=True,
         ),
@@ -261,7 +264,7 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             settings={
                 **common,
                 "encoder": config.encoder,
-                "base": _files(config.encoder.base_checkpoint),
+                "base": _checkpoint(config.encoder.base_checkpoint),
             },
             make=encoder,
         ),
@@ -272,8 +275,8 @@ def stages_of(config: TrainConfig, run: Path, report: Report) -> list[Stage]:
             settings={
                 **common,
                 "generator": config.generator,
-                "base": _files(config.generator.base_checkpoint),
-                "teacher_lists": _identity(config.generator.teacher_lists),
+                "base": _checkpoint(config.generator.base_checkpoint),
+                "teacher_lists": _checkpoint(config.generator.teacher_lists),
                 "max_edges": config.index.max_edges,
             },
             make=sft,
@@ -335,28 +338,24 @@ def _content(path: str) -> str | None:
     return sha256_of(Path(path)) if Path(path).is_file() else None
 
 
-def _files(checkpoint: str) -> list[FileIdentity]:
+def _checkpoint(path: str) -> list[FileIdentity]:
     """Returns the identity of a checkpoint's files here; of a hub id its name alone."""
-    return _identity(checkpoint, "*")
+    if not path:
+        return []
+    found = Path(path)
+    return _identity(
+        sorted(f for f in found.iterdir() if f.is_file()) if found.is_dir() else [found]
+    )
 
 
-def _identity(places: Places, inside: str = "*.parquet") -> list[FileIdentity]:
-    """Returns name, size and time of change of the files at the places, which tell them apart.
+def _logs(places: Places) -> list[FileIdentity]:
+    """Returns the identity of the files at the places; of a place without files its name."""
+    return _identity(f for place in places_of(places) for f in files_of(place) or [Path(place)])
 
-    Args:
-        places: files, directories, and globs.
-        inside: which files of a directory count.
-    """
-    found: list[Path] = []
-    for place in places_of(places):
-        path = Path(place)
-        if path.is_dir():
-            found += sorted(f for f in path.glob(inside) if f.is_file())
-        elif not path.exists() and any(c in place for c in "*?["):
-            found += sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-        else:
-            found.append(path)
+
+def _identity(files: Iterable[Path]) -> list[FileIdentity]:
+    """Returns name, size and time of change of files, which tell them apart."""
     return [
         (str(f), f.stat().st_size, f.stat().st_mtime_ns) if f.exists() else (str(f), 0, 0)
-        for f in found
+        for f in files
     ]

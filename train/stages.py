@@ -1,9 +1,9 @@
 """Runs the stages of a training run: each once, whole or not at all, again when something changed.
 
 A stage writes into OUTPUT.partial, which is renamed when it is done, so an interrupted stage
-never looks finished; what it left is kept, so that it can go on. Beside the outputs, `.stages`
-holds a record per finished stage with a fingerprint of its settings and of the stages it builds
-on. Knows nothing of what stages do.
+never looks finished; what it left is kept, so that it can go on. What it may keep in
+OUTPUT.partial.scratch is not. Beside the outputs, `.stages` holds a record per finished stage with
+a fingerprint of its settings and of the stages it builds on. Knows nothing of what stages do.
 """
 
 import fcntl
@@ -35,6 +35,11 @@ class Stage:
     make: Callable[[Path], str]
     is_file: bool = False
     is_shared: bool = False  # several processes that torchrun started may make it together
+
+
+def scratch_of(output: Path) -> Path:
+    """Returns where what is made at a path keeps what goes when it is done or was given up."""
+    return output.with_name(output.name + ".scratch")
 
 
 def is_first_process() -> bool:
@@ -264,6 +269,8 @@ class StageRunner:
                     f"{self._run}: another queryrec-train works here; wait for it or use "
                     "another --run"
                 ) from None
+            for stage in self._stages.values():  # of a process that was killed
+                self._discard(scratch_of(self._partial(stage)))
             yield
 
 

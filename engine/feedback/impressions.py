@@ -53,7 +53,7 @@ def to_impressions(
     ``auxiliary_text`` where nothing led in; ``side_information`` is empty where all that the caller
     told was public, and else null: tokens do not carry it. Positions whose text the token had no
     room for are left out and counted, clicks on them included: a text nobody knows teaches nothing.
-    Appears at ``destination`` whole or not at all.
+    Appears at ``destination`` whole or not at all, readable by its owner alone.
 
     An event may arrive in any segment, however late, so events are first parted by the hour of
     their response into temporary files beside ``destination``, as large as the segments together.
@@ -78,6 +78,7 @@ def to_impressions(
         partial = Path(scratch) / "table.parquet"
         hours = _by_hour(paths, Path(scratch))
         counts = _write_parquet((_responses(hour, window_s) for hour in hours), partial)
+        partial.chmod(0o600)  # user keys and queries as typed
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(destination)

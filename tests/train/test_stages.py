@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from train.stages import Stage, StageRunner, check_whole
+from train.stages import Stage, StageRunner, check_whole, scratch_of
 
 
 class Interrupted(Exception):
@@ -220,6 +220,15 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
 
     StageRunner(tmp_path, [stage("a", run_second)]).run("a")
     assert (tmp_path / "a/mine").exists()
+
+
+def test_what_a_killed_stage_kept_meanwhile_goes_with_the_next_one(tmp_path: Path) -> None:
+    stages = [stage("a", writer([])), stage("b", writer([]))]
+    scratch = scratch_of(tmp_path / "a.partial")
+    scratch.mkdir()
+    (scratch / "raw.parquet").touch()
+    StageRunner(tmp_path, stages).run("b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".stages", "b"]
 
 
 def test_a_file_is_an_output_too(tmp_path: Path) -> None:

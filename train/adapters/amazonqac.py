@@ -98,7 +98,7 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, _Fields | None]]:
                 for fields in zip(*columns, strict=True):
                     number += 1
                     yield number, fields
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as parquet ({error})") from None
 
 

@@ -3,8 +3,11 @@
 Knows nothing of formats beyond `Adapter`.
 """
 
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +40,9 @@ def import_logs(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
         out: directory; made if need be.
 
     Raises:
-        ValueError: the format is unknown, a table exists already, or a file cannot be read, is
-            not of the format, or has no usable row. Then nothing is written.
+        ValueError: the format is unknown, a table exists already, another import writes into the
+            directory, or a file cannot be read, is not of the format, or has no usable row. Then
+            nothing is written.
     """
     adapter = ADAPTERS.get(name)
     if adapter is None:
@@ -51,17 +55,24 @@ def import_logs(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
             raise ValueError(f"{path}: is given twice")
         if adapter.IS_RECONSTRUCTED and names.count(path.name) > 1:
             raise ValueError(f"{path}: files must differ in name, which tells their rows apart")
+    existed = out.exists()
+    try:
+        with _locked(out):
+            return _import(name, files, out)
+    finally:
+        if not existed:
+            with suppress(OSError):  # it holds what others wrote
+                out.rmdir()
+
+
+def _import(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
+    adapter = ADAPTERS[name]
     for table in (out / SEARCHES, out / IMPRESSIONS):
         if table.exists():
             raise ValueError(f"{table} exists already and is not written over: use another --out")
-    existed = out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be a directory ({error.strerror})") from None
     origin = {
         "format": name,
-        "files": names,
+        "files": [f.name for f in files],
         "is_reconstructed": adapter.IS_RECONSTRUCTED,
         "notes": adapter.NOTES,
     }
@@ -89,8 +100,6 @@ def import_logs(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
     finally:
         searches.discard()
         impressions.discard()
-        if not existed and not any(out.iterdir()):
-            out.rmdir()
     return ImportSummary(
         num_searches=searches.num_rows,
         num_impressions=impressions.num_rows,
@@ -99,3 +108,26 @@ def import_logs(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
         left_out=left_out.lines(),
         notes=adapter.NOTES,
     )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Makes a directory and holds a lock in it. The system frees that of a killed process."""
+    path = out / ".import.lock"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written into ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_ours = False  # held, or removed by a process that held it when it was opened
+        if not is_ours:
+            raise ValueError(f"{out}: another import writes here; wait for it or use another --out")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

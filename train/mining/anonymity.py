@@ -4,7 +4,6 @@ Works on distinct texts, each looked at once. Knows nothing of how many users se
 that is counted later, over what this leaves.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -12,16 +11,7 @@ import pyarrow as pa
 
 from engine.formats.blocklist import Blocklist, read_phrases
 from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, normalise, normalise_prefix
-
-_EMAIL = re.compile(r"\S+@\S+\.\w")
-# 9 digits and more with the separators people type: +1 (212) 555-0143, 030 12 34 56 78, and with
-# spaces around one, 212 - 555 - 0143, unless it parts years: 2023 - 2024, 2023/24 - 2024/25. Some
-# harmless lists of numbers go, too.
-_SIGNS = r"\-/_.\u00b7\u2010-\u2015\u2212"
-_YEAR = r"(?:19|20)\d\d"
-_APART = rf"(?:(?<!{_YEAR})(?<!{_YEAR}[{_SIGNS}]\d\d) [{_SIGNS}] | [{_SIGNS}] (?!{_YEAR}(?!\d)))"
-_PHONE = re.compile(rf"(?<!\d)\+?\d(?:(?:[ (){_SIGNS}]{{0,2}}|{_APART})\d){{8,}}(?!\d)")
-_LONG_NUMBER = re.compile(r"\d{8,}")  # accounts, orders, cards
+from train.mining.personal import kind_of_personal_data
 
 CLEAN_SCHEMA = pa.schema(
     {
@@ -56,10 +46,8 @@ class TextFilter:
             return Verdict(None, "too_long")
         if not text.isprintable() and has_control_characters(text):
             return Verdict(None, "control_characters")
-        if "@" in text and _EMAIL.search(text):
-            return Verdict(None, "email")
-        if _PHONE.search(text) or _LONG_NUMBER.search(text):
-            return Verdict(None, "long_number")
+        if kind := kind_of_personal_data(text):
+            return Verdict(None, kind)
         if self._unsafe.blocks(text):
             return Verdict(None, "unsafe_words")
         return Verdict(text, None)

@@ -10,7 +10,6 @@ _ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j", "pyarrow")
 _FAILURES = {
     "Invalid string encoding": "a text is not UTF-8",
     "codec can't decode": "a text is not UTF-8",
-    "schema mismatch": "files of one place differ in their columns; name each in a list",
     "Out of Memory": "memory is short; see mine.memory_limit_mb",
     "OutOfMemory": "memory is short; see mine.memory_limit_mb",
     "don't know what type": "a file is damaged",

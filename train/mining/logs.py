@@ -5,26 +5,24 @@
                   source, shown, clicked [, user_key, propensity, bundle_id, auxiliary_text]
 
 Each is a parquet file, a directory of parquet files, a glob, or several of these, whose columns
-may differ in what is optional. `side_information` is a list of (kind, text); `position` counts
-from 1; an empty id is none. Knows nothing of what is mined from them.
+may differ in what is optional; the files of one place may not. `side_information` is a list of
+(kind, text); `position` counts from 1; an empty id is none. Knows nothing of what is mined from
+them.
 """
 
-import glob
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.datatypes as dt
 
-from train.mining.checks import counted, files_of_several, num_mixed_requests, num_shared_requests
+from train.mining.checks import check_impressions, check_searches, num_shared_requests
 from train.mining.failures import told_without_values
+from train.mining.parquet import Backend, Table, difference, open_files
+from train.mining.places import files_of, files_of_several, missing
 from train.settings import MineConfig, Places, places_of
 
-# Ibis types columns by their base class only, so a type checker refuses every expression.
-Table: TypeAlias = Any
-Backend: TypeAlias = Any
 Check = Callable[[dt.DataType], bool]
 
 # What is shown further down is no panel that anybody looks through, but a mistake of the log.
@@ -48,6 +46,7 @@ class LogTables(NamedTuple):
     impressions: Table | None
     counts_users: bool  # whether searches have a user_key to be counted; else sessions are
     counts_viewers: bool  # the same of impressions; false without them
+    warnings: list[str]  # what is odd of them, though not refused
 
 
 def _is_id(kind: dt.DataType) -> bool:
@@ -137,9 +136,10 @@ def open_tables(connection: Backend, *, searches: Places, impressions: Places) -
         impressions: the same; a request must not occur in two places either.
 
     Raises:
-        ValueError: files that cannot be read, missing columns, wrong types, no rows, no clicks,
-            positions below 1, files or requests in two places, requests of two panels; the message
-            names them all.
+        ValueError: files that cannot be read or differ within a place, missing columns, wrong
+            types, no rows, no clicks, impossible times, positions or propensities, files or
+            requests in two places, requests of two panels, positions with several rows; the
+            message names them all.
     """
     with told_without_values(searches, impressions):
         return _open_tables(connection, searches, impressions)
@@ -151,33 +151,22 @@ def _open_tables(connection: Backend, searches: Places, impressions: Places) -> 
     shown = _opened(connection, "impressions", places_of(impressions), _IMPRESSIONS, errors)
     if errors or searched is None:
         raise ValueError("; ".join(errors))
-    num_searches, num_users = counted(searched)
-    if not num_searches:
-        errors.append("table searches has no rows")
-    num_viewers = 0
+    found = [check_searches(searched, _files_of(searches))]
     if shown is not None:
-        num_rows, num_viewers, num_clicks, num_low = counted(
-            shown, (shown.shown & shown.clicked).sum(), (shown.position < 1).sum()
-        )
-        if not num_rows:
-            errors.append("table impressions has no rows")
-        elif not num_clicks:
-            errors.append(
-                "table impressions has no clicks (rows with shown and clicked true): "
-                "leave logs.impressions empty to train without a click model"
-            )
-        if num_low:
-            errors.append(f"table impressions has {num_low} rows with position < 1")
-        num_mixed = num_mixed_requests(shown)
-        if num_mixed:
-            errors.append(
-                f"table impressions: {num_mixed} request_ids stand for several panels, with more "
-                "than one scenario or query: give each panel an id of its own, such as that of "
-                "the page with the scenario added to it"
-            )
-    if errors:
+        found.append(check_impressions(shown, _files_of(impressions)))
+    if errors := [error for findings in found for error in findings.errors]:
         raise ValueError("; ".join(errors))
-    return LogTables(searched, shown, num_users > 0, num_viewers > 0)
+    return LogTables(
+        searched,
+        shown,
+        counts_users=found[0].num_users > 0,
+        counts_viewers=shown is not None and found[1].num_users > 0,
+        warnings=[warning for findings in found for warning in findings.warnings],
+    )
+
+
+def _files_of(places: Places) -> list[Path]:
+    return [file for place in places_of(places) for file in files_of(place)]
 
 
 def open_impressions(connection: Backend, places: Places) -> Table:
@@ -186,7 +175,8 @@ def open_impressions(connection: Backend, places: Places) -> Table:
     Those without a position up to `MAX_POSITION` are left out.
 
     Raises:
-        ValueError: files that cannot be read, missing columns, wrong types.
+        ValueError: files that cannot be read or differ within a place, missing columns, wrong
+            types.
     """
     errors: list[str] = []
     table = _opened(connection, "impressions", places_of(places), _IMPRESSIONS, errors)
@@ -228,36 +218,34 @@ def _opened(
 def _open(
     connection: Backend, name: str, place: str, columns: tuple[_Column, ...], errors: list[str]
 ) -> Table | None:
-    path = Path(place)
-    pattern = as_pattern(connection, path) if path.exists() else place
-    pattern += "/*.parquet" if path.is_dir() else ""
-    if not path.exists() and not any(c in place for c in "*?["):
-        errors.append(f"table {name}: there is no {place}")
+    files = files_of(place)
+    if not files:
+        errors.append(f"table {name}: {missing(place)}")
         return None
     try:
-        table = connection.read_parquet(pattern)
+        differing = difference(files, [c.name for c in columns])
+    except ValueError as error:
+        differing = str(error)
+    if differing:
+        errors.append(f"table {name}: {differing}")
+        return None
+    try:
+        table = open_files(connection, files)
         schema = table.schema()
     except Exception as error:  # DuckDB's error types differ between its releases
         reason = str(error).strip().splitlines()[0]
         errors.append(f"table {name}: {place} cannot be read as parquet: {reason}")
         return None
-    missing = [c.name for c in columns if c.is_required and c.name not in schema]
-    if missing:
-        errors.append(f"table {name} misses the columns {', '.join(missing)}")
+    absent = [c.name for c in columns if c.is_required and c.name not in schema]
+    if absent:
+        errors.append(f"table {name} misses the columns {', '.join(absent)}")
     wrong = [c for c in columns if c.name in schema and not c.fits(schema[c.name])]
     errors += [
         f"table {name}: column {c.name} is {schema[c.name]}, must be {c.wanted}" for c in wrong
     ]
-    if missing or wrong:
+    if absent or wrong:
         return None
     return table.select(**{c.name: _column(table, c, schema) for c in columns})
-
-
-def as_pattern(connection: Backend, path: Path) -> str:
-    """Returns the pattern that fits a path alone, whatever characters are in its name."""
-    if connection.name == "pyspark":
-        return re.sub(r"([\\*?\[\]{}])", r"\\\1", str(path))
-    return glob.escape(str(path))
 
 
 def _column(table: Table, column: _Column, schema: ibis.Schema) -> Any:

@@ -26,6 +26,7 @@ from train.mining.logs import Table
 from train.mining.results import number_of, rows_of
 from train.mining.workspace import Workspace
 from train.settings import MineConfig, Places
+from train.stages import scratch_of
 
 # text (sorted by UTF-8 bytes), num_searches, num_searches_before_cut (of validation), num_users
 QUERIES = "queries.parquet"
@@ -110,14 +111,17 @@ def mine(
         ValueError: the tables cannot be used, or nothing is left after anonymisation or before
             the held-out impressions; then nothing has been written to `out`.
     """
-    scratch = out.with_name(out.name + ".scratch")
+    scratch = scratch_of(out)
     shutil.rmtree(scratch, ignore_errors=True)
-    (scratch / "mined").mkdir(parents=True)
+    scratch.mkdir(mode=0o700, parents=True)  # raw texts are for nobody else
+    (scratch / "mined").mkdir()
     try:
         connection = logs.connect(config.mine, scratch / "spill")
         try:
             report("reading the tables")
             tables = logs.open_tables(connection, searches=searches, impressions=impressions)
+            for warning in tables.warnings:
+                report(f"warning: {warning}")
             workspace = Workspace(connection, scratch)
             with told_without_values(searches, impressions):
                 summary = _mine(config, tables, workspace, scratch / "mined", report)

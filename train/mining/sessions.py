@@ -64,7 +64,7 @@ def split_second(events: Table, valid_share: float) -> int:
     Counted by hour and then within one hour, so that memory does not grow with the log.
     """
     left = (1 - valid_share) * number_of(events.count())
-    hour = events.time.truncate("h").epoch_seconds()
+    hour = events.time.truncate("h").epoch_seconds().cast("int64")
     hours = _counts(events.select(at=hour))
     while len(hours) > 1 and hours[0][1] < left:
         left -= hours.pop(0)[1]

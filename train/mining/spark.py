@@ -1,10 +1,11 @@
-"""Opens a Spark session for mining: where Java is, and what settings it needs.
+"""Opens a Spark session for mining, and files in it: where Java is, and what settings it needs.
 
 Only imported where `mine.engine` is "spark", and PySpark only then. Knows nothing of the log.
 """
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def connect(*, master: str, memory_limit_mb: int, num_threads: int, spill_direct
     for name, value in settings.items():
         builder = builder.config(name, value)
     return ibis.pyspark.connect(builder.getOrCreate())
+
+
+def open_patterns(connection: Any, patterns: Sequence[str]) -> Any:
+    """Returns the parquet files that fit the patterns as one table of the session's."""
+    import ibis
+    from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
+
+    reader = SparkSession.builder.getOrCreate().read
+    # Of what is looked up recursively, Spark takes no columns from names of directories.
+    frame = reader.parquet(*patterns, recursiveFileLookup=True)
+    name = ibis.util.gen_name("files")
+    frame.createOrReplaceTempView(name)
+    return connection.table(name)
 
 
 def _find_java() -> None:

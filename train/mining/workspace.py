@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.mining.logs import Table, as_pattern
+from train.mining.parquet import Table, open_files
 
 _BATCH_ROWS = 50_000
 Transform = Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]
@@ -31,7 +31,7 @@ class Workspace(NamedTuple):
 
     def read(self, path: Path) -> Table:
         """Returns a parquet file, or a directory of them, as a table."""
-        return self.connection.read_parquet(as_pattern(self.connection, path))
+        return open_files(self.connection, [path])
 
     def write(self, expression: Table, path: Path) -> Table:
         """Writes a result as one file, in the expression's order, and returns it as a table."""

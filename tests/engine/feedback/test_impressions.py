@@ -1,6 +1,7 @@
 import asyncio
 import os
 import random
+import stat
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -193,6 +194,11 @@ def test_no_segments_give_an_empty_table_with_all_columns(tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").num_columns == 15
 
 
+def test_only_its_owner_can_read_the_table(tmp_path):
+    to_impressions(logged(tmp_path / "log", [event("1")]), tmp_path / "out.parquet")
+    assert stat.S_IMODE((tmp_path / "out.parquet").stat().st_mode) == 0o600
+
+
 def test_a_window_of_nonsense_is_refused_and_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="window_s is -1"):
         to_impressions([], tmp_path / "out.parquet", window_s=-1)
@@ -239,6 +245,7 @@ def test_the_command_refuses_what_it_cannot_do_in_one_line(tmp_path):
         (("--feedback", tmp_path / "absent", "--out", out), "absent is not a directory"),
         (("--feedback", tmp_path / "empty", "--out", out), "empty has no closed segments, 0 open"),
         (("--feedback", tmp_path / "log", "--out", tmp_path / "old.parquet"), "exists; remove it"),
+        (("--feedback", tmp_path / "log", "--out", tmp_path / "log"), "log is a directory; name a"),
         (("--feedback", tmp_path / "log", "--out", out, "--window-s", 0), "window_s is 0.0"),
         (("--feedback", tmp_path / "log", "--out", tmp_path / "old.parquet/x"), "File exists"),
     ):

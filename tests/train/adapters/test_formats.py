@@ -44,6 +44,17 @@ def test_tsv_reads_a_header_in_any_order_and_absent_users(tmp_path: Path) -> Non
     assert read("tsv", path)[0] == [Search("s", at("2026-03-01 08:40"), "tea", None)]
 
 
+def test_texts_of_parquet_that_are_not_utf8_are_told_with_the_file(tmp_path: Path) -> None:
+    names = ["query_id", "session_id", "prefixes", "first_prefix_typed_time", "final_search_term"]
+    columns = {name: ["1"] for name in [*names, "search_time", "popularity"]}
+    broken = pa.array([b"my secret \xff"], pa.binary()).view(pa.string())
+    path = tmp_path / "aq.parquet"
+    pq.write_table(pa.table({**columns, "final_search_term": broken}), path)
+    with pytest.raises(ValueError, match=r"aq\.parquet: cannot be read as parquet") as raised:
+        read("amazonqac", path)
+    assert "secret" not in str(raised.value)
+
+
 def test_aol_clicks_and_pages_are_one_search() -> None:
     searches, impressions, left_out = read("aol", FIXTURES / "aol.tsv")
     assert [(s.user_key, s.query, s.time_us) for s in searches] == [

@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from train.adapters import ADAPTERS
+from train.adapters.adapter import LeftOut, Search
 from train.adapters.importing import ImportSummary, import_logs
 from train.cli import app
 from train.mining import logs
@@ -204,6 +207,23 @@ def test_an_existing_table_is_never_written_over(tmp_path: Path, table: str) -> 
     assert f"{table} exists already" in result.stderr
     assert [p.name for p in (tmp_path / "logs").iterdir()] == [table]
     assert (tmp_path / "logs" / table).read_text() == "precious"
+
+
+def test_two_imports_do_not_write_into_one_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = own(tmp_path, "s\t1772354400\tq\n"), tmp_path / "logs"
+
+    def rows(path: Path, left_out: LeftOut) -> Iterator[Search]:
+        yield Search("s", 0, "of the first", None)
+        with pytest.raises(ValueError, match="another import writes here"):
+            imported(path, out)
+
+    slow = SimpleNamespace(NOTES=(), IS_RECONSTRUCTED=False, rows=rows)
+    monkeypatch.setitem(ADAPTERS, "slow", slow)
+    imported(path, out, "slow")
+    assert [p.name for p in out.iterdir()] == ["searches.parquet"]
+    assert [row["query"] for row in rows_of(out / "searches.parquet")] == ["of the first"]
 
 
 def test_other_files_in_the_directory_stay(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What ends mining: told without the log's text, and nothing stays behind."""
 
+import stat
 import traceback
 from pathlib import Path
 
@@ -33,17 +34,14 @@ def test_what_an_engine_cannot_read_is_told_without_the_log(tmp_path: Path) -> N
         "time": pa.array([START] * 2, pa.timestamp("us")),
         "query": ["my secret"] * 2,
     }
-    (tmp_path / "parts").mkdir()
-    pq.write_table(pa.table({**columns, "user_key": ["u1", "u2"]}), tmp_path / "parts/0.parquet")
-    pq.write_table(pa.table(columns), tmp_path / "parts/1.parquet")
+    pq.write_table(pa.table(columns), tmp_path / "whole.parquet")
     broken = {**columns, "query": no_text([b"my secret \xff", b"my secret"])}
     pq.write_table(pa.table(broken), tmp_path / "bytes.parquet")
-    damaged = bytearray((tmp_path / "parts/1.parquet").read_bytes())
+    damaged = bytearray((tmp_path / "whole.parquet").read_bytes())
     damaged[4:40] = b"\xff" * 36
     (tmp_path / "damaged.parquet").write_bytes(damaged)
     out = tmp_path / "run/mined"
     for name, why in {
-        "parts": "files of one place differ in their columns",
         "bytes.parquet": "a text is not UTF-8",
         "damaged.parquet": "a file is damaged",
     }.items():
@@ -65,6 +63,7 @@ def test_an_interrupted_or_killed_mine_leaves_no_raw_text(
     seen: list[list[Path]] = []
 
     def interrupt(step: str) -> None:
+        assert stat.S_IMODE((run / "mined.scratch").stat().st_mode) == 0o700
         seen.append(sorted(run.rglob("clean*")))
         if step == "pairs of queries":
             raise KeyboardInterrupt

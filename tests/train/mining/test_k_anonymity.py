@@ -86,7 +86,7 @@ def impressions(draw: st.DrawFn) -> list[dict]:
             "time": st.just(START),
             "session_id": st.sampled_from(SESSIONS),
             "side_information": st.one_of(st.none(), st.lists(item, max_size=2)),
-            "position": st.integers(1, 3),
+            "position": st.integers(1, 9),
             "text": st.one_of(text, other),
             "source": st.sampled_from(["log", "generated", "made by ann", None]),
             "bundle_id": st.sampled_from(["b1", "b1", None]),
@@ -100,7 +100,8 @@ def impressions(draw: st.DrawFn) -> list[dict]:
     scenario = st.sampled_from(["suggestion", "completion", "clarification", "other"])
     panel = st.fixed_dictionaries({"scenario": scenario, "query": text})
     panels = draw(st.fixed_dictionaries(dict.fromkeys(REQUESTS, panel)))
-    rows: list[dict[str, Any]] = draw(st.lists(row, max_size=40))
+    unique = draw(st.lists(row, max_size=40, unique_by=lambda r: (r["request_id"], r["position"])))
+    rows: list[dict[str, Any]] = unique
     unknown = {} if draw(st.booleans()) else {"user_key": None}
     return [{**row, **panels[row["request_id"]], **unknown} for row in rows]
 

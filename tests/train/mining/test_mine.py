@@ -1,12 +1,13 @@
 import math
+import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from engine.formats.manifest import PromptSpec, ScenarioSpec
-from tests.train.mining.conftest import Write, configured, mined, rows, search, shown
-from train.mining.anonymity import TextFilter
+from tests.train.mining.conftest import START, Write, configured, mined, rows, search, shown
 from train.mining.mine import mine
 
 
@@ -110,41 +111,6 @@ def test_personal_data_and_unsafe_words_never_leave(
         "search_too_long": 2,
         "search_unsafe_words": 4,
     }
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("iphone 15 pro max 256gb", "1080p 4k", "2023 2024 cars", "monitor 1920 x 1080 - 2024"),
-        *(
-            "2019 - 2020 - 2021",
-            "season 2023/24 - 2024/25",
-            "2023 \u2013 2024 cars",
-            "10 - 20 - 30",
-        ),
-    ],
-)
-def test_ordinary_numbers_are_kept(text: str) -> None:
-    assert TextFilter()(text).text == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            "212\u2011555\u20110143",
-            "212\u2013555\u20130143",
-            "212_555_0143",
-            "212\u00b7555\u00b70143",
-        ),
-        *("212 - 555 - 0143", "212 - 555 - 2043", "212 \u2212 555 \u2212 0143", "212 / 555 / 0143"),
-        *("+49 (0) 30 / 123 45 67", "4111\u20131111\u20131111\u20131111"),
-        *("4111 - 1111 - 1111 - 1111", "123-45-6789", "123\u201145\u20116789", "123 - 45 - 6789"),
-    ],
-)
-def test_numbers_of_people_are_refused_however_they_are_parted(text: str) -> None:
-    assert TextFilter()(text).reason == "long_number"
-    assert TextFilter()(f"call {text} now").reason == "long_number"
 
 
 def test_pairs_are_ordered_distinct_and_within_reach(
@@ -269,6 +235,15 @@ def test_the_last_share_of_time_is_for_validation(write_log_tables: Write, tmp_p
     assert [(r["source"], r["target"]) for r in rows(out, "pairs")] == [("a", "b")]
 
 
+def test_logs_may_be_of_years_that_32_bits_do_not_hold(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, 30 * 525_600 + i, "tea") for i, u in enumerate("abcde")]
+    _, summary = mined(write_log_tables, tmp_path, searches, [], valid_share=0.2)
+    assert summary.cut is not None
+    assert summary.cut > 2**31
+
+
 @pytest.mark.parametrize("near_duplicates", ["keep", "words"])
 def test_searches_before_the_validation_cut_are_counted_apart(
     write_log_tables: Write, tmp_path: Path, near_duplicates: str
@@ -307,6 +282,34 @@ def test_texts_below_k_leave_nothing(write_log_tables: Write, tmp_path: Path) ->
     out, _ = mined(write_log_tables, tmp_path, searches, impressions)
     assert {r["text"] for r in rows(out, "impressions")} == {"tea"}
     assert "rare" not in (out / "summary.json").read_text()
+
+
+def test_what_is_odd_of_the_tables_is_warned_of(write_log_tables: Write, tmp_path: Path) -> None:
+    minute = (datetime(1970, 1, 10) - START) / timedelta(minutes=1)
+    tables = write_log_tables([search(u, minute, "tea") for u in "ab"], [])
+    told: list[str] = []
+    searches, out = str(tables.searches), tmp_path / "run/mined"
+    mine(configured(), searches=searches, impressions="", out=out, report=told.append)
+    assert "warning: table searches: column time has nothing but January 1970" in "\n".join(told)
+
+
+def test_names_of_directories_are_no_columns(write_log_tables: Write, tmp_path: Path) -> None:
+    searches = [search(u, i, t) for u in "ab" for i, t in enumerate(("tea", "green tea"))]
+    searches.append(search("a", 5, "only a searched this"))
+    tables = write_log_tables(searches, [shown(u, "green tea") for u in "ab"])
+    places, outs = [], []
+    for name in ("logs", "query=x/clicked=false", "num_users=99/num_searches=99/text=x"):
+        directory = tmp_path / "places" / name
+        directory.mkdir(parents=True)
+        places.append({k: str(shutil.copy(p, directory)) for k, p in tables._asdict().items()})
+        outs.append(directory / "run/mined")
+    for place, out in zip(places, outs, strict=True):
+        mine(configured(), **place, out=out, report=lambda _: None)
+    for out in outs[1:]:
+        for path in outs[0].iterdir():
+            assert (out / path.name).read_bytes() == path.read_bytes(), (out, path.name)
+    assert [r["text"] for r in rows(outs[2], "queries")] == ["green tea", "tea"]
+    assert [r["num_users"] for r in rows(outs[2], "queries")] == [2, 2]
 
 
 @pytest.mark.parametrize("is_lone", [True, False])

@@ -70,7 +70,7 @@ def panel(rng: random.Random, request: str, row: dict) -> list[dict]:
             "scenario": scenario,
             "query": typed,
             "side_information": rng.choice([items, items, None]),
-            "position": rng.choice([position, position, 1]),
+            "position": 2 * position - rng.randrange(2),
             "text": rng.choice(HEADS) + rng.choice([*TAILS, f" {request}", " of all kinds"]),
             "source": rng.choice(["log", "generated", None]),
             "bundle_id": rng.choice(["b1", None]),
@@ -105,23 +105,28 @@ def test_spark_and_duckdb_mine_the_same(
     write_log_tables: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
     tables = write_log_tables(*random_log(random.Random(name)))
+    parts = tmp_path / "query=x"  # names of directories are no columns
+    parts.mkdir()
+    whole = pq.read_table(tables.searches)
+    for part, table in enumerate((whole.slice(0, 300), whole.slice(300))):
+        pq.write_table(table, parts / f"{part}.parquet")
     config = tmp_path / "spark.toml"
     written = (
-        f'[logs]\nsearches = "{tables.searches}"\nimpressions = "{tables.impressions}"\n'
+        f'[logs]\nsearches = "{parts}"\nimpressions = "{tables.impressions}"\n'
         f"[mine]\nmin_users = 3\nmax_session_searches = 40\nnum_threads = 1\n"
         f"memory_limit_mb = 1024\n{SETTINGS[name]}\n"
     )
     config.write_text(written + 'engine = "spark"\n')
-    on_spark(config, tmp_path / "spark")
+    on_spark(config, tmp_path / "num_users=99")
     config.write_text(written)
     mine(
         read_config(config),
-        searches=str(tables.searches),
+        searches=str(parts),
         impressions=str(tables.impressions),
         out=tmp_path / "duckdb",
         report=lambda _: None,
     )
-    expected, found = tmp_path / "duckdb", tmp_path / "spark/mined"
+    expected, found = tmp_path / "duckdb", tmp_path / "num_users=99/mined"
     assert sorted(p.name for p in found.iterdir()) == sorted(p.name for p in expected.iterdir())
     for path in expected.iterdir():
         if path.suffix == ".json":
