@@ -17,6 +17,7 @@ _ENDS = ("min", "max")
 # Between these, every engine and Python can reckon with a time.
 _FIRST_TIME, _LAST_TIME = datetime(1, 1, 2), datetime(9999, 12, 31)
 _EPOCH, _FEBRUARY = datetime(1970, 1, 1), datetime(1970, 2, 1)
+_MAX_WITHOUT_USER = 0.1  # share of rows, where others have a user
 # Of probabilities that other programs added up in 32 bits.
 _ROUNDING = 1e-6
 
@@ -91,6 +92,11 @@ def _checked(
         errors.append(
             f"table {name}: column time has {num_impossible} rows beyond the years 1 to 9999; are "
             "they in another unit, such as milliseconds written as seconds?"
+        )
+    if 0 < num_users < (1 - _MAX_WITHOUT_USER) * num_rows:
+        warnings.append(
+            f"table {name}: {num_rows - num_users} of {num_rows} rows have no user_key, which "
+            "others have, so they count for nobody"
         )
     # Public logs without times have nominal ones, all on one day.
     if 0 < num_times == num_nominal and not all(map(is_import, files)):

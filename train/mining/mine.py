@@ -12,20 +12,19 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import ibis
 import msgspec
 import pyarrow.parquet as pq
 
 from train.config import TrainConfig
-from train.mining import cooccurrence, logs, sessions, shown, variants
+from train.mining import cooccurrence, logs, searches, sessions, shown
 from train.mining.anonymity import CLEAN_SCHEMA, TextFilter, read_unsafe_words
 from train.mining.failures import told_without_values
 from train.mining.logs import Table
-from train.mining.results import number_of, rows_of
+from train.mining.results import number_of
 from train.mining.workspace import Workspace
-from train.settings import MineConfig, Places
+from train.settings import Places
 from train.stages import scratch_of
 
 # text (sorted by UTF-8 bytes), num_searches, num_searches_before_cut (of validation), num_users
@@ -72,22 +71,6 @@ def read_summary(run: Path) -> MineSummary:
         return msgspec.json.decode(path.read_bytes(), type=MineSummary)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-class _Searches(NamedTuple):
-    """The log of searches, normalised."""
-
-    events: Table  # session, time, user, text
-    robots: Table | None  # when their sessions were, see `sessions.spans`; None without a limit
-    dropped: dict[str, int]  # rows by reason
-
-
-class _Counted(NamedTuple):
-    """Searches and texts, near-duplicates merged."""
-
-    events: Table  # session, time, user, text
-    counts: Table  # text, num_searches, num_searches_before_cut, num_users
-    clean: Table  # anonymity.CLEAN_SCHEMA
 
 
 def mine(
@@ -144,17 +127,19 @@ def _mine(
     report("normalising texts")
     clean = _clean_texts(tables, workspace, TextFilter(read_unsafe_words(settings.unsafe_words)))
     report("sessions")
-    events, robots, dropped = _searches(tables, clean, workspace, settings)
+    events, robots, dropped = searches.usable(tables, clean, workspace, settings)
+    if tables.counts_users:
+        searches.check_sessions(events, report)
     if robots is not None:
         workspace.write(robots.order_by("session_id", "start_s"), out / ROBOTS)
     split = cut = sessions.split_second(events, settings.valid_share)
     seen = None
     if tables.impressions is not None:
-        rows = _with_counted_user(tables.impressions, tables.counts_viewers)
+        rows = searches.with_counted_user(tables.impressions, tables.counts_viewers)
         seen = shown.seen_by_people(config, rows, robots=robots, workspace=workspace)
         # Later searches may come of the very clicks that are held out.
         cut = split if seen.first_valid is None else min(split, seen.first_valid)
-    events, counts, clean = _merged(events, clean, cut, workspace, settings)
+    events, counts, clean = searches.merged(events, clean, cut, workspace, settings)
     public = counts.filter(counts.num_users >= settings.min_users)
     public = workspace.write(public.order_by("text"), out / QUERIES)
     num_queries = number_of(public.count())
@@ -230,57 +215,6 @@ def _clean_texts(tables: logs.LogTables, workspace: Workspace, keep: TextFilter)
     return workspace.map("clean", raw, CLEAN_SCHEMA, keep.clean)
 
 
-def _searches(
-    tables: logs.LogTables, clean: Table, workspace: Workspace, settings: MineConfig
-) -> _Searches:
-    """Returns the usable searches by session, without robots."""
-    searches = _with_counted_user(tables.searches, tables.counts_users)
-    joined = searches.left_join(clean, searches.query == clean.raw)
-    is_usable = joined.text.notnull() & joined.time.notnull() & joined.session_id.notnull()
-    refused = joined.filter(~is_usable).group_by(
-        reason=ibis.coalesce(joined.reason, "missing_value")
-    )
-    dropped = {
-        f"search_{row['reason']}": row["num"]
-        for row in rows_of(refused.agg(num=lambda t: t.count()))
-    }
-    usable = joined.filter(is_usable).select("session_id", "time", "user", "text")
-    events = workspace.keep("events", sessions.sessions(usable, settings.session_gap_s))
-    robots = None
-    if settings.max_session_searches:
-        is_robot = events.session_size > settings.max_session_searches
-        robots = workspace.keep("robots", sessions.spans(events.filter(is_robot)))
-        dropped["search_of_robot"] = number_of(events.filter(is_robot).count())
-        events = events.filter(~is_robot)
-    return _Searches(events, robots, dropped)
-
-
-def _merged(
-    events: Table, clean: Table, cut: int, workspace: Workspace, settings: MineConfig
-) -> _Counted:
-    """Merges near-duplicates, if they are to be, and counts the searches of each text."""
-    counts = workspace.keep("counts", _counts(events, cut))
-    if settings.near_duplicates != "keep":
-        canonical = variants.canonical_texts(
-            counts,
-            workspace,
-            min_users=settings.min_users,
-            is_bag=settings.near_duplicates == "words",
-        )
-        clean = workspace.keep("merged_clean", variants.replaced(clean, canonical))
-        events = workspace.keep("merged_events", variants.replaced(events, canonical))
-        counts = workspace.keep("merged_counts", _counts(events, cut))
-    return _Counted(events, counts, clean)
-
-
-def _counts(events: Table, cut: int) -> Table:
-    return events.group_by("text").agg(
-        num_searches=events.count(),
-        num_searches_before_cut=events.count(where=~sessions.is_valid(events.time, cut)),
-        num_users=events.user.nunique(),
-    )
-
-
 def _check_cut(public: Table, cut: int, valid_share: float, report: Report) -> None:
     """Checks that held-out impressions leave searches to learn from, and tells if they leave few.
 
@@ -306,8 +240,3 @@ def _check_cut(public: Table, cut: int, valid_share: float, report: Report) -> N
 
 def _people(counts_users: bool) -> str:
     return "users" if counts_users else "sessions"
-
-
-def _with_counted_user(table: Table, counts_users: bool) -> Table:
-    """Adds `user`: what k counts. Rows without a user_key count for nobody if others have one."""
-    return table.mutate(user=table.user_key if counts_users else table.session_id)

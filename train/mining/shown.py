@@ -27,6 +27,7 @@ from train.mining.workspace import Workspace
 IMPRESSIONS = "impressions.parquet"
 GENERATED = "generated"  # what the engine calls the source of a text that its log does not know
 _MAX_POSITIONS = 20
+_NUM_NAMED = 5  # scenarios, in an error
 _MIN_IMPRESSIONS = 30  # per position, for its click rate to be believed
 
 
@@ -68,23 +69,41 @@ def seen_by_people(
         impressions: validated table with `user`, what k counts.
         robots: when robots' sessions were, see `sessions.spans`; None: nobody is taken for one.
         workspace: runs expressions.
+
+    Raises:
+        ValueError: none of them is of a scenario of the config.
     """
-    names = [s.name for s in config.scenarios]
-    seen = impressions.filter(impressions.shown & impressions.scenario.isin(names))
+    shown = impressions.filter(impressions.shown)
+    seen = shown.filter(shown.scenario.isin([s.name for s in config.scenarios]))
     known = seen.filter(seen.request_id.notnull() & seen.time.notnull() & seen.position.notnull())
     near = known.filter(known.position <= MAX_POSITION)
     human = near if robots is None else outside(near, robots, config.mine.session_gap_s)
     times = workspace.keep("seen_times", human.select("time"))
     split = split_second(times, config.mine.valid_share)
-    nums = [number_of(t.count()) for t in (impressions, seen, known, near, times)]
+    nums = [number_of(t.count()) for t in (impressions, shown, seen, known, near, times)]
+    if not nums[2]:
+        raise _scenarios_unknown(config, shown)
     reasons = (
-        "impression_not_shown_or_unknown_scenario",
+        "impression_not_shown",
+        "impression_of_unknown_scenario",
         "impression_missing_value",
         f"impression_position_beyond_{MAX_POSITION}",
         "impression_of_robot",
     )
     dropped = {r: n - left for r, (n, left) in zip(reasons, pairwise(nums), strict=True)}
     return Seen(human, split, first_valid_second(times, split), dropped)
+
+
+def _scenarios_unknown(config: TrainConfig, shown: Table) -> ValueError:
+    """Returns the error for a table whose panels the config does not have."""
+    most = shown.group_by("scenario").agg(num=shown.count())
+    found = rows_of(most.order_by(ibis.desc("num"), "scenario").limit(_NUM_NAMED))
+    return ValueError(
+        "table impressions: no row is of a scenario of the config, which has "
+        f"{', '.join(s.name for s in config.scenarios)}; most rows are of "
+        f"{', '.join(str(row['scenario']) for row in found)}: name the [[scenarios]] of the config "
+        "as the logs do"
+    )
 
 
 def mine_shown(

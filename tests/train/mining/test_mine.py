@@ -293,6 +293,40 @@ def test_what_is_odd_of_the_tables_is_warned_of(write_log_tables: Write, tmp_pat
     assert "warning: table searches: column time has nothing but January 1970" in "\n".join(told)
 
 
+@pytest.mark.parametrize("is_of_one_user", [True, False])
+def test_sessions_of_several_users_are_warned_of(
+    write_log_tables: Write, tmp_path: Path, is_of_one_user: bool
+) -> None:
+    searches = [
+        search(user, minute, text, session=f"{user} 1" if is_of_one_user else "1")
+        for user in ("u1", "u2")
+        for minute, text in enumerate(["tea", "tea pot"])
+    ]
+    place = str(write_log_tables(searches, []).searches)
+    told: list[str] = []
+    out = tmp_path / "run/mined"
+    mine(configured(), searches=place, impressions="", out=out, report=told.append)
+    warning = "warning: 1 of 1 sessions of several searches have several users"
+    assert any(line.startswith(warning) for line in told) == (not is_of_one_user)
+
+
+@pytest.mark.parametrize(
+    ("num_without", "is_warned"), [(0, False), (1, False), (6, True), (20, False)]
+)
+def test_rows_without_the_user_that_others_have_are_warned_of(
+    write_log_tables: Write, tmp_path: Path, num_without: int, is_warned: bool
+) -> None:
+    searches = [search(f"u{i}", i, "tea") for i in range(20)]
+    for row in searches[:num_without]:
+        row["user_key"] = None
+    place = str(write_log_tables(searches, []).searches)
+    told: list[str] = []
+    out = tmp_path / "run/mined"
+    mine(configured(), searches=place, impressions="", out=out, report=told.append)
+    warning = f"warning: table searches: {num_without} of 20 rows have no user_key"
+    assert any(line.startswith(warning) for line in told) == is_warned
+
+
 def test_names_of_directories_are_no_columns(write_log_tables: Write, tmp_path: Path) -> None:
     searches = [search(u, i, t) for u in "ab" for i, t in enumerate(("tea", "green tea"))]
     searches.append(search("a", 5, "only a searched this"))

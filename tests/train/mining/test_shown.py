@@ -72,7 +72,20 @@ def test_impressions_keep_what_is_anonymous(write_log_tables: Write, tmp_path: P
     assert summary.num_clicks == 3
     assert summary.dropped["impression_text_refused_or_below_k"] == 3
     assert summary.dropped["impression_query_refused_or_below_k"] == 1
-    assert summary.dropped["impression_not_shown_or_unknown_scenario"] == 2
+    assert summary.dropped["impression_not_shown"] == 1
+    assert summary.dropped["impression_of_unknown_scenario"] == 1
+
+
+def test_impressions_of_other_scenarios_than_the_configs_are_refused_by_name(
+    write_log_tables: Write, tmp_path: Path
+) -> None:
+    searches = [search(u, 0, "tea") for u in ("u1", "u2")]
+    impressions = [shown(u, "tea", scenario="autocomplete") for u in ("u1", "u2", "u3")]
+    impressions.append(shown("u4", "tea", scenario="related"))
+    with pytest.raises(
+        ValueError, match=r"has suggestion, .*most rows are of autocomplete, related"
+    ):
+        mined(write_log_tables, tmp_path, searches, impressions)
 
 
 def test_a_typed_prefix_must_start_an_anonymous_query(
