@@ -12,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     from engine.config import Config
 
+_TERMINATED = 128 + signal.SIGTERM  # as a shell says it
+
 app = typer.Typer(
     help="Serves query suggestions.",
     no_args_is_help=True,
@@ -45,6 +47,8 @@ def serve(
     if not dry_run:
         # It never ends an engine, also not one that has yet to say what it does about it.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Until the engine has a say in it: the first process of a container would not get this signal.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(_TERMINATED if dry_run else 0))
     # What ran before this line was mostly the interpreter and its imports.
     started_s = time.monotonic() - time.process_time()
     # One short text at a time is tokenised: waking threads for it costs more than it saves.
@@ -64,6 +68,8 @@ def serve(
     }
     places = Places(bundle, canary)
     try:
+        if canary_share is not None and canary is None:
+            raise ValueError("--canary-share needs --canary, the bundle that answers that share")
         settings = load_config(config, os.environ, flags)
         _print_settings(settings)
         logs.set_up(settings.log.format, settings.log.level)
@@ -81,6 +87,7 @@ def serve(
 
             asyncio.run(serve(places, settings, started_s=started_s))
     except ValueError as error:  # BundleError is one
+        logs.flush()
         complain(str(error))
         raise typer.Exit(1) from None
 
@@ -109,7 +116,7 @@ def ask(
             query,
             session_queries=session_query or [],
             max_suggestions=max_suggestions,
-            timeout_s=timeout_ms / 1000,
+            timeout_ms=timeout_ms,
             clicks=clicks or [],
         )
     )
@@ -137,6 +144,8 @@ def impressions(
     try:
         if not feedback.is_dir():
             raise ValueError(f"--feedback {feedback} is not a directory")
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a directory; name a file in it")
         if out.exists():
             raise ValueError(f"--out {out} exists; remove it or name another file")
         closed = segments(feedback)

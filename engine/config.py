@@ -36,7 +36,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Where and how calls are taken."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; "[::]" for all."""
+    """Address to listen on; "::" for all. An IPv6 address may be in brackets."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 50_051
     """0 picks a free port and prints it."""
     default_budget_ms: Milliseconds = 100.0
@@ -134,7 +134,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     max_bytes: Annotated[int, Meta(ge=0)] = 64 << 20
     """0 turns the cache off."""
-    ttl_s: Annotated[float, Meta(gt=0)] = 600.0
+    ttl_s: Annotated[float, Meta(gt=0, le=31_536_000)] = 600.0
     """A generation older than this is made anew."""
 
 
@@ -152,7 +152,7 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where Prometheus finds the metrics."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; "::" for all."""
+    """As that of the server."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     """HTTP port; 0: metrics are not served. Each further worker has the next one up."""
 

@@ -98,13 +98,22 @@ class FeedbackLog:
             self._appends.put(append)
         await asyncio.wrap_future(append.done)
 
-    def close(self) -> None:
-        """Writes what waits, closes the segment and returns. May be called twice."""
+    def close(self, limit_s: float | None = None) -> bool:
+        """Writes what waits, closes the segment and returns. May be called twice.
+
+        Args:
+            limit_s: How long it may block; None for as long as the disk takes.
+
+        Returns:
+            Whether all is written and closed. If not, the next log of the directory closes the
+            segment.
+        """
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
                 self._appends.put(None)
-        self._writer.join()
+        self._writer.join(limit_s)
+        return not self._writer.is_alive()
 
     def _run(self) -> None:
         is_open = True

@@ -19,6 +19,7 @@ from engine.serving.control import (
     Pong,
     Refresh,
     Refreshed,
+    Refused,
     Reply,
     Said,
     Serving,
@@ -83,6 +84,8 @@ async def _serve(server: Server, start: Start, commands: asyncio.StreamReader) -
             command = command_of(line)
             if isinstance(command, Ping):
                 _tell(Pong())
+            elif isinstance(command, Refused):
+                server.releases.num_refusals += 1
             else:
                 assert isinstance(command, Refresh)
                 tasks.create_task(_refresh(server, command))

@@ -44,6 +44,8 @@ class Signals:
 
 def say(text: str) -> None:
     """Prints a line. What cannot be printed (a full disk, a reader that is gone) is lost."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by a shell's >&-
+        return
     with suppress(OSError):
         # Without a buffer: what that could not get rid of would fail the end of the process.
         os.write(sys.stdout.fileno(), f"queryrec-engine: {text}\n".encode())

@@ -51,6 +51,10 @@ class Refresh(_Message, frozen=True, kw_only=True):
     is_asked: bool
 
 
+class Refused(_Message, frozen=True, kw_only=True):
+    """To a worker: count a release as refused, which another worker died over."""
+
+
 class Ping(_Message, frozen=True, kw_only=True):
     """To a worker: answer at once."""
 
@@ -87,7 +91,7 @@ class Said(_Message, frozen=True, kw_only=True):
     text: str
 
 
-Command = Start | Refresh | Ping
+Command = Start | Refresh | Refused | Ping
 Reply = Failed | Serving | Refreshed | Pong | Ending | Said
 
 _COMMANDS = msgspec.json.Decoder(Command)

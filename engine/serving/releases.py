@@ -13,31 +13,17 @@ import random
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from engine.answering.pipeline import Pipeline
 from engine.formats.manifest import BundleError, Manifest, read_manifest
 from engine.scheduling.deadline import Clock, MonotonicClock
 from engine.serving.in_flight import InFlight
 from engine.serving.places import Places
+from engine.serving.refusals import Refusal
 
 _log = logging.getLogger(__name__)
 
-_RETRY_S, _MAX_RETRY_S = 60.0, 3600.0  # between tries of what was refused; doubles with each
-
 Load = Callable[[str, Path, Sequence[str], Sequence[Pipeline]], Awaitable[Pipeline]]
-
-
-class _Refusal(NamedTuple):
-    directory: Path
-    manifest: Manifest | None  # None if it could not be read
-    why: str
-    delay_s: float
-    until_s: float  # not tried again before, unless asked
-
-    def holds(self, directory: Path, manifest: Manifest, now_s: float) -> bool:
-        """Returns whether it still keeps a release from being tried."""
-        return (self.directory, self.manifest) == (directory, manifest) and now_s < self.until_s
 
 
 class Release:
@@ -72,7 +58,8 @@ class Releases:
 
     Attributes:
         num_swaps: Releases that took another's place.
-        num_refusals: Releases that could not; each counts once, however often it is looked at.
+        num_refusals: Releases that could not; each counts once, however often it is looked at. One
+            that another process died over may be added.
     """
 
     def __init__(
@@ -105,7 +92,7 @@ class Releases:
         self._report = report
         self._random = randomness or random.Random()
         self._sides: dict[str, Release] = {}  # "bundle", and "canary" if there is one
-        self._refused: dict[str, _Refusal] = {}
+        self._refused: dict[str, Refusal] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
@@ -180,14 +167,13 @@ class Releases:
                 _check_scenarios(directory, manifest, old.manifest)
             new = await self._loaded(side, directory)
         except Exception as error:  # whatever is wrong with it, the old one must go on serving
-            refused = (directory, manifest, str(error))
-            is_again = before is not None and before[:3] == refused
-            delay_s = _RETRY_S
-            if before and is_again and not is_asked:
-                delay_s = min(2 * before.delay_s, _MAX_RETRY_S)
-            self._refused[side] = _Refusal(*refused, delay_s, self._clock.now_s() + delay_s)
-            self.num_refusals += not is_again
-            if is_asked or not is_again:
+            now_s, why = self._clock.now_s(), str(error)
+            refusal = Refusal.after(
+                before, directory, manifest, why, now_s=now_s, is_asked=is_asked
+            )
+            self._refused[side] = refusal
+            self.num_refusals += not refusal.is_again
+            if is_asked or not refusal.is_again:
                 trace = None if isinstance(error, ValueError) else error
                 message = "%s refused, %s goes on serving: %s"
                 _log.error(message, side, old.manifest.bundle_id, error, exc_info=trace)

@@ -24,7 +24,7 @@ from engine.serving.handlers import SERVICE_NAME, add_service
 from engine.serving.loading import blocked_phrases, load_pipeline, make_runtime
 from engine.serving.overload import QueueProbe, Shedding
 from engine.serving.places import Places
-from engine.serving.ports import check_free
+from engine.serving.ports import address_of, check_free, without_brackets
 from engine.serving.releases import Releases
 from engine.serving.service import Feedback, Service
 from engine.telemetry import tracing
@@ -44,6 +44,7 @@ _MAX_CONNECTION_AGE_MS = 30 * 60_000  # clients open another first, and notice n
 _MAX_CONNECTION_AGE_GRACE_MS = 60_000
 _LAST_CALLS_S = 0.05
 _STOP_S = 0.5  # for responses on their way; streams, such as of health, would never end
+_CLOSE_LOG_S = 5.0  # for a disk that hangs, which may never answer
 _HEALTH_NAMES = ("", SERVICE_NAME)
 
 _log = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ class Server:
         """
         metrics = self._config.metrics
         if metrics.port:
-            self._endpoint = Endpoint(self._metrics, metrics.host, metrics.port)
+            host = without_brackets(metrics.host)
+            self._endpoint = Endpoint(self._metrics, host, metrics.port)
 
     async def start(self) -> int:
         """Listens, and returns the port. Health is NOT_SERVING unless a release is loaded.
@@ -153,7 +155,7 @@ class Server:
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         await self._set_health(is_serving=self.releases.main is not None)
-        address = f"{self._config.server.host}:{self._config.server.port}"
+        address = address_of(self._config.server.host, self._config.server.port)
         if not self._shares_port:
             check_free(self._config.server.host, self._config.server.port)  # gRPC says no reason
         try:
@@ -165,7 +167,7 @@ class Server:
         await server.start()
         self._probing = asyncio.ensure_future(probe.run(own_port))
         self._server = server
-        _log.info("listening", extra={"address": f"{self._config.server.host}:{port}"})
+        _log.info("listening", extra={"address": address_of(self._config.server.host, port)})
         return port
 
     async def load(self, bundle: Path, canary: Path | None = None) -> None:
@@ -201,7 +203,12 @@ class Server:
             await self._server.stop(_STOP_S)
         await self.releases.close()
         self._runtime.close()
-        self._feedback_log.close()
+        if not await asyncio.to_thread(self._feedback_log.close, _CLOSE_LOG_S):
+            _log.error(
+                "feedback cannot be closed: %s gave no answer for %.0f s; the next start there "
+                "closes it",
+                *(self._config.feedback.directory, _CLOSE_LOG_S),
+            )
         self._open.close()
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
@@ -257,7 +264,7 @@ async def serve(places: Places, config: Config, *, started_s: float) -> None:
     try:
         server.show_metrics()
         port = await server.start()
-        say(f"listening on {config.server.host}:{port}")
+        say(f"listening on {address_of(config.server.host, port)}")
         warn_of_ephemeral_keys(config)
         stopped = asyncio.ensure_future(signals.stop.wait())
         loading = asyncio.ensure_future(server.load(*places.resolved()))

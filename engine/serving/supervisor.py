@@ -19,9 +19,16 @@ from engine.config import Config, load_keys
 from engine.execution.cpu import num_usable_cpus
 from engine.serving.console import Signals, say, warn_of_ephemeral_keys
 from engine.serving.control import Start
+from engine.serving.deadly import DeadlyBundles
 from engine.serving.places import Places
-from engine.serving.ports import shared_port
-from engine.serving.worker_process import MAX_RESTARTS, STABLE_S, Restarts, WorkerProcess
+from engine.serving.ports import address_of, shared_port
+from engine.serving.worker_process import (
+    MAX_RESTARTS,
+    STABLE_S,
+    START_LIMIT_S,
+    Restarts,
+    WorkerProcess,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -31,13 +38,21 @@ _END_S = 15.0  # beyond what it may take to drain, before a worker is killed
 class Supervisor:
     """The processes of one engine."""
 
-    def __init__(self, places: Places, config: Config, *, started_s: float) -> None:
+    def __init__(
+        self,
+        places: Places,
+        config: Config,
+        *,
+        started_s: float,
+        start_limit_s: float = START_LIMIT_S,
+    ) -> None:
         """Reads the signing keys, which all workers share; starts nothing yet.
 
         Args:
             places: The bundle and the canary; links are followed again on SIGHUP.
             config: Settings.
             started_s: When the process started, on `time.monotonic`.
+            start_limit_s: How long a worker may take to serve.
 
         Raises:
             ValueError: keys cannot be used, or there are too few ports for metrics.
@@ -51,11 +66,13 @@ class Supervisor:
         self._keys = load_keys(config.feedback.keys_file)
         self._links = places
         self._places = places.resolved()
-        self._deadly: set[Path] = set()  # bundles that a worker died over: not tried unless asked
+        self._deadly = DeadlyBundles()
         self._config = config
         self._started_s = started_s
+        self._start_limit_s = start_limit_s
         self._numbers = range(1, config.server.workers + 1)
         self._workers: dict[int, WorkerProcess] = {}
+        self._restarts = {number: Restarts() for number in self._numbers}
         self._have_served: set[int] = set()
         self._has_begun = asyncio.Event()  # a worker, to serve
         self._refreshing = asyncio.Lock()
@@ -66,7 +83,8 @@ class Supervisor:
         """Serves until SIGTERM or SIGINT.
 
         Raises:
-            ValueError: a worker cannot start, dies again and again, or does not end.
+            ValueError: a worker cannot start in the first place, all of them die again and again,
+                or one does not end.
         """
         signals = Signals()
         server = self._config.server
@@ -93,7 +111,7 @@ class Supervisor:
 
     async def _keep_alive(self, number: int) -> None:
         """Starts a worker, again whenever it dies."""
-        restarts = Restarts()
+        restarts = self._restarts[number]
 
         def on_serving(bundle_id: str) -> None:
             restarts.served()
@@ -101,17 +119,16 @@ class Supervisor:
             self._has_begun.set()
 
         while True:
-            why_failed = await self._work(number, on_serving)
+            why = f"worker {number} {await self._work(number, on_serving)}"
             if self._is_stopping:
                 return
-            why = f"worker {number}: {why_failed}"
             if number not in self._have_served:
                 raise ValueError(why)
             delay_s = restarts.delay_s()
-            if delay_s is None:
+            if all(each.is_hopeless for each in self._restarts.values()) and not self._serving():
                 raise ValueError(
-                    f"{why}; it died {MAX_RESTARTS + 1} times in a row, each time within "
-                    f"{STABLE_S:.0f} s of serving: giving up"
+                    f"{why}; no worker serves, and each died more than {MAX_RESTARTS} times in a "
+                    f"row, before or within {STABLE_S:.0f} s of serving: giving up"
                 )
             _log.error("%s; starts again in %s s", why, delay_s)
             await asyncio.sleep(delay_s)
@@ -126,10 +143,11 @@ class Supervisor:
             try:
                 worker = await WorkerProcess.begin(self._start(number))
             except OSError as error:
-                return f"cannot be started: {error}"
+                return f"could not start: {error}"
             self._workers[number] = worker
-        status = await worker.follow(on_serving)
-        return worker.why_failed or f"ended with {_described(status)}"
+        status = await worker.follow(on_serving, self._start_limit_s)
+        what = "died while serving" if worker.has_served else "could not start"
+        return f"{what}: {worker.why_failed or f'ended with {_described(status)}'}"
 
     def _start(self, number: int) -> Start:
         return Start(
@@ -148,17 +166,15 @@ class Supervisor:
         self._have_served.add(number)
         if len(self._have_served) == len(self._numbers):
             server = self._config.server
-            say(f"listening on {server.host}:{server.port}")
+            say(f"listening on {address_of(server.host, server.port)}")
             elapsed_s = time.monotonic() - self._started_s
             say(f"serving {bundle_id} by {len(self._numbers)} workers after {elapsed_s:.2f} s")
 
     async def _keep_current(self, signals: Signals) -> None:
         """Has the workers swap in what the links lead to, for ever."""
         async for is_asked in signals.reloads(self._config.server.watch_s):
-            if is_asked:
-                self._deadly.clear()
             for side, directory in self._links.resolved().sides():
-                if directory not in self._deadly:
+                if is_asked or not await self._deadly.holds(directory):
                     async with self._refreshing:
                         await self._refresh(side, directory, is_asked=is_asked)
 
@@ -168,7 +184,7 @@ class Supervisor:
             await self._has_begun.wait()
             self._has_begun.clear()
             async with self._refreshing:
-                for worker in list(self._workers.values()):
+                for worker in self._serving():
                     for side, directory in self._places.sides():
                         if worker.is_serving and (side, directory) not in worker.places.sides():
                             await worker.refresh(side, directory, is_asked=False)
@@ -178,17 +194,28 @@ class Supervisor:
         seen: list[WorkerProcess] = []
         while True:
             # Looked up each time: a worker may have died, or begun to serve.
-            left = [w for w in self._workers.values() if w.is_serving and w not in seen]
+            left = [w for w in self._serving() if w not in seen]
             if not left:
                 return
             worker = left[0]
             if not await worker.refresh(side, directory, is_asked=is_asked):
                 if not worker.is_serving and not self._is_stopping:
-                    self._deadly.add(directory)
-                    _log.error("a worker died over %s; no further one loads it", directory)
+                    refusal = await self._deadly.add(directory, is_asked=is_asked)
+                    _log.error(
+                        "a worker died over %s; no further one loads it for %.0f min, unless it "
+                        "changes or SIGHUP asks",
+                        *(directory, refusal.delay_s / 60),
+                    )
+                    if not refusal.is_again:
+                        for other in self._serving()[:1]:
+                            other.count_refusal()
                 return
+            self._deadly.forget(directory)
             self._places = self._places.with_side(side, directory)  # for those that start from now
             seen.append(worker)
+
+    def _serving(self) -> list[WorkerProcess]:
+        return [worker for worker in self._workers.values() if worker.is_serving]
 
     async def _drain(self) -> None:
         """Passes SIGTERM on, and waits until all workers have ended."""

@@ -4,6 +4,7 @@ Knows nothing of other workers.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from engine.serving.control import (
     Ping,
     Pong,
     Refresh,
+    Refused,
     Said,
     Serving,
     Start,
@@ -30,14 +32,17 @@ from engine.serving.control import (
     reply_of,
 )
 
-MAX_RESTARTS = 5  # in a row
+MAX_RESTARTS = 5  # in a row, if no other worker serves meanwhile
 STABLE_S = 60.0  # a worker that served this long starts a new row
-_BACKOFF_S = 0.5  # before the first restart in a row; doubles with each
+START_LIMIT_S = 600.0  # Milvus alone may be waited for for 300 s
+_BACKOFF_S, _MAX_DOUBLINGS = 0.5, 7  # before the first restart in a row; doubles with each, to 64 s
 _PING_S, _MAX_UNANSWERED = 1.0, 10  # counted, not timed: the whole machine may have stood still
+
+_log = logging.getLogger(__name__)
 
 
 class Restarts:
-    """Whether and when a worker that died is started again."""
+    """When a worker that died is started again, and whether there is hope that it helps."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         """Starts with a clean record."""
@@ -49,15 +54,18 @@ class Restarts:
         """Notes that the worker has begun to serve."""
         self._serving_since_s = self._now_s()
 
-    def delay_s(self) -> float | None:
-        """Notes that it died. Returns seconds until the next start, or None to give up."""
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it died more than `MAX_RESTARTS` times in a row."""
+        return self._num_in_row > MAX_RESTARTS
+
+    def delay_s(self) -> float:
+        """Notes that it died. Returns seconds until the next start."""
         since_s, self._serving_since_s = self._serving_since_s, None
         if since_s is not None and self._now_s() - since_s >= STABLE_S:
             self._num_in_row = 0
         self._num_in_row += 1
-        if self._num_in_row > MAX_RESTARTS:
-            return None
-        return _BACKOFF_S * 2 ** (self._num_in_row - 1)
+        return _BACKOFF_S * 2 ** min(self._num_in_row - 1, _MAX_DOUBLINGS)
 
 
 class WorkerProcess:
@@ -67,6 +75,7 @@ class WorkerProcess:
         """Wraps a process that has just begun."""
         self.places = start.places
         self.is_serving = False
+        self.has_served = False
         self.why_failed = ""
         self.process = process
         self._number = start.number
@@ -93,14 +102,17 @@ class WorkerProcess:
         worker._tell(start)
         return worker
 
-    async def follow(self, on_serving: Callable[[str], None]) -> int:
+    async def follow(
+        self, on_serving: Callable[[str], None], start_limit_s: float = START_LIMIT_S
+    ) -> int:
         """Heeds what the process says until it ends. Returns its exit status.
 
         Args:
             on_serving: Called with the bundle's id once it serves.
+            start_limit_s: If it does not serve by then, it is killed.
         """
         assert self.process.stdout is not None
-        watching = asyncio.ensure_future(self._watch())
+        watching = asyncio.ensure_future(self._watch(start_limit_s))
         try:
             while line := await self.process.stdout.readline():
                 try:
@@ -112,7 +124,7 @@ class WorkerProcess:
                 elif isinstance(reply, Failed):
                     self.why_failed = reply.why
                 elif isinstance(reply, Serving):
-                    self.is_serving = True
+                    self.is_serving = self.has_served = True
                     on_serving(reply.bundle_id)
                 elif isinstance(reply, Pong):
                     self._num_unanswered = 0
@@ -139,19 +151,37 @@ class WorkerProcess:
             self.places = self.places.with_side(side, directory)
         return is_current
 
+    def count_refusal(self) -> None:
+        """Has it count a release as refused, which another worker died over."""
+        self._tell(Refused())
+
     def signal(self, number: int) -> None:
         """Sends a signal, if the process is still there."""
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
-    async def _watch(self) -> None:
-        """Kills a process that serves but stands still: it would keep its share of connections."""
-        while self._num_unanswered < _MAX_UNANSWERED:
+    async def _watch(self, start_limit_s: float) -> None:
+        """Kills a process that does not come to serve, or serves but stands still.
+
+        The latter would keep its share of connections.
+        """
+        starting_s = 0.0
+        while self._num_unanswered < _MAX_UNANSWERED and starting_s < start_limit_s:
             await asyncio.sleep(_PING_S)
             if self.is_serving:
                 self._num_unanswered += 1
                 self._tell(Ping())
-        self.why_failed = f"gave no sign of life for {_MAX_UNANSWERED * _PING_S:.0f} s; killed"
+            elif not self.has_served:
+                starting_s += _PING_S
+                if starting_s % (start_limit_s / 10) < _PING_S:
+                    _log.warning(
+                        "worker %d has been starting for %.0f s; killed at %.0f s",
+                        *(self._number, starting_s, start_limit_s),
+                    )
+        if self.has_served:
+            self.why_failed = f"gave no sign of life for {_MAX_UNANSWERED * _PING_S:.0f} s; killed"
+        else:
+            self.why_failed = f"did not serve within {start_limit_s:.0f} s; killed"
         self.signal(signal.SIGKILL)
 
     def _end_refresh(self, *, is_current: bool) -> None:

@@ -7,6 +7,7 @@ extra `otel` only once it is used.
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from grpc import StatusCode
 
@@ -57,7 +58,7 @@ def connect(endpoint: str, sample_rate: float) -> "Tracer":
             f'tracing.endpoint is "{endpoint}", but the OpenTelemetry packages are not installed: '
             "install queryrec with its extra, pip install -c constraints.txt -e '.[otel]'"
         ) from None
-    if not endpoint.startswith(("http://", "https://")):
+    if not _is_url(endpoint):
         raise ValueError(
             f'tracing.endpoint is "{endpoint}"; it must be a URL, such as http://localhost:4317'
         )
@@ -70,6 +71,14 @@ def connect(endpoint: str, sample_rate: float) -> "Tracer":
         BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_TIMEOUT_S))
     )
     return Tracer(provider)
+
+
+def _is_url(endpoint: str) -> bool:
+    try:
+        url = urlsplit(endpoint)
+        return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:  # brackets around no address, a port that is none
+        return False
 
 
 class Tracer:

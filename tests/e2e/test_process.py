@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -56,6 +58,13 @@ def test_a_wrong_setting_is_refused_at_start_by_name(tiny_bundle, tmp_path):
     assert "cache.ttl_s" in run.stderr
 
 
+def test_a_share_for_no_canary_is_refused(tiny_bundle, tmp_path):
+    flags = ("--bundle", str(tiny_bundle), "--canary-share", "0.5")
+    run = serve(*flags, feedback=tmp_path / "f")
+    assert run.returncode == 1
+    assert "--canary-share needs --canary" in run.stderr
+
+
 def test_a_dry_run_prints_costs_and_answers_for_every_scenario(tiny_bundle, tmp_path):
     run = serve("--bundle", str(tiny_bundle), "--dry-run", feedback=tmp_path / "feedback")
     assert run.returncode == 0, run.stderr
@@ -73,11 +82,14 @@ def test_a_signal_ends_it_in_order(tiny_bundle, tmp_path, number, start_engine, 
     assert '"level":"error"' not in log
 
 
-def test_sighup_does_not_end_an_engine_that_is_starting(tiny_bundle, tmp_path):
+def begin(
+    tmp_path: Path, *flags: str, inside: Sequence[str] = ()
+) -> tuple[subprocess.Popen[str], Path]:
+    """Starts an engine for a bundle that is not there. It waits to be given settings in a file."""
     config = tmp_path / "engine.toml"
     os.mkfifo(config)  # whoever reads it waits until somebody writes to it
     engine = subprocess.Popen(
-        [*SERVE, "--port", "0", "--bundle", str(tmp_path / "nosuch"), "--config", str(config)],
+        [*inside, *SERVE, "--bundle", tmp_path / "nosuch", "--config", config, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,11 +99,44 @@ def test_sighup_does_not_end_an_engine_that_is_starting(tiny_bundle, tmp_path):
             "QUERYREC_FEEDBACK_DIRECTORY": str(tmp_path / "feedback"),
         },
     )
+    return engine, config
+
+
+def test_sighup_does_not_end_an_engine_that_is_starting(tmp_path):
+    engine, config = begin(tmp_path)
     with config.open("w"):  # it has come to the reading of its settings
         engine.send_signal(signal.SIGHUP)
     _, complaints = engine.communicate(timeout=120)
     assert engine.returncode == 1
     assert "is this a bundle?" in complaints
+
+
+@pytest.mark.parametrize(("flags", "status"), [((), 0), (("--dry-run",), 143)])
+def test_sigterm_ends_an_engine_that_is_starting(tmp_path, flags, status):
+    engine, config = begin(tmp_path, *flags)
+    with config.open("w"):
+        engine.send_signal(signal.SIGTERM)
+        _, complaints = engine.communicate(timeout=120)
+    assert (engine.returncode, complaints) == (status, "")
+
+
+CONTAINED = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+def can_contain() -> bool:
+    if not shutil.which("unshare"):
+        return False
+    return subprocess.run([*CONTAINED, "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_contain(), reason="this user may make no namespace of processes")
+def test_sigterm_reaches_the_first_process_of_a_container_that_is_starting(tmp_path):
+    unshare, config = begin(tmp_path, inside=CONTAINED)
+    with config.open("w"):
+        children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text()
+        os.kill(int(children), signal.SIGTERM)
+        _, complaints = unshare.communicate(timeout=120)
+    assert (unshare.returncode, complaints) == (0, "")
 
 
 def test_no_query_text_is_logged(tiny_bundle, tmp_path, start_engine, stop_engine):
@@ -166,6 +211,26 @@ def test_an_engine_whose_lines_nobody_can_read_goes_on_following_the_link(
     finally:
         assert stop_engine(engine) == 0
     assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_engine_whose_log_nobody_reads_answers_and_ends_in_order(
+    tiny_bundle, tmp_path, start_engine, stop_engine, workers
+):
+    os.mkfifo(tmp_path / "stderr.txt")
+    log = os.open(tmp_path / "stderr.txt", os.O_RDWR | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(log, bytes(4096))
+    environment = {"QUERYREC_LOG_LEVEL": "debug"}
+    engine = start_engine(tiny_bundle, tmp_path, "--workers", workers, environment=environment)
+    try:
+        with grpc.insecure_channel(engine.target) as channel:
+            request = pb.RecommendRequest(scenario="suggestion", query="a lamp")
+            assert blocking_stub(channel).Recommend(request, timeout=30).suggestions
+    finally:
+        assert stop_engine(engine) == 0
+        os.close(log)
 
 
 def wait_until_all_serve(target: str, bundle_id: str) -> None:

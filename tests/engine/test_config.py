@@ -30,6 +30,12 @@ def test_all_mistakes_are_reported_together(tmp_path):
         assert name in str(failure.value)
 
 
+@pytest.mark.parametrize("seconds", ["inf", "nan", "31536001"])
+def test_a_generation_is_kept_for_a_year_at_most(seconds):
+    with pytest.raises(ValueError, match=r"cache\.ttl_s is"):
+        load_config(None, {"QUERYREC_CACHE_TTL_S": seconds}, {})
+
+
 def test_variables_that_kubernetes_sets_for_a_service_are_let_pass():
     address = "tcp://10.0.0.1:50051"
     for service in ("QUERYREC", "QUERYREC_CANARY", "QUERYREC_SERVER", "QUERYREC_METRICS"):

@@ -14,6 +14,19 @@ for _ in range(2):
 """
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_stream_that_the_shell_has_closed_ends_nothing(closed):
+    run = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, TALKING],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, "Traceback" in run.stderr) == (0, False)
+    said = run.stdout if closed == "2>&-" else run.stderr
+    assert said.count("queryrec-engine: ") >= 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_line_for_which_the_disk_has_no_room_is_lost_and_ends_nothing(stream):

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 import time
+import urllib.request
 
 import grpc
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.config import RankingConfig, ServerConfig
+from engine.config import MetricsConfig, RankingConfig, ServerConfig
 from engine.formats.manifest import BundleError, read_manifest
 from engine.serving import server as serving
 from engine.serving.places import Places
@@ -41,6 +42,26 @@ async def test_it_refuses_until_a_bundle_is_warm_then_serves(config, tiny_bundle
             await server.load(tiny_bundle)
             assert await health(target) == STATUS.SERVING
             assert (await client.recommend("suggestion", "wireless mouse")).suggestions
+    finally:
+        await server.drain()
+
+
+@pytest.mark.parametrize("host", ["::", "[::]"])
+async def test_all_addresses_may_be_named_with_and_without_brackets(config, host):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        metrics = MetricsConfig(host=host, port=free.getsockname()[1])
+    everywhere = msgspec.structs.replace(config.server, host=host)
+    server = Server(msgspec.structs.replace(config, server=everywhere, metrics=metrics))
+    try:
+        server.show_metrics()
+        port = await server.start()
+        for address in ("127.0.0.1", "[::1]"):
+            assert await health(f"{address}:{port}") == STATUS.NOT_SERVING
+            url = f"http://{address}:{metrics.port}/metrics"
+            scraped = await asyncio.to_thread(urllib.request.urlopen, url, timeout=30)
+            with scraped:
+                assert b"queryrec_ready" in await asyncio.to_thread(scraped.read)
     finally:
         await server.drain()
 

@@ -21,6 +21,7 @@ from engine.feedback.attribution import (
 )
 from engine.feedback.events import MAX_EVENTS_PER_CALL, MAX_ID_BYTES
 from engine.feedback.segments import Segment
+from engine.serving import server as server_module
 from engine.serving import service
 from engine.serving.server import Server
 from engine.telemetry.metrics import Metrics
@@ -159,6 +160,23 @@ async def test_draining_waits_for_feedback_on_its_way_and_refuses_what_comes_lat
         held_disk.released.set()
         assert (await stored).num_accepted == 1
         await draining
+
+
+async def test_a_disk_that_hangs_does_not_keep_the_engine_from_its_end(
+    config, held_disk, monkeypatch, caplog
+):
+    monkeypatch.setattr(server_module, "_CLOSE_LOG_S", 0.1)
+    hasty = msgspec.structs.replace(config.server, lame_duck_s=0, grace_s=0.1)
+    server = Server(msgspec.structs.replace(config, server=hasty), keys=KEYS)
+    target = f"127.0.0.1:{await server.start()}"
+    async with QueryRecClient(target, timeout_s=30) as client:
+        stored = asyncio.ensure_future(client.record_feedback([click(longest_token())]))
+        assert await asyncio.to_thread(held_disk.asked.wait, 20)
+        await server.drain()
+        assert not held_disk.released.is_set()
+        with pytest.raises(QueryRecError):
+            await stored
+    assert "gave no answer for 0 s; the next start there closes it" in caplog.text
 
 
 async def test_questions_beyond_the_limit_do_not_keep_feedback_out(config):

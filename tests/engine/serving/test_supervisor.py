@@ -1,16 +1,21 @@
-"""What the supervisor does while a worker is being started, with real processes."""
+"""What the supervisor does while workers start and die, with real processes."""
 
 import asyncio
 import os
+import shutil
 import signal
+import socket
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from engine.config import Config, FeedbackConfig, ModelsConfig, ServerConfig
-from engine.serving import supervisor
+from engine.config import Config, FeedbackConfig, MetricsConfig, ModelsConfig, ServerConfig
+from engine.formats.manifest import MANIFEST_FILE
+from engine.serving import refusals, supervisor, worker_process
 from engine.serving.places import Places
 from engine.serving.supervisor import Supervisor
 from engine.serving.worker_process import WorkerProcess
@@ -24,21 +29,35 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+def two_ports() -> int:
+    """Returns the first of two free ports in a row."""
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            try:
+                two.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
 class Engine:
     """Two workers. What is started while `may_follow` is not set has begun, but is held."""
 
     def __init__(self, link: Path, directory: Path) -> None:
-        config = Config(
-            server=ServerConfig(port=0, workers=2),
+        self._metrics_port = two_ports()
+        self._config = Config(
+            metrics=MetricsConfig(port=self._metrics_port),
             models=ModelsConfig(num_threads=1, shared_thread_pool=False, max_batch_size=2),
             feedback=FeedbackConfig(directory=str(directory / "feedback")),
         )
         self.link = link
         self.begun: list[WorkerProcess] = []
+        self.tried: list[Path] = []  # where workers were told to look
         self.may_follow = asyncio.Event()
         self.may_follow.set()
-        self._begin = WorkerProcess.begin
-        self._supervisor = Supervisor(Places(link), config, started_s=time.monotonic())
+        self._begin, self._refresh = WorkerProcess.begin, WorkerProcess.refresh
         self.running: asyncio.Task[None] | None = None
 
     async def begin(self, start) -> WorkerProcess:
@@ -47,18 +66,40 @@ class Engine:
         await self.may_follow.wait()
         return worker
 
+    async def refresh(
+        self, worker: WorkerProcess, side: str, directory: Path, *, is_asked: bool
+    ) -> bool:
+        self.tried.append(directory)
+        return await self._refresh(worker, side, directory, is_asked=is_asked)
+
+    async def start(self, watch_s: float = 0.0) -> None:
+        """Returns once both workers serve."""
+        config = msgspec.structs.replace(
+            self._config, server=ServerConfig(port=0, workers=2, watch_s=watch_s)
+        )
+        supervisor = Supervisor(Places(self.link), config, started_s=time.monotonic())
+        self.running = asyncio.create_task(supervisor.run())
+        await until(lambda: len(self.begun) == 2 and all(w.is_serving for w in self.begun))
+
     async def start_and_kill_a_worker(self) -> WorkerProcess:
         """Returns the other one, once a third has begun, which is held."""
-        self.running = asyncio.create_task(self._supervisor.run())
-        await until(lambda: len(self.begun) == 2 and all(w.is_serving for w in self.begun))
+        await self.start()
         self.may_follow.clear()
         self.begun[0].signal(signal.SIGKILL)
         await until(lambda: len(self.begun) == 3)
         return self.begun[1]
 
     def move(self, directory: Path) -> None:
-        self.link.unlink(missing_ok=True)
-        self.link.symlink_to(directory)
+        (self.link.parent / "next").symlink_to(directory)
+        (self.link.parent / "next").rename(self.link)
+
+    def num_refusals(self) -> float:
+        """Returns what the second worker has counted."""
+        url = f"http://127.0.0.1:{self._metrics_port + 1}/metrics"
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+            lines = response.read().decode().splitlines()
+        [line] = [x for x in lines if x.startswith("queryrec_bundle_refusals_total ")]
+        return float(line.split()[1])
 
 
 @pytest.fixture
@@ -67,6 +108,7 @@ async def engine(tiny_bundle, tmp_path, monkeypatch) -> AsyncIterator[Engine]:
     link.symlink_to(tiny_bundle)
     engine = Engine(link, tmp_path)
     monkeypatch.setattr(WorkerProcess, "begin", engine.begin)
+    monkeypatch.setattr(WorkerProcess, "refresh", lambda *args, **how: engine.refresh(*args, **how))
     yield engine
     for worker in engine.begun:
         worker.signal(signal.SIGKILL)
@@ -107,3 +149,49 @@ async def test_a_worker_catches_up_with_the_others_and_not_with_the_link(
     os.kill(os.getpid(), signal.SIGTERM)
     await engine.running
     assert other.places.bundle == other_bundle
+
+
+@pytest.mark.parametrize("what_helps", ["a change", "time"])
+async def test_a_release_over_which_a_worker_died_is_refused_for_a_while_and_then_tried_again(
+    engine, other_bundle, changed_bundle, tmp_path, monkeypatch, what_helps
+):
+    if what_helps == "time":
+        monkeypatch.setattr(refusals, "_RETRY_S", 0.1)
+    changed = changed_bundle(other_bundle, "changed", provenance={"made": "again"})
+    release = shutil.copytree(other_bundle, tmp_path / "release")
+    await engine.start(watch_s=0.05)
+    dying = engine.begun[0]
+    dying.signal(signal.SIGSTOP)  # it cannot answer before it dies
+    engine.move(release)
+    await until(lambda: release in engine.tried)
+    dying.signal(signal.SIGKILL)
+    await until(lambda: len(engine.begun) == 3 and engine.begun[2].is_serving)
+    if what_helps == "a change":
+        assert engine.tried.count(release) == 1
+        (changed / MANIFEST_FILE).replace(release / MANIFEST_FILE)
+    await until(lambda: all(w.places.bundle == release for w in engine.begun[1:]))
+    assert await asyncio.to_thread(engine.num_refusals) == 1
+
+
+async def test_a_worker_that_cannot_come_back_is_tried_until_none_serves(
+    engine, tiny_bundle, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(worker_process, "MAX_RESTARTS", 1)
+    monkeypatch.setattr(supervisor, "MAX_RESTARTS", 1)
+    monkeypatch.setattr(worker_process, "_BACKOFF_S", 0.01)
+    bundle, away = shutil.copytree(tiny_bundle, tmp_path / "bundle"), tmp_path / "away"
+    engine.move(bundle)
+    await engine.start()
+    bundle.rename(away)
+    engine.begun[0].signal(signal.SIGKILL)
+    await until(lambda: len(engine.begun) > 4)
+    assert not engine.running.done()
+    assert "worker 1 died while serving: ended with SIGKILL; starts again in" in caplog.text
+    assert "worker 1 could not start: " in caplog.text
+    away.rename(bundle)
+    await until(lambda: engine.begun[-1].is_serving)
+    bundle.rename(away)
+    for worker in (engine.begun[1], engine.begun[-1]):
+        worker.signal(signal.SIGKILL)
+    with pytest.raises(ValueError, match=r"could not start: .*; no worker serves.*giving up"):
+        await asyncio.wait_for(engine.running, TIMEOUT_S)

@@ -1,16 +1,24 @@
-"""Whether and when a worker that died is started again. The processes: tests/e2e/test_workers."""
+"""A worker that does not come to serve, and when one that died is started again.
 
-from engine.serving.worker_process import Restarts
+More of the processes: test_supervisor, and tests/e2e/test_workers.
+"""
+
+import signal
+
+from engine.config import Config
+from engine.serving.control import Start
+from engine.serving.worker_process import Restarts, WorkerProcess
 
 
-def test_the_delay_doubles_until_it_gives_up(clock):
+def test_the_delay_doubles_up_to_a_minute_and_hope_ends_with_the_sixth_death_in_a_row(clock):
     restarts = Restarts(clock.now_s)
     delays = []
-    for _ in range(6):
+    for _ in range(10):
         restarts.served()
         clock.advance(1)
-        delays.append(restarts.delay_s())
-    assert delays == [0.5, 1, 2, 4, 8, None]
+        delays.append((restarts.delay_s(), restarts.is_hopeless))
+    assert delays[:6] == [(0.5, False), (1, False), (2, False), (4, False), (8, False), (16, True)]
+    assert delays[6:] == [(32, True), (64, True), (64, True), (64, True)]
 
 
 def test_a_worker_that_served_for_a_minute_starts_anew(clock):
@@ -19,6 +27,7 @@ def test_a_worker_that_served_for_a_minute_starts_anew(clock):
     restarts.served()
     clock.advance(60)
     assert restarts.delay_s() == 0.5
+    assert not restarts.is_hopeless
 
 
 def test_time_spent_loading_is_no_time_spent_serving(clock):
@@ -28,3 +37,20 @@ def test_time_spent_loading_is_no_time_spent_serving(clock):
     assert restarts.delay_s() == 0.5
     clock.advance(60)  # it never serves again
     assert restarts.delay_s() == 1
+
+
+async def test_a_worker_that_hangs_while_it_starts_is_told_of_and_killed(tmp_path, caplog):
+    start = Start(
+        number=3,
+        config=Config(),
+        active_key_id="k",
+        secrets={"k": b"s" * 32},
+        bundle=str(tmp_path),
+        canary=None,
+    )
+    worker = await WorkerProcess.begin(start)
+    worker.signal(signal.SIGSTOP)
+    status = await worker.follow(lambda _: None, start_limit_s=2)
+    assert status == -signal.SIGKILL
+    assert worker.why_failed == "did not serve within 2 s; killed"
+    assert "worker 3 has been starting for 1 s; killed at 2 s" in caplog.text

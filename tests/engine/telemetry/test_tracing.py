@@ -152,6 +152,9 @@ def test_waiting_lies_before_the_run_that_it_was_for(clock):
     assert (ended_ns - started_ns, run_end_ns - run_ns) == pytest.approx((10e6, 20e6), abs=1000)
 
 
-def test_an_endpoint_that_is_no_url_is_refused_with_an_example():
+@pytest.mark.parametrize(
+    "endpoint", ["localhost:4317", "http://", "http://:4317", "http://[", "http://localhost:x"]
+)
+def test_an_endpoint_that_is_no_url_is_refused_with_an_example(endpoint):
     with pytest.raises(ValueError, match="must be a URL, such as http://localhost:4317"):
-        connect("localhost:4317", 0.1)
+        connect(endpoint, 0.1)
