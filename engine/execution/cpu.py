@@ -14,8 +14,8 @@ _ROOT = Path("/")
 def num_usable_cpus(root: Path = _ROOT) -> int:
     """Returns how many threads can run at once: the least of affinity and cgroup quotas.
 
-    Quotas of cgroup v2 are read from the process's own group up to the root, those of v1 from the
-    CPU controller. A quota of 1.5 CPUs counts as 1: a second thread would be throttled.
+    Quotas are read from the process's own group up to the root: cgroup v2, and the CPU controller
+    of v1. A quota of 1.5 CPUs counts as 1: a second thread would be throttled.
 
     Args:
         root: Where /proc and /sys are; another directory in tests.
@@ -52,19 +52,10 @@ def missing_features(required: list[str], present: frozenset[str]) -> list[str]:
 
 
 def _v2_quotas(root: Path) -> list[float]:
-    mount = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    group = mount / own.lstrip("/")
     quotas: list[float] = []
-    for directory in (group, *group.parents):
-        if not directory.is_relative_to(mount):
-            break
+    for group in _groups(root, "", root / "sys/fs/cgroup"):
         try:
-            quota, period = (directory / "cpu.max").read_text().split()
+            quota, period = (group / "cpu.max").read_text().split()
         except (OSError, ValueError):
             continue
         if quota != "max":
@@ -73,10 +64,35 @@ def _v2_quotas(root: Path) -> list[float]:
 
 
 def _v1_quotas(root: Path) -> list[float]:
-    controller = root / "sys/fs/cgroup/cpu"
+    quotas: list[float] = []
+    for group in _groups(root, "cpu", root / "sys/fs/cgroup/cpu"):
+        try:
+            quota = int((group / "cpu.cfs_quota_us").read_text())
+            period = int((group / "cpu.cfs_period_us").read_text())
+        except (OSError, ValueError):
+            continue
+        if quota > 0:
+            quotas.append(quota / period)
+    return quotas
+
+
+def _groups(root: Path, controller: str, mount: Path) -> list[Path]:
+    """Returns the process's own cgroup and those above it, up to where they are mounted.
+
+    In a container the mount may be the own group, while its path is the host's: what is not there
+    is for the caller to pass over.
+
+    Args:
+        root: Where /proc is.
+        controller: Of cgroup v1; "" for v2, whose line in /proc/self/cgroup names none.
+        mount: Where its groups are.
+    """
     try:
-        quota = int((controller / "cpu.cfs_quota_us").read_text())
-        period = int((controller / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return []
-    return [quota / period] if quota > 0 else []
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    own = mount
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controller in controllers.split(","):
+            own = mount / path.lstrip("/")
+    return [group for group in (own, *own.parents) if group.is_relative_to(mount)]

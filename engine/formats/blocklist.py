@@ -7,9 +7,9 @@ every word that starts like it; one without letters and digits (emoji, symbols) 
 """
 
 import re
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 from engine.formats.text import visible, words_only
@@ -30,30 +30,54 @@ class Blocklist:
 
     def __init__(self, phrases: Iterable[str] = ()) -> None:
         """Takes phrases in any case and form; empty ones are ignored."""
-        starts: set[str] = set()  # of what stands after a space in a text with spaces around it
+        phrases_by_word: defaultdict[str, list[str]] = defaultdict(list)
+        parts_by_character: defaultdict[str, list[str]] = defaultdict(list)
         self._symbols: set[str] = set()
         for phrase in map(str.strip, phrases):
             text = phrase.rstrip("*")
             if words := _spaced(text):
-                starts.add(words if phrase.endswith("*") else words + " ")
+                # A whole word ends with the space behind it.
+                start = words if phrase.endswith("*") else words + " "
+                first, space, _ = start.partition(" ")
+                if space:
+                    phrases_by_word[first].append(start)
+                else:
+                    parts_by_character[start[0]].append(start)
             elif symbols := visible(text):
                 self._symbols.add(symbols)
-        # By first character: a pattern tries one alternative after the other.
-        groups = groupby(sorted(starts), key=itemgetter(0))
-        alternatives = "|".join(
-            f"{re.escape(first)}(?:{'|'.join(re.escape(s[1:]) for s in group)})"
-            for first, group in groups
-        )
-        self._words = re.compile(f" (?:{alternatives})") if starts else None
+        self._phrases = {first: _shortest(group) for first, group in phrases_by_word.items()}
+        self._parts = {first: _shortest(group) for first, group in parts_by_character.items()}
 
     def blocks(self, text: str) -> bool:
         """Returns whether a text contains a blocked phrase."""
-        if self._words and self._words.search(f" {_spaced(text)} "):
-            return True
+        if self._phrases or self._parts:
+            words = _spaced(text).split()
+            if not self._phrases.keys().isdisjoint(words) and self._has_phrase(words):
+                return True
+            if self._parts and self._has_part(words):
+                return True
         if not self._symbols:
             return False
         seen = visible(text)
         return any(symbols in seen for symbols in self._symbols)
+
+    def _has_phrase(self, words: list[str]) -> bool:
+        text = " ".join(words) + " "
+        at = 0
+        for word in words:
+            if group := self._phrases.get(word):
+                rest = text[at:]
+                if rest.startswith(_candidate(group, rest)):
+                    return True
+            at += len(word) + 1
+        return False
+
+    def _has_part(self, words: list[str]) -> bool:
+        for word in words:
+            group = self._parts.get(word[0])
+            if group and word.startswith(_candidate(group, word)):
+                return True
+        return False
 
 
 def read_phrases(path: str, setting: str) -> list[str]:
@@ -76,6 +100,20 @@ def read_phrases(path: str, setting: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{setting}: {path} cannot be read: {error}") from None
     return [s for s in map(str.strip, lines) if s and not s.startswith(("#", "+"))]
+
+
+def _shortest(starts: Iterable[str]) -> list[str]:
+    """Returns, sorted, those that start with no other."""
+    kept: list[str] = []
+    for start in sorted(starts):
+        if not kept or not start.startswith(kept[-1]):
+            kept.append(start)
+    return kept
+
+
+def _candidate(shortest: list[str], text: str) -> str:
+    """Returns the only one of `_shortest` that a text may start with: the last not after it."""
+    return shortest[bisect_right(shortest, text) - 1]
 
 
 def _spaced(text: str) -> str:

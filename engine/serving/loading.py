@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from engine.answering.pipeline import Pipeline
@@ -44,6 +45,12 @@ def blocked_phrases(config: Config) -> list[str]:
     return read_phrases(config.ranking.blocklist, "ranking.blocklist")
 
 
+@lru_cache(1)
+def _blocklist(phrases: tuple[str, ...]) -> Blocklist:
+    """Returns a blocklist; the same again for both sides, and for releases between changes."""
+    return Blocklist(phrases)
+
+
 async def load_pipeline(
     bundle_directory: Path,
     runtime: Runtime,
@@ -72,7 +79,8 @@ async def load_pipeline(
         ValueError: the blocklist cannot be read, or the Triton or Milvus server does not serve
             the bundle.
     """
-    blocklist = Blocklist(blocked_phrases(config) if phrases is None else phrases)
+    phrases = blocked_phrases(config) if phrases is None else phrases
+    blocklist = await asyncio.to_thread(_blocklist, tuple(phrases))
     url = config.triton.url
     has_graph = not config.milvus.uri
     bundle = await asyncio.to_thread(

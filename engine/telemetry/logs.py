@@ -1,14 +1,21 @@
 """Log lines: JSON objects, or plain text. Knows nothing of what is logged.
 
+A thread of its own writes them, so that whoever logs never waits for a reader that is slow or has
+stopped. The lines that it could not take in time are lost, and counted.
+
 What an unexpected exception says may quote its input, and so a user: of those that are not known
 to be safe, lines have the type and where it was raised, but not the message.
 """
 
 import logging
+import os
 import sys
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,13 +25,17 @@ LogFormat = Literal["json", "text"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_MAX_WAITING = 10_000  # lines, some megabytes; a reader may pause for seconds at level "debug"
+_FLUSH_S = 1.0
+# What gRPC logs as an error if a caller's deadline or disconnection comes while it answers.
+_CALL_GIVEN_UP = "ExecuteBatchError raised in core by servicer method"
 _SAFE = (EngineError, OSError)  # they name fields, sizes, files and addresses
 
 
 def set_up(
     log_format: LogFormat,
     level: LogLevel,
-    stream: TextIO | None = None,
+    descriptor: int | None = None,
     *,
     worker: int | None = None,
 ) -> None:
@@ -33,15 +44,25 @@ def set_up(
     Args:
         log_format: Of the lines.
         level: Least level of what the engine says; of libraries it is "warning".
-        stream: Where lines go; None for stderr.
+        descriptor: Of the open file where lines go; None for stderr.
         worker: Number of this process among those of one engine, for every line.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _ThreadedHandler(_stderr() if descriptor is None else descriptor)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(_of_callers_to_debug)
     if worker is not None:
         handler.addFilter(_WorkerFilter(worker))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("engine").setLevel(level.upper())
+
+
+def flush() -> None:
+    """Returns once all that was logged is written, or a second has passed.
+
+    What ends the process by way of the interpreter, not by a signal, does so of itself.
+    """
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 class JsonFormatter(logging.Formatter):
@@ -71,6 +92,67 @@ class TextFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             lines += [f"  {part}" for part in _described(record.exc_info[1])]
         return "\n".join(lines)
+
+
+class _ThreadedHandler(logging.Handler):
+    """Writes lines, in order, from a thread. Lines that find no room to wait are lost."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._waiting: SimpleQueue[str | Event] = SimpleQueue()
+        self._num_lost = 0
+        # A daemon: one that is stuck does not keep the process from its end.
+        Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._waiting.qsize() >= _MAX_WAITING:
+            self._num_lost += 1
+            return
+        if self._num_lost:
+            num_lost, self._num_lost = self._num_lost, 0
+            self.handle(_lost(num_lost))
+        try:
+            self._waiting.put(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        written = Event()
+        self._waiting.put(written)
+        written.wait(_FLUSH_S)
+
+    def _write(self) -> None:
+        while True:
+            line = self._waiting.get()
+            if isinstance(line, Event):
+                line.set()
+                continue
+            left = line.encode("utf-8", "backslashreplace")
+            # Past Python's own buffer, whose lock a stuck thread would keep at the process's end.
+            with suppress(OSError):  # a full disk, a reader that is gone
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
+
+
+def _stderr() -> int:
+    if sys.stderr is None:  # closed before Python was started: any file may have its number
+        return os.open(os.devnull, os.O_WRONLY)
+    return sys.stderr.fileno()
+
+
+def _lost(num_lost: int) -> logging.LogRecord:
+    message = "%d log lines lost here: they were not read in time"
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, (num_lost,), None)
+
+
+def _of_callers_to_debug(record: logging.LogRecord) -> bool:
+    """Returns whether a record is to be logged: what callers cause only if calls are logged."""
+    is_theirs = record.name.startswith("grpc.") and record.getMessage().startswith(_CALL_GIVEN_UP)
+    if not is_theirs:
+        return True
+    record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+    return logging.getLogger("engine").isEnabledFor(logging.DEBUG)
 
 
 class _WorkerFilter(logging.Filter):

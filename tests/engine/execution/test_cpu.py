@@ -42,6 +42,18 @@ def test_quotas_of_the_first_cgroup_version_count(tmp_path):
     assert num_usable_cpus(tmp_path) == 1
 
 
+V1 = "5:cpuset:/\n4:cpu,cpuacct:/system.slice/engine.service\n1:name=systemd:/x\n0::/x\n"
+
+
+@pytest.mark.parametrize("group", ["system.slice/engine.service", "system.slice", "."])
+def test_in_the_first_version_the_own_cgroup_and_those_above_count(tmp_path, group):
+    write(tmp_path, "proc/self/cgroup", V1)
+    for directory, quota in ((".", "-1"), (group, "100000")):
+        write(tmp_path, f"sys/fs/cgroup/cpu/{directory}/cpu.cfs_quota_us", quota)
+        write(tmp_path, f"sys/fs/cgroup/cpu/{directory}/cpu.cfs_period_us", "100000")
+    assert num_usable_cpus(tmp_path) == 1
+
+
 def test_features_are_read_from_cpuinfo(tmp_path):
     write(tmp_path, "proc/cpuinfo", "processor : 0\nflags\t\t: fpu avx2 avx512_vnni\n\n")
     assert cpu_features(tmp_path) == {"fpu", "avx2", "avx512_vnni"}
