@@ -110,7 +110,12 @@ proto: setup ## Generate proto/gen from proto/queryrec
 	@$(BIN)/python proto/generate.py
 
 %/manifest.json:
-	@echo "no bundle at $*: run make demo-train first, or set BUNDLE=DIR or RUN=DIR"; exit 1
+	@echo "no bundle at $*: set $(if $(filter $*,$(BUNDLE)),BUNDLE,JUDGED)=DIR to one"; exit 1
+
+# Of a run: what is measured is the bundle that was exported from it.
+$(RUN)/bundle/manifest.json:
+	@echo "no bundle at $(RUN)/bundle: make demo-train makes that of runs/demo; for another run," \
+	  "train it (queryrec-train run --run $(RUN)) and queryrec-export bundle --run $(RUN) --out $(RUN)/bundle"; exit 1
 
 # What knows the simulated truth needs the run that a bundle came from.
 $(RUN)/simulated/world.json:

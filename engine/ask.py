@@ -1,5 +1,6 @@
 """`queryrec-engine ask`: a real client call, printed as a table. Knows nothing of the server."""
 
+import re
 from collections.abc import Sequence
 
 import grpc
@@ -9,6 +10,10 @@ from rich.text import Text
 
 from queryrec.client import QueryRecClient, QueryRecError, Recommendation
 
+_MAX_TIMEOUT_MS = 1e12  # the client's, in its unit
+# A host alone: gRPC would take the port of HTTPS.
+_HAS_NO_PORT = re.compile(r"(dns:///)?([^:/]+|\[[^\]]*\])")
+
 
 async def ask(
     target: str,
@@ -17,19 +22,34 @@ async def ask(
     *,
     session_queries: Sequence[str],
     max_suggestions: int,
-    timeout_s: float,
+    timeout_ms: float,
     clicks: Sequence[int],
 ) -> bool:
     """Asks, prints, reports clicks; returns whether all of it succeeded."""
     console = Console()
     try:
-        async with QueryRecClient(target, timeout_s=timeout_s) as client:
+        if _HAS_NO_PORT.fullmatch(target):
+            raise ValueError(f"--target {target} has no port; give HOST:PORT")
+        if not 0 < timeout_ms <= _MAX_TIMEOUT_MS:
+            raise ValueError(
+                f"--timeout-ms is {timeout_ms:g}; it must be above 0 and at most "
+                f"{_MAX_TIMEOUT_MS:g}"
+            )
+        async with QueryRecClient(target, timeout_s=timeout_ms / 1000) as client:
             answer = await client.recommend(
                 scenario, query, session_queries=session_queries, max_suggestions=max_suggestions
             )
             print_answer(console, query, answer)
+            positions = [s.position for s in answer.suggestions]
+            if unknown := [p for p in clicks if p not in positions]:
+                shown = f"1 to {len(positions)}" if positions else "none"
+                _complain(
+                    f"no feedback was sent: --clicks {unknown[0]} is not a position of the "
+                    f"answer ({shown})"
+                )
+                return False
             if clicks:
-                events = [answer.event("impression", s.position) for s in answer.suggestions]
+                events = [answer.event("impression", position) for position in positions]
                 events += [answer.event("click", position) for position in clicks]
                 receipt = await client.record_feedback(events)
                 console.print(f"feedback: {receipt.num_accepted} events stored")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,12 +37,12 @@ from export.checkpoint import DecoderCheckpoint, Run, unchanged
 from export.click_model import build_click_model
 from export.decoder import Array
 from export.encoder import build_encoder, quantise_encoder, to_fp16
-from export.generator import Mode, build_generator
+from export.generator import build_generator
+from export.options import Mode, Precision
 from export.packing import packed, sealed
 from export.requests import decoding, max_new_tokens, sample_requests
 from train.stages import check_whole
 
-Precision = Literal["int8", "fp32", "fp16"]
 _NUM_CALIBRATION = 96
 _DTYPES = {1: "float32", 7: "int64"}
 
@@ -80,6 +80,8 @@ def export_bundle(
             run = Run(run_directory)
             run.check_weights()
             mode = mode or run.taught_mode()
+            if run.has("generator"):
+                run.check_mode(mode)
             writer = _Writer(run, directory, precision, mode, num_parity_requests, report)
             manifest = writer.write()
         load_bundle(directory, None)  # what the engine refuses is no bundle
@@ -155,7 +157,6 @@ class _Writer:
         return self.run.encoder_ids([r.query for r in requests])
 
     def _generator(self) -> GeneratorSpec:
-        self.run.check_mode(self.mode)
         checkpoint = self.run.generator()
         longest = max_new_tokens(self.run, self.mode)
         tables = checkpoint.cos_sin(self.run.prompt.max_tokens + max(longest, MAX_SLOTS) + 8)

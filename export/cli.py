@@ -2,34 +2,20 @@
 
 What the user brought wrong, or the disk does not take, ends it with one line and exit code 2.
 """
+# What does the work is imported when a command runs, so that wrong options are told at once.
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from engine.config import DeviceKind
-from engine.execution.cpu import num_usable_cpus
-from engine.execution.milvus import Access
-
-try:
-    from export.bundle import Mode, Precision, export_bundle
-    from export.index import refresh_index
-    from export.milvus import load_vectors
-    from export.sample import write_sample_bundle
-    from export.triton import MAX_BATCH_SIZE, Backend, write_repository
-except ModuleNotFoundError as error:
-    missing = (error.name or "").partition(".")[0]
-    if missing in ("export", "train", "engine"):
-        raise
-    print(f"error: exporting needs more packages ({missing}): run `make setup`", file=sys.stderr)
-    sys.exit(2)
+from export.options import MAX_BATCH_SIZE, Backend, Mode, Precision
+from export.packing import check_free
+from train.console import user_errors
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -50,7 +36,10 @@ def bundle(
     ] = 24,
 ) -> None:
     """Write a verified bundle from a training run."""
-    with _user_errors():
+    with _user_errors(out):
+        check_free(out)
+        from export.bundle import export_bundle
+
         manifest = export_bundle(
             run, out, mode=mode, precision=precision, num_parity_requests=parity_requests,
             report=lambda line: _console.print(f"[dim]{line}[/dim]"),
@@ -72,7 +61,10 @@ def index(
     ] = 1,
 ) -> None:
     """Write a bundle again with an index of newer logs."""
-    with _user_errors():
+    with _user_errors(out):
+        check_free(out)
+        from export.index import refresh_index
+
         manifest = refresh_index(
             bundle, run, out, num_threads=threads,
             report=lambda line: _console.print(f"[dim]{line}[/dim]"),
@@ -90,7 +82,10 @@ def sample(
     precision: Annotated[Precision, typer.Option(help="Of all graphs.")] = "int8",
 ) -> None:
     """Write a tiny bundle with random weights, to try the engine without training."""
-    with _user_errors():
+    with _user_errors(out):
+        check_free(out)
+        from export.sample import write_sample_bundle
+
         manifest = write_sample_bundle(out, mode=mode, precision=precision)
     _console.print(f"random-weight bundle {manifest.bundle_id} in {out}")
 
@@ -112,7 +107,11 @@ def triton(
     ] = MAX_BATCH_SIZE,
 ) -> None:
     """Write a Triton model repository from a bundle."""
-    with _user_errors():
+    with _user_errors(out):
+        check_free(out)
+        from engine.execution.cpu import num_usable_cpus
+        from export.triton import write_repository
+
         names = write_repository(
             bundle, out, backend=backend, device=device, num_instances=instances,
             num_threads=threads or max(1, num_usable_cpus() // instances),
@@ -132,7 +131,10 @@ def milvus(
     ] = False,
 ) -> None:
     """Load the vectors of a bundle's index into a Milvus server."""
-    with _user_errors():
+    with _user_errors(bundle):
+        from engine.execution.milvus import Access
+        from export.milvus import load_vectors
+
         name = load_vectors(
             bundle, Access.of(uri, token_file, database), replace=replace,
             report=lambda line: _console.print(f"[dim]{line}[/dim]"),
@@ -140,10 +142,5 @@ def milvus(
     _console.print(f"collection {name} at {uri}")
 
 
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        _console.print(f"[red]error:[/red] {escape(' '.join(str(error).split()))}", soft_wrap=True)
-        raise typer.Exit(2) from None
+def _user_errors(place: Path) -> AbstractContextManager[None]:
+    return user_errors(place, interrupted="nothing was written", doing="exporting")

@@ -23,7 +23,6 @@ which of the row's tokens are a beam's own.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -35,9 +34,8 @@ from export.builder import Scope, Weights, make_model, value
 from export.choice import BeamSearch, Chooser
 from export.decoder import Array, Decoder
 from export.linear import Scales
+from export.options import Mode
 from train.generation.decoder import DecoderShape
-
-Mode = Literal["slots", "list", "beam"]
 
 
 def build_generator(

@@ -17,6 +17,16 @@ import msgspec
 from engine.formats.manifest import Manifest, sha256_of, write_manifest
 
 
+def check_free(target: Path) -> None:
+    """Checks that nothing is written over.
+
+    Raises:
+        ValueError: `target` exists.
+    """
+    if target.exists():
+        raise ValueError(f"{target}: exists already; nothing is written over it")
+
+
 @contextmanager
 def packed(target: Path) -> Iterator[Path]:
     """Gives an empty directory that becomes `target` at the end, or vanishes on an error.
@@ -24,12 +34,11 @@ def packed(target: Path) -> Iterator[Path]:
     What a process that was killed left there goes first.
 
     Raises:
-        ValueError: `target` exists, or another process writes it.
+        ValueError: `target` exists or cannot be written, or another process writes it.
     """
     partial = target.with_name(target.name + ".partial")
     with _locked(partial.with_name(partial.name + ".lock"), target):
-        if target.exists():
-            raise ValueError(f"{target}: exists already; nothing is written over it")
+        check_free(target)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -43,7 +52,11 @@ def packed(target: Path) -> Iterator[Path]:
 @contextmanager
 def _locked(path: Path, target: Path) -> Iterator[None]:
     """Holds a lock file, which goes at the end. The system frees that of a killed process."""
-    with _opened(path) as lock:
+    try:
+        lock = _opened(path)
+    except OSError as error:
+        raise ValueError(f"{target}: cannot be written ({error.strerror})") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())

@@ -10,7 +10,6 @@ Knows nothing of running servers.
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import onnx
 from google.protobuf import text_format
@@ -36,11 +35,10 @@ from engine.formats.manifest import (
     verify_files,
 )
 from engine.formats.vocabulary import Vocabulary, read_tokenizer_file
+from export.options import MAX_BATCH_SIZE, Backend
 from export.packing import packed
 from export.ragged import Limits, build_ragged, ends_name
 
-Backend = Literal["onnxruntime", "python"]
-MAX_BATCH_SIZE = 8
 _TYPES = {"int64": TYPE_INT64, "float32": TYPE_FP32}
 _PYTHON_MODEL = Path(__file__).with_name("triton_model.py")
 

@@ -34,6 +34,25 @@ def test_every_make_target_that_is_named_exists(document: str) -> None:
     assert named <= targets
 
 
+@pytest.mark.parametrize(
+    ("place", "variable", "told"),
+    [
+        ("no/run/bundle", "RUN=no/run", "queryrec-export bundle --run no/run --out no/run/bundle"),
+        ("no/bundle", "BUNDLE=no/bundle", "set BUNDLE=DIR"),
+        ("no/bundle", "JUDGED=no/bundle", "set JUDGED=DIR"),
+    ],
+)
+def test_make_says_how_a_bundle_that_is_missing_comes_to_be(
+    place: str, variable: str, told: str
+) -> None:
+    made = subprocess.run(
+        ["make", f"{place}/manifest.json", variable], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode != 0
+    assert made.stdout.startswith(f"no bundle at {place}: ")
+    assert told in made.stdout
+
+
 def shell_commands() -> list[str]:
     texts = [(ROOT / document).read_text() for document in DOCUMENTS]
     blocks = [b for text in texts for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]

@@ -5,28 +5,26 @@ is done once and skipped afterwards, unless its settings or its inputs changed, 
 given. Errors in what the user brought end the command with one line and exit code 2.
 """
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 
 from train.adapters import ADAPTERS
 from train.config import (
     IMPRESSIONS,
     SEARCHES,
-    TrainConfig,
     check_logs_given,
     check_places,
     read_config,
     to_toml,
 )
+from train.console import console, report, user_errors
+from train.evaluating import evaluate, replay, report_steps
 from train.pipeline import stages_of
-from train.stages import StageRunner, is_first_process
+from train.run_settings import check_settings, write_settings
+from train.stages import StageRunner
 
 app = typer.Typer(
     name="queryrec-train",
@@ -36,8 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_console = Console(highlight=False, soft_wrap=True, quiet=not is_first_process())
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with the settings.")]
 Run = Annotated[Path, typer.Option("--run", help="Directory that gets everything training makes.")]
@@ -97,22 +93,22 @@ def import_files(
     out: Annotated[Path, typer.Option("--out", help="Directory that gets the tables.")],
 ) -> None:
     """Writes searches.parquet and, where the format has any, impressions.parquet."""
-    with user_errors("nothing was written"):
+    with user_errors(out, interrupted="nothing was written"):
         from train.adapters.importing import import_logs
 
         summary = import_logs(log_format, files, out)
-    _report(f"{summary.num_searches} searches: {out / SEARCHES}")
+    report(f"{summary.num_searches} searches: {out / SEARCHES}")
     if summary.num_impressions:
-        _report(
+        report(
             f"{summary.num_impressions} impressions, {summary.num_clicks} clicked: "
             f"{out / IMPRESSIONS}"
         )
     else:
-        _report("no impressions: trained on these alone, a bundle has no click model")
+        report("no impressions: trained on these alone, a bundle has no click model")
     if summary.is_reconstructed:
-        _report("RECONSTRUCTED: not what happened, but made to agree with what the files say")
+        report("RECONSTRUCTED: not what happened, but made to agree with what the files say")
     for line in (*(f"left out: {line}" for line in summary.left_out), *summary.notes):
-        _report(f"- {line}")
+        report(f"- {line}")
 
 
 @app.command()
@@ -126,7 +122,7 @@ def teach(
     seed: Annotated[int, typer.Option(help="Of the draw of queries.")] = 0,
 ) -> None:
     """Have a language model write lists for the queries of a mined log."""
-    with user_errors():
+    with user_errors(out):
         from train.generation.generator import read_prompts
         from train.generation.teacher import write_lists
 
@@ -140,133 +136,14 @@ def teach(
             out,
             num_lists=lists,
             seed=seed,
-            report=_report,
+            report=report,
         )
-    _report(f"{num} lists: {out}")
+    report(f"{num} lists: {out}")
 
 
-@app.command()
-def evaluate(
-    run: Run,
-    bundle: Annotated[Path, typer.Option(help="Bundle that was exported from the run.")],
-    out: Annotated[Path, typer.Option(help="Directory that gets eval.json and eval.html.")],
-    heldout: Annotated[
-        Path, typer.Option(help="Queries that occur in no log, one a line, gzip.")
-    ] = Path("examples/data/heldout.txt.gz"),
-    web: Annotated[
-        Path | None, typer.Option(help="Those of them that are a slice of their own, gzip.")
-    ] = None,
-    sessions: Annotated[Path | None, typer.Option(help="Real sessions, JSON lines, gzip.")] = None,
-    real_clicks: Annotated[
-        Path | None, typer.Option(help="Panes with click shares: query, pos, option, cctr.")
-    ] = None,
-    minilm: Annotated[
-        Path | None, typer.Option(help="Directory of a sentence encoder to compare with.")
-    ] = None,
-    queries: Annotated[
-        int, typer.Option(min=10, help="Held-out queries that lists are made for.")
-    ] = 500,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-) -> None:
-    """Evaluate a bundle against simple rivals; writes JSON and a page."""
-    with user_errors():
-        from train.evaluation.sections import evaluation_page
-        from train.evaluation.suite import JSON_NAME, PAGE_NAME, Data
-        from train.evaluation.suite import evaluate as evaluate_bundle
-        from train.evaluation.summary import describe
-
-        data = Data(heldout, web, sessions, minilm, real_clicks)
-        evaluation = evaluate_bundle(
-            bundle, run, data, num_queries=queries, seed=seed, report=_report
-        )
-        for line in describe(evaluation):
-            _console.print(line, markup=False)
-        _write_results(out / JSON_NAME, evaluation, out / PAGE_NAME, evaluation_page(evaluation))
-
-
-@app.command()
-def report(
-    run: Run,
-    bundle: Annotated[Path, typer.Option(help="Bundle that was exported from the run.")],
-    out: Annotated[Path, typer.Option(help="Directory that gets report.json and report.html.")],
-    heldout: Annotated[
-        Path, typer.Option(help="Queries that occur in no log, one a line, gzip.")
-    ] = Path("examples/data/heldout.txt.gz"),
-    second_world: Annotated[
-        Path | None, typer.Option(help="Another simulation, whose truth scores the same lists.")
-    ] = None,
-    prompted: Annotated[
-        str,
-        typer.Option(help="Checkpoint of a language model that writes lists untrained; slow."),
-    ] = "",
-    closed_loop: Annotated[
-        Path | None, typer.Option(help="rounds.json of `make closed-loop`, to show beside it.")
-    ] = None,
-    placebo_prompts: Annotated[
-        int, typer.Option(min=0, help="Of a round aligned with a meaningless reward; 0: none.")
-    ] = 300,
-    queries: Annotated[
-        int, typer.Option(min=10, help="Held-out queries that lists are made for.")
-    ] = 300,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-) -> None:
-    """Report what each step of training adds, by the truth of simulated logs."""
-    with user_errors():
-        from train.report.page import report_page
-        from train.report.report import make_report
-
-        made = make_report(
-            run,
-            bundle,
-            heldout,
-            second_world=second_world,
-            prompted=prompted,
-            kept=out / "prompted.json",
-            closed_loop=closed_loop,
-            placebo_prompts=placebo_prompts,
-            num_queries=queries,
-            seed=seed,
-            report=_report,
-        )
-        _write_results(out / "report.json", made, out / "report.html", report_page(made))
-
-
-@app.command()
-def replay(
-    run: Run,
-    bundle: Annotated[Path, typer.Option(help="Bundle that answers the log's requests.")],
-    out: Annotated[Path, typer.Option(help="Directory that gets replay.json.")],
-    judge: Annotated[
-        Path | None,
-        typer.Option(help="Run directory of a click model that was trained on other data."),
-    ] = None,
-    requests: Annotated[
-        int, typer.Option(min=10, help="Held-out requests of each scenario at most.")
-    ] = 2000,
-    seed: Annotated[int, typer.Option(help="Of their draw.")] = 0,
-) -> None:
-    """Compare a bundle with what a log showed, where no truth is known."""
-    with user_errors():
-        from train.report.own_log import replay as replay_log
-
-        made = replay_log(
-            run, bundle, judge=judge, num_requests=requests, seed=seed, report=_report
-        )
-        for line in made.describe():
-            _console.print(line, markup=False, highlight=False)
-        _write_json(out / "replay.json", made)
-        _console.print(str(out / "replay.json"), markup=False)
-
-
-def _write_json(path: Path, results: msgspec.Struct) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
-
-
-def _write_results(json_path: Path, results: msgspec.Struct, page_path: Path, page: str) -> None:
-    _write_json(json_path, results)
-    page_path.write_text(page, encoding="utf-8")
-    _console.print(f"{json_path}, {page_path}", markup=False)
+app.command()(evaluate)
+app.command(name="report")(report_steps)
+app.command()(replay)
 
 
 def _run_stages(
@@ -278,12 +155,15 @@ def _run_stages(
     size: str | None,
     force: bool,
 ) -> None:
-    with user_errors():
+    with user_errors(run):
+        if run.exists() and not run.is_dir():
+            raise ValueError(f"--run {run}: is a file; name a directory")
         settings = read_config(config, size=size, logs=logs or ())
         check_places(settings.logs)
         if config is None and not logs:
             check_logs_given(run)
-        runner = StageRunner(run, stages_of(settings, run, _report))
+        check_settings(run, settings, config=config, size=size, has_logs=bool(logs))
+        runner = StageRunner(run, stages_of(settings, run, report))
         chosen = choose(runner.names)
         for name in chosen:
             if name not in runner.names:
@@ -292,60 +172,21 @@ def _run_stages(
                     "simulated"
                 )
         if "simulate" in chosen:
-            _console.print("no logs given: simulating")
-        _console.rule("effective configuration", style="dim")
-        _console.print(to_toml(settings), markup=False, style="dim", end="")
-        _console.rule(style="dim")
+            console.print("no logs given: simulating")
+        console.rule("effective configuration", style="dim")
+        console.print(to_toml(settings), markup=False, style="dim", end="")
+        console.rule(style="dim")
         for number, name in enumerate(chosen, start=1):
-            _console.print(f"[bold]\\[{number}/{len(chosen)}] {name}[/bold]")
+            console.print(f"[bold]\\[{number}/{len(chosen)}] {name}[/bold]")
             outcome = runner.run(name, force=force)
-            _write_config(run, settings)
+            write_settings(run, settings)
             state = "done already, skipped" if outcome.was_skipped else f"{outcome.took_s:.1f} s"
-            _console.print(f"  {state}: {outcome.summary}", markup=False)
+            console.print(f"  {state}: {outcome.summary}", markup=False)
             if name == "mine" and "click" in chosen:  # to know it before hours of training
                 from train.mining.shown import check_mined_clicks
 
                 check_mined_clicks(run / "mined")
-        _console.print(f"run directory: {run}", markup=False)
-
-
-@contextmanager
-def user_errors(interrupted: str = "the same command goes on from here") -> Iterator[None]:
-    """Turns the user's mistakes into one line and exit code 2; SIGINT and SIGTERM into 130.
-
-    Args:
-        interrupted: what an interruption means.
-    """
-    # As Ctrl-C does, so that what has to be cleaned up is.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("train", "engine"):
-            raise
-        _errors.print(f"error: training needs more packages ({missing}): run `make setup`")
-        raise typer.Exit(2) from None
-    except ValueError as error:
-        _errors.print(f"error: {' '.join(str(error).split())}", markup=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        _errors.print(f"interrupted; {interrupted}", markup=False)
-        raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _report(message: str) -> None:
-    _console.print(f"  {message}", markup=False)
-
-
-def _write_config(run: Path, settings: TrainConfig) -> None:
-    if not is_first_process():
-        return
-    written = run / "config.toml.partial"
-    written.write_text(to_toml(settings), encoding="utf-8")
-    written.rename(run / "config.toml")
+        console.print(f"run directory: {run}", markup=False)
 
 
 if __name__ == "__main__":

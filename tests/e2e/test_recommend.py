@@ -132,6 +132,24 @@ def test_ask_prints_suggestions_and_reports_clicks(live_engine):
     assert "7 events stored" in run.stdout
 
 
+def test_ask_reports_nothing_if_a_click_is_on_no_position(live_engine):
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "engine", "ask", "wireless earbuds"),
+            *("--target", live_engine.target, "--timeout-ms", "10000"),
+            *("--clicks", "1", "--clicks", "77"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    told = "no feedback was sent: --clicks 77 is not a position of the answer (1 to 6)"
+    assert run.stderr.splitlines() == [told]
+    assert "p(click)" in run.stdout
+    assert "stored" not in run.stdout
+
+
 def test_ask_says_why_a_call_failed(live_engine):
     run = subprocess.run(
         [sys.executable, "-m", "engine", "ask", " ", "--target", live_engine.target],

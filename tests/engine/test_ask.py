@@ -53,6 +53,27 @@ def test_what_no_request_can_have_ends_with_one_line(option, value):
     assert line.startswith("cannot ask: ")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--timeout-ms", "0"], "--timeout-ms is 0; it must be above 0"),
+        (["--target", "localhost"], "--target localhost has no port; give HOST:PORT"),
+        (["--target", "dns:///engine"], "--target dns:///engine has no port"),
+        (["--target", "[::1]"], "--target [::1] has no port"),
+    ],
+)
+def test_what_is_wrong_is_told_by_its_option(options, told):
+    done = CliRunner().invoke(app, ["ask", "hi", *options])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"cannot ask: {told}")
+
+
+@pytest.mark.parametrize("target", ["unix:/nowhere/engine", "dns:///127.0.0.1:1", "[::1]:1"])
+def test_other_ways_to_write_an_address_are_taken(target):
+    done = CliRunner().invoke(app, ["ask", "hi", "--target", target])
+    assert done.output.splitlines()[-1] == f"is an engine running at {target}?"
+
+
 def test_an_engine_that_is_not_there_is_asked_for_by_its_address():
     done = CliRunner().invoke(app, ["ask", "hi", "--target", "127.0.0.1:1"])
     assert done.exit_code == 1

@@ -96,6 +96,7 @@ def test_simulating_for_want_of_logs_is_said_once(simulated_logs: Any, tmp_path:
 def test_packages_of_training_that_are_missing_are_told_in_one_line(
     command: str, simulated_logs: Any, tmp_path: Path
 ) -> None:
+    (tmp_path / "run").mkdir()
     arguments = {
         "mine": ["--config", config_file(tmp_path, simulated_logs.searches)],
         "evaluate": ["--bundle", tmp_path, "--out", tmp_path / "out"],

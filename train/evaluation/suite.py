@@ -5,7 +5,6 @@ named with the reason. Knows nothing of how parts are computed.
 """
 
 # L lists
-import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -19,8 +18,9 @@ from train import simulator
 from train.evaluation.baselines import MostPopular, NearestNeighbour, SearchLog
 from train.evaluation.clicks import ClickEvaluation, evaluate_clicks
 from train.evaluation.completion import CompletionReport, evaluate_completion
-from train.evaluation.files import reading
+from train.evaluation.files import opened_text, reading
 from train.evaluation.lists import ProducedList, TruthRow, true_ctr
+from train.evaluation.origin import doubts
 from train.evaluation.real_clicks import RealClickEvaluation, evaluate_real_clicks
 from train.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from train.evaluation.served import Asked, LeftOut, ServedBundle, distinct_texts
@@ -37,7 +37,7 @@ T = TypeVar("T")
 class Data(NamedTuple):
     """Real data that figures are computed on; None where there is none."""
 
-    heldout: Path  # queries that occur in no log, one a line, gzip
+    heldout: Path  # queries that occur in no log, one a line, plain or gzip
     web: Path | None = None  # those of them that are web queries
     sessions: Path | None = None  # see `train.evaluation.sessions`
     minilm: Path | None = None  # directory of a sentence encoder
@@ -74,6 +74,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         ctr: the click model against the oracle.
         real: the click model's features on real clicks.
         left_out: part -> why.
+        warnings: what makes figures doubtful.
     """
 
     bundle_id: str
@@ -85,6 +86,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     ctr: CtrSummary | None = None
     real: RealClickEvaluation | None = None
     left_out: dict[str, str] = {}
+    warnings: list[str] = []
 
 
 def evaluate(
@@ -128,6 +130,9 @@ def _evaluated(
     seed: int,
     report: Report,
 ) -> Evaluation:
+    warnings = doubts(served.bundle.manifest, run)
+    for warning in warnings:
+        report(f"warning: {warning}")
     left_out: dict[str, str] = {}
     sessions = clicks = real = None
     lists: list[TruthRow] = []
@@ -197,6 +202,7 @@ def _evaluated(
         ctr=_summary(clicks) if clicks and clicks.logged else None,
         real=real,
         left_out=left_out,
+        warnings=warnings,
     )
 
 
@@ -257,12 +263,12 @@ def evaluate_lists(
 
 
 def read_queries(path: Path) -> list[str]:
-    """Reads normalised queries, one a line, gzip.
+    """Reads normalised queries, one a line, plain or gzip.
 
     Raises:
         ValueError: the file cannot be read or has none.
     """
-    with reading(path), gzip.open(path, "rt", encoding="utf-8") as stream:
+    with reading(path), opened_text(path) as stream:
         queries = sorted({normalise(line) for line in stream} - {""})
     if not queries:
         raise ValueError(f"{path}: has no query")

@@ -27,6 +27,8 @@ def test_the_command_ends_with_the_figures_that_tell_most(
     assert result.exit_code == 0, result.output
     completion, retrieval, left_out, files = result.stdout.splitlines()[-4:]
     found = json.loads((out / "eval.json").read_bytes())
+    (warning,) = found["warnings"]  # the bundle is not the run's
+    assert f"warning: {warning}" in result.stdout
     goal = found["completion"]["goals"][0]
     mean, low, high = found["completion"]["scores"][0]["mrr"]
     assert completion.startswith(
