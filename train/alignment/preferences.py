@@ -16,7 +16,6 @@ Knows nothing of models.
 
 # K lists of a prompt that were drawn, J that are kept, S sequences of a list, N new tokens,
 # C texts
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -97,17 +96,10 @@ def prefer_texts(
         min_gap: least difference between the texts that are kept, relative to the best.
     """
     place_of, auxiliary = _places(drawn), _auxiliary(drawn)
-    texts = list(place_of)
-    value_C = np.array(
-        [
-            worth.reward[t] * math.exp(confidence * float(drawn.logprobs_KS[place_of[t]]))
-            for t in texts
-        ]
-    )
     first = int(drawn.prompt.scenario.has_auxiliary_text)
     listings = [
-        _Listing([texts[i]], [*[None] * first, place_of[texts[i]]], added)
-        for i, added in picks(value_C, texts, drawn.prompt.query)
+        _Listing([text], [*[None] * first, place_of[text]], added)
+        for text, added in searched_texts(drawn, worth, confidence)
     ]
     if listings and auxiliary is not None:
         listings[0].origin_S[0] = auxiliary, 0
@@ -165,12 +157,25 @@ def drawn_texts(drawn: Drawn, draw: int) -> list[str]:
 def ranked_texts(drawn: Drawn, worth: Worth, confidence: float) -> list[str]:
     """Returns the distinct texts of a prompt, picked one by one by what they add to those before.
 
-    Texts compete by reward * (how often they were drawn) ** confidence.
+    Texts compete by reward * (how often they were drawn) ** confidence. A search has each once: see
+    `searched_texts`.
     """
     texts = list(_places(drawn))
     count_of = Counter(t for texts_S in drawn.texts_KS for own in texts_S for t in own)
     value_C = np.array([worth.reward[t] * count_of[t] ** confidence for t in texts])
     return [texts[i] for i in ranking(value_C, texts, drawn.prompt.query)]
+
+
+def searched_texts(drawn: Drawn, worth: Worth, confidence: float) -> list[tuple[str, float]]:
+    """Returns the distinct texts of a search and what each adds to those before, best first.
+
+    Texts compete by reward * pi(text) ** confidence.
+    """
+    place_of = _places(drawn)
+    texts = list(place_of)
+    logprob_C = np.array([float(drawn.logprobs_KS[place]) for place in place_of.values()])
+    value_C = np.array([worth.reward[t] for t in texts]) * np.exp(confidence * logprob_C)
+    return [(texts[i], added) for i, added in picks(value_C, texts, drawn.prompt.query)]
 
 
 def composed(

@@ -35,7 +35,11 @@ class AlignmentPrompt(NamedTuple):
 
 
 class PromptSource:
-    """Draws prompts of a split of the mined log, the same number for each scenario."""
+    """Draws prompts of a split of the mined log, the same number for each scenario.
+
+    What was asked in the same session before the validation cut, too, is not held out: such
+    requests are left out of "valid", unless a scenario has no others.
+    """
 
     def __init__(
         self,
@@ -67,6 +71,10 @@ class PromptSource:
         clicks = read_clicks(mined, "train", prompts.scenarios)
         self._make = ExampleMaker(config, Associations.load(mined, clicks, max_edges=max_edges))
         self._sources = {split: self._by_scenario(mined, config, split) for split in _SPLITS}
+        learnt = {_request(s) for own in self._sources["train"].values() for s in own}
+        for name, own in self._sources["valid"].items():
+            new = [source for source in own if _request(source) not in learnt]
+            self._sources["valid"][name] = new or own
 
     def draw(self, split: str, num_prompts: int, number: int) -> list[AlignmentPrompt]:
         """Returns up to `num_prompts` different prompts.
@@ -106,6 +114,10 @@ class PromptSource:
         for source in read_sources(mined, config, split, self._seed):
             sources[source.scenario].append(source)
         return {name: own for name, own in sources.items() if own}
+
+
+def _request(source: Source) -> tuple[str, str, tuple[str, ...]]:
+    return source.scenario, source.query, source.session_queries
 
 
 def render(

@@ -6,10 +6,12 @@ Knows nothing of how lists are drawn or judged, nor of how a policy learns.
 # B prompts, K lists of each, S sequences of a list, N new tokens, P positions
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.answering.candidates import key_of
 from train.alignment.preferences import drawn_texts, reward_of
@@ -30,6 +32,13 @@ class PolicyQuality(msgspec.Struct, frozen=True, kw_only=True):
     kl: float  # nats a drawn list between this policy and the round's reference
 
 
+class Measured(NamedTuple):
+    """What a policy writes for all held-out prompts."""
+
+    by_scenario: dict[str, PolicyQuality]
+    reward_U: NDArray[np.float64]  # of each prompt's list, in their order
+
+
 class HeldOut:
     """Prompts that no round learns from, and what policies write for them."""
 
@@ -48,11 +57,11 @@ class HeldOut:
             judge: says what their texts are worth.
             seen: scenario -> p(seen) by position.
         """
-        self._prompts, self._draw, self._judge, self._seen = prompts, draw, judge, seen
+        self.prompts, self._draw, self._judge, self._seen = prompts, draw, judge, seen
 
-    def quality(self, model: Any, reference: Any | None) -> dict[str, PolicyQuality]:
-        """Returns the quality of a model by scenario; `reference` is what its KL is from."""
-        best = self._draw(model, self._prompts, num_lists=1, seed=-1, temperature=0.0)
+    def quality(self, model: Any, reference: Any | None) -> Measured:
+        """Returns the quality of a model; `reference` is what its KL is from."""
+        best = self._draw(model, self.prompts, num_lists=1, seed=-1, temperature=0.0)
         worth = self._judge(best)
         kl = {} if reference is None else self._kl(model, reference)
         distinct: list[tuple[AlignmentPrompt, float]] = []
@@ -67,8 +76,8 @@ class HeldOut:
                 found.append((d.prompt, len(clicked & keys.keys()) / len(clicked)))
             known.append((d.prompt, sum(keys.values()) / max(1, len(keys))))
         distinct_of, known_of = by_scenario(distinct), by_scenario(known)
-        found_of = by_scenario(found)
-        return {
+        found_of, rewards = by_scenario(found), list_rewards(best, worth, self._seen)
+        qualities = {
             name: PolicyQuality(
                 reward=reward,
                 found=found_of.get(name, 0.0),
@@ -76,12 +85,13 @@ class HeldOut:
                 known_share=known_of[name],
                 kl=kl.get(name, 0.0),
             )
-            for name, reward in mean_rewards(best, worth, self._seen).items()
+            for name, reward in by_scenario(rewards).items()
         }
+        return Measured(qualities, np.array([reward for _, reward in rewards]))
 
     def _kl(self, model: Any, reference: Any) -> dict[str, float]:
         """Returns the mean over lists drawn from the model of log pi - log pi_ref, by scenario."""
-        drawn = self._draw(model, self._prompts, num_lists=1, seed=-2, temperature=1.0)
+        drawn = self._draw(model, self.prompts, num_lists=1, seed=-2, temperature=1.0)
         differences: list[tuple[AlignmentPrompt, float]] = []
         for start in range(0, len(drawn), _CHUNK):
             part = drawn[start : start + _CHUNK]
@@ -96,10 +106,10 @@ class HeldOut:
         return by_scenario(differences)
 
 
-def mean_rewards(
+def list_rewards(
     drawn: Sequence[Drawn], worth: Sequence[Worth], seen: Mapping[str, Sequence[float]]
-) -> dict[str, float]:
-    """Returns the mean over lists of what the click model expects of them, by scenario."""
+) -> list[tuple[AlignmentPrompt, float]]:
+    """Returns what the click model expects of each prompt's lists, the mean over them."""
     rewards: list[tuple[AlignmentPrompt, float]] = []
     for d, w in zip(drawn, worth, strict=True):
         seen_P = seen.get(d.prompt.scenario.name, ())
@@ -107,7 +117,7 @@ def mean_rewards(
             reward_of(d.prompt, w.p_seen, seen_P, drawn_texts(d, k)) for k in range(len(d.texts_KS))
         ]
         rewards.append((d.prompt, fmean(own)))
-    return by_scenario(rewards)
+    return rewards
 
 
 def by_scenario(values: Sequence[tuple[AlignmentPrompt, float]]) -> dict[str, float]:

@@ -4,8 +4,8 @@ A round draws lists for logged prompts from the policy as it is, has the click m
 texts, and updates the policy on which lists are worth more (GQR, arXiv 2504.10208, with the click
 model as a process reward model over the texts of a list). What the round began with is its
 reference. A round counts only as far as it helps on held-out prompts, still writes what users
-clicked there, and stays near its reference: of the way from old to new weights, the longest part
-that does all three is taken.
+clicked there, and stays near its reference (`guard.py`): of the way from old to new weights, the
+longest part that does all three is taken.
 
 Knows nothing of how prompts, rewards or losses are made.
 """
@@ -16,17 +16,17 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeVar
 
 import msgspec
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 
+from train.alignment.guard import STEPS, Asked, refusal
 from train.alignment.policy import update
 from train.alignment.preferences import Preference, prefer, prefer_texts
 from train.alignment.prompts import PromptSource
-from train.alignment.quality import HeldOut, PolicyQuality, by_scenario, mean_rewards
+from train.alignment.quality import HeldOut, Measured, PolicyQuality, by_scenario, list_rewards
 from train.alignment.rollouts import Drawer, Drawn, Worth, judge_lists
 from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge, Judge
@@ -36,12 +36,6 @@ from train.settings import AlignmentConfig
 
 T = TypeVar("T")
 _FINISHED = "finished_"  # and the number of rounds: a checkpoint
-_STEPS = (1.0, 0.5, 0.25)  # parts of the way from the old weights to the new ones that are tried
-_LEAST_RATIO = 0.97  # of a scenario's reward after a round to that before; less is no noise
-_LEAST_MEAN = 1.005  # the same over all scenarios: a reward that means nothing came to 1.002
-# The same of the clicked texts that are found, over all scenarios. Few held-out panels have clicks:
-# a tighter bound refuses what helps, for one text more or less.
-_LEAST_FOUND = 0.8
 Report = Callable[[str], None]
 
 
@@ -96,6 +90,7 @@ class Aligner:
         *,
         mode: str,
         seed: int,
+        is_guarded: bool = True,
         report: Report = print,
     ) -> None:
         """Takes the parts.
@@ -108,11 +103,13 @@ class Aligner:
             config: how to align.
             mode: "slots", "list" or "beam".
             seed: of what is drawn and of the order.
+            is_guarded: whether rounds that do not help are taken back; else all count whole.
             report: called with what is being done.
         """
         self._vocabulary = prompts.renderer.vocabulary
         self._source, self._judge, self._seen = source, judge, seen
         self._config, self._mode, self._seed, self._report = config, mode, seed, report
+        self._is_guarded = is_guarded
         self._draw = Drawer(self._vocabulary, mode=mode, bf16=config.bf16, seed=seed)
         valid = source.draw("valid", config.num_valid_prompts, 0)
         self._heldout = HeldOut(valid, self._draw, self._worth, seen)
@@ -187,12 +184,12 @@ class Aligner:
             judge_s=round(judged_s - drawn_s, 2),
             update_s=round(update_s, 2),
             num_steps=num_steps,
-            mean_reward=mean_rewards(drawn, worth, self._seen),
+            mean_reward=by_scenario(list_rewards(drawn, worth, self._seen)),
             gap=by_scenario(
                 [(p.prompt, float(p.reward_J[0] - p.reward_J[-1])) for p in preferences]
             ),
-            before=before,
-            after=after,
+            before=before.by_scenario,
+            after=after.by_scenario,
             step=step,
         )
 
@@ -222,32 +219,23 @@ class Aligner:
             min_gap=config.min_gap,
         )
 
-    def _accepted(
-        self, model: Any, reference: Any, before: dict[str, PolicyQuality]
-    ) -> tuple[float, dict[str, PolicyQuality]]:
-        """Sets the model to the longest part of the way that helps and stays near."""
+    def _accepted(self, model: Any, reference: Any, before: Measured) -> tuple[float, Measured]:
+        """Sets the model to the longest part of the way that may be taken."""
+        if not self._is_guarded:
+            return 1.0, self._heldout.quality(model, reference)
+        prompts = self._heldout.prompts
+        asked = Asked([p.scenario.name for p in prompts], [p.query for p in prompts])
         new = {name: value.clone() for name, value in model.state_dict().items()}
         old = reference.state_dict()
-        for step in _STEPS:
+        for step in STEPS:
             model.load_state_dict(
                 {name: torch.lerp(old[name], value, step) for name, value in new.items()}
             )
             after = self._heldout.quality(model, reference)
-            kl = max(q.kl for q in after.values())
-            ratios = {name: after[name].reward / max(q.reward, 1e-12) for name, q in before.items()}
-            has_gained = (
-                min(ratios.values()) >= _LEAST_RATIO and fmean(ratios.values()) > _LEAST_MEAN
-            )
-            found = fmean(q.found for q in after.values())
-            has_kept = found >= _LEAST_FOUND * fmean(q.found for q in before.values())
-            if self._draw.agreed(has_gained and has_kept and kl <= self._config.max_kl):
+            why_not = self._draw.agreed(refusal(asked, before, after, self._config.max_kl))
+            if not why_not:
                 return step, after
-            why = f"{kl:.1f} nats a list"
-            if not has_gained:
-                why = ", ".join(f"{name} x {ratio:.3f}" for name, ratio in ratios.items())
-            if has_gained and not has_kept:
-                why = f"finds only {found:.3f} of what was clicked"
-            self._report(f"{step:g} of the way is not taken: {why}")
+            self._report(f"{step:g} of the way is not taken: {why_not}")
         model.load_state_dict(old)
         return 0.0, before
 
@@ -261,6 +249,7 @@ def align(
     seed: int,
     output: Path,
     judge: Judge | None = None,
+    is_guarded: bool = True,
     report: Report = print,
 ) -> AlignmentMetrics:
     """Aligns `run`/generator and writes the model and metrics.json into `output`.
@@ -276,6 +265,7 @@ def align(
         seed: of all that is random.
         output: directory.
         judge: in place of the run's click model.
+        is_guarded: whether rounds that do not help are taken back; else all count whole.
         report: called with what is being done.
 
     What only resuming needs stays in `output`/checkpoints.
@@ -302,7 +292,17 @@ def align(
         max_edges=max_edges,
         seed=seed,
     )
-    aligner = Aligner(prompts, source, judge, seen, config, mode=mode, seed=seed, report=report)
+    aligner = Aligner(
+        prompts,
+        source,
+        judge,
+        seen,
+        config,
+        mode=mode,
+        seed=seed,
+        is_guarded=is_guarded,
+        report=report,
+    )
     checkpoints = output / "checkpoints"
     last = aligner.agreed(_last_round(checkpoints))
     done = _rounds_of(last) if last else []

@@ -1,6 +1,8 @@
 """Figures of a click model on impressions whose true click probabilities are known.
 
-What they mean is said in `train.evaluation.clicks`. Knows nothing of where impressions are from.
+What they mean is said in `train.evaluation.clicks`. Intervals are over queries: some are clicked
+more than any model can tell, each time that they are asked. Knows nothing of where impressions are
+from.
 """
 
 # N impressions, U requests
@@ -90,11 +92,16 @@ def quality(
         if not np.isfinite(values).all():
             raise ValueError(f"{int((~np.isfinite(values)).sum())} {name} probabilities are nan")
     requests, request_N = np.unique(rows.request_N[mask], return_inverse=True)
+    queries = rows.query_U[requests].tolist()
     position = rows.position_N[mask]
 
     def interval(statistic: Callable[[Floats], float]) -> Interval:
         return statistic_interval(
-            lambda weight_U: statistic(weight_U[request_N]), len(requests), num_resamples, seed
+            lambda weight_U: statistic(weight_U[request_N]),
+            len(requests),
+            num_resamples,
+            seed,
+            cluster_U=queries,
         )
 
     auc, oracle_auc = Auc(served, clicked), Auc(true, clicked)
@@ -141,7 +148,11 @@ def picked_quality(
 
     def interval(statistic: Callable[[Floats], float]) -> Interval:
         return statistic_interval(
-            lambda weight_U: statistic(weight_U[rows.request_N]), num_queries, num_resamples, seed
+            lambda weight_U: statistic(weight_U[rows.request_N]),
+            num_queries,
+            num_resamples,
+            seed,
+            cluster_U=rows.query_U.tolist(),
         )
 
     def bias(mask_N: Flags) -> Interval:

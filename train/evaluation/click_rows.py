@@ -72,6 +72,7 @@ class ClickRows:
 
     inputs: list[ScoreRow]  # of each request
     request_N: Ids  # from 0
+    query_U: NDArray[np.str_]  # of each request, normalised
     position_N: Ids  # from 1
     source_N: NDArray[np.str_]  # as logged
     clicked_N: Flags
@@ -247,6 +248,7 @@ class Scorer:
         return ClickRows(
             inputs=rows,
             request_N=np.repeat(np.arange(len(requests)), num_shown),
+            query_U=np.array([normalise(query) for query in asked]),
             position_N=position_N,
             source_N=np.array([s for r in requests for s in r.sources]),
             clicked_N=np.array([c for r in requests for c in r.clicked]),

@@ -13,7 +13,7 @@ truth's own click probabilities, per scenario and per source of the text:
 
 The same figures of calibration are given for *picked* items: lists that the bundle itself makes
 for queries it never saw, where a click model that is wrong is wrong in favour of what it picks.
-Intervals are 95 %, over requests. The calibration was fitted on clicks of the same held-out time:
+Intervals are 95 %, over queries. The calibration was fitted on clicks of the same held-out time:
 two numbers a scenario. Knows nothing of how the model was trained.
 """
 

@@ -72,6 +72,8 @@ def statistic_interval(
     num_units: int,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
+    *,
+    cluster_U: Sequence[Hashable] | None = None,
 ) -> Interval:
     """Returns a statistic that is no mean, such as an AUC or a ratio of two.
 
@@ -81,11 +83,14 @@ def statistic_interval(
         num_units: U.
         num_resamples: R.
         seed: of the resamples.
+        cluster_U: see the module's text.
     """
     rng = np.random.default_rng(seed)
+    place_U = _places(range(num_units) if cluster_U is None else cluster_U)
+    num = int(place_U.max(initial=-1)) + 1
+    draws = (rng.integers(num, size=num) for _ in range(num_resamples))
     values = [
-        statistic(np.bincount(drawn, minlength=num_units).astype(np.float64))
-        for drawn in (rng.integers(num_units, size=num_units) for _ in range(num_resamples))
+        statistic(np.bincount(drawn, minlength=num).astype(np.float64)[place_U]) for drawn in draws
     ]
     sample = np.array([v for v in values if not np.isnan(v)] or [np.nan])
     return _interval(sample, float(statistic(np.ones(num_units))))
@@ -96,13 +101,17 @@ def _resampled(
 ) -> Floats:
     """Returns the means of bootstrap samples, (R,)."""
     rng = np.random.default_rng(seed)
-    clusters = range(len(value_U)) if cluster_U is None else cluster_U
-    place_of = {cluster: c for c, cluster in enumerate(dict.fromkeys(clusters))}
-    place_U = [place_of[cluster] for cluster in clusters]
+    place_U = _places(range(len(value_U)) if cluster_U is None else cluster_U)
     sum_C, size_C = np.bincount(place_U, value_U), np.bincount(place_U)
-    num = len(place_of)
+    num = len(size_C)
     draws = (rng.integers(num, size=num) for _ in range(num_resamples))
     return np.array([sum_C[drawn].sum() / size_C[drawn].sum() for drawn in draws])
+
+
+def _places(clusters: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Returns the number of each unit's cluster, from 0 in the order they come in, (U)."""
+    place_of = {cluster: c for c, cluster in enumerate(dict.fromkeys(clusters))}
+    return np.array([place_of[cluster] for cluster in clusters], np.int64)
 
 
 def _interval(sample_R: Floats, mean: float) -> Interval:

@@ -10,10 +10,16 @@ what was shown then, in three ways that err differently:
   often, and are clicked more; so each query is its own yardstick, and queries that were asked once
   do not count.
 * **order**: texts that both have, wherever. A click at one place is worth p(seen there) / p(seen
-  here) at another, as in a position-based click model: is the bundle's order of them better?
-  **at_least** holds that against all clicks of the log, so texts that the log never showed count as
-  never clicked: a lower bound.
-* **judge**: all texts of both, by a click model that was trained on other data than the bundle.
+  here) at another, as in a position-based click model: is the bundle's order of them better? It
+  assumes that a text is clicked alike whatever stands above it. Where lists hold texts that say
+  nearly the same, as completions do, what a click model takes for less attention further down is
+  in part that they repeat what stands above; then a text moved up counts for too much.
+  **at_least** holds that against all clicks of the log: texts that the log never showed count as
+  never clicked. It assumes the same, so it is no bound of what the list is worth.
+* **judge**: all texts of both, by a click model that was trained on other data than the bundle. It
+  judges each text by itself, too.
+
+Intervals are over queries, whose requests are resampled together.
 
 A list counts as far as its panel went, and but for places whose text the log has lost: nothing is
 known of what was there. A bundle's index counts the searches of the whole log, so its popularities
@@ -36,7 +42,7 @@ from numpy.typing import NDArray
 from engine.answering.candidates import key_of
 from engine.formats.prompt import SideInformation
 from train.clicks.calibration import seen_at
-from train.evaluation.intervals import Interval, ratio_interval, statistic_interval
+from train.evaluation.intervals import Interval, statistic_interval
 
 Floats = NDArray[np.floating]
 
@@ -65,7 +71,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
             are compared, (sum w)^2 / sum w^2.
         exact: see above; None without a place that says something.
         order: see above; None without a click on a text that both have.
-        at_least: see above; None without clicks.
+        at_least: see above, and no bound in spite of its name; None without clicks.
         judge: see above; None without a judge.
         judged_over_clicked: clicks that the judge expected of the log's panels over those that
             came: what its word is worth.
@@ -169,9 +175,9 @@ def compare(
         num_exact=num_exact,
         effective_exact=float(weight_UP.sum() ** 2 / max((weight_UP**2).sum(), 1e-12)),
         exact=_exact(shown_UP, clicked_UP, weight_UP, query_U),
-        order=ratio_interval(moved_U, kept_U) if kept_U.any() else None,
-        at_least=ratio_interval(moved_U, clicks_U) if clicks_U.any() else None,
-        judge=ratio_interval(now_U, then_U) if judged is not None else None,
+        order=_ratio(moved_U, kept_U, query_U) if kept_U.any() else None,
+        at_least=_ratio(moved_U, clicks_U, query_U) if clicks_U.any() else None,
+        judge=_ratio(now_U, then_U, query_U) if judged is not None else None,
         judged_over_clicked=(
             float(then_U.sum() / clicks_U.sum()) if judged is not None and clicks_U.any() else None
         ),
@@ -181,25 +187,36 @@ def compare(
 def _exact(
     shown_UP: Floats, clicked_UP: Floats, weight_UP: Floats, query_U: NDArray[np.int64]
 ) -> Interval | None:
-    """Returns SNIPS over the click rate of other requests at the same places, weighted alike."""
+    """Returns SNIPS over the click rate of other requests at the same places, weighted alike.
+
+    Whole queries are resampled: requests of one are compared with one another, so what happened
+    once counts for several, and a request that is drawn twice would be compared with itself.
+    """
+    others_UP = _by_query(shown_UP, query_U) - shown_UP
+    rate_UP = np.divide(
+        _by_query(clicked_UP, query_U) - clicked_UP,
+        others_UP,
+        where=others_UP > 0,
+        out=np.zeros_like(shown_UP),
+    )
+    usual_U, hits_U = (weight_UP * rate_UP).sum(1), (weight_UP * clicked_UP).sum(1)
+    is_compared_U = weight_UP.any(1)
+    if not usual_U.any():
+        return None
+    return _ratio(hits_U[is_compared_U], usual_U[is_compared_U], query_U[is_compared_U])
+
+
+def _ratio(value_U: Floats, rival_U: Floats, query_U: NDArray[np.int64]) -> Interval:
+    """Returns the ratio of sums, paired; requests of one query are resampled together.
+
+    Resamples without anything to divide by are left out.
+    """
 
     def ratio(times_U: Floats) -> float:
-        own_UP, click_UP = times_U[:, None] * shown_UP, times_U[:, None] * clicked_UP
-        others_UP = _by_query(own_UP, query_U) - own_UP
-        rate_UP = np.divide(
-            _by_query(click_UP, query_U) - click_UP,
-            others_UP,
-            where=others_UP > 0,
-            out=np.zeros_like(own_UP),
-        )
-        # In a resample the other requests of a query may be missing.
-        has_others_UP = weight_UP * (others_UP > 0)
-        usual = float(times_U @ (has_others_UP * rate_UP).sum(1))
-        hits = float(times_U @ (has_others_UP * clicked_UP).sum(1))
-        return hits / usual if usual else float("nan")
+        divisor = float(times_U @ rival_U)
+        return float(times_U @ value_U) / divisor if divisor else float("nan")
 
-    interval = statistic_interval(ratio, len(shown_UP))
-    return None if np.isnan(interval).any() else interval
+    return statistic_interval(ratio, len(value_U), cluster_U=query_U.tolist())
 
 
 def _by_query(values_UP: Floats, query_U: NDArray[np.int64]) -> Floats:

@@ -45,7 +45,7 @@ class OwnLogReport(msgspec.Struct, frozen=True, kw_only=True):
             for what, ratio in (
                 (f"  exact, {r.num_exact} places with the same text", r.exact),
                 ("  order of the texts that both have", r.order),
-                ("  at least (texts never shown count as never clicked)", r.at_least),
+                ("  the same, if texts never shown are never clicked", r.at_least),
                 ("  judge", r.judge),
             ):
                 if ratio is not None:

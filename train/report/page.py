@@ -33,17 +33,34 @@ def report_page(report: AblationReport) -> str:
 
 def _ablation(report: AblationReport) -> Section:
     beside = [row for row in (report.placebo, report.ceiling) if row is not None]
+    gain, closed = report.alignment_gain, report.headroom_closed
     note = (
         f"Lists of {report.num_listed} texts that the generator alone writes, for "
-        f"{report.num_questions} questions. Alignment multiplies the true CTR by "
-        f"{report.alignment_gain.mean:.2f} [{report.alignment_gain.low:.2f}, "
-        f"{report.alignment_gain.high:.2f}] and closes {100 * report.headroom_closed:.0f} % of "
-        "the way to the ceiling."
+        f"{report.num_questions} questions; the best ones are chosen of what SFT writes with "
+        "co-occurrence. Gains are over SFT without co-occurrence, those of the placebo and of the "
+        f"best by the truth over SFT with it. Alignment multiplies the true CTR by {gain.mean:.2f} "
+        f"[{gain.low:.2f}, {gain.high:.2f}] and closes {100 * closed.mean:.0f} "
+        f"[{100 * closed.low:.0f}, {100 * closed.high:.0f}] % of the way to the best by the truth. "
+        f"{_placebo(report)}"
     )
     rows = [*report.ablation, *beside]
     section = _rows_section("Ablation", note, rows)
     plot = interval_plot([(row.name, _per_mille(row)) for row in rows], "true CTR, per mille")
     return Section(heading=section.heading, note=section.note, plots=[plot], tables=section.tables)
+
+
+def _placebo(report: AblationReport) -> str:
+    """Returns what the two alignments that are compared have learnt from."""
+    if report.placebo_rounds is None:
+        return ""
+    (placebo,) = report.placebo_rounds.rounds
+    aligned = report.rounds.rounds
+    return (
+        f"The placebo, whose reward means nothing, had one round of {placebo.num_prompts} prompts, "
+        f"taken whole; the aligned generator {len(aligned)} of "
+        f"{sum(r.num_prompts for r in aligned)} in all, taken as far as they helped. So the "
+        "placebo shows what the procedure does by itself, not what as many prompts would do."
+    )
 
 
 def _rows_section(heading: str, note: str, rows: Sequence[AblationRow]) -> Section:

@@ -1,11 +1,11 @@
 """Lists that a generator writes for questions, without candidates of the log and without reranking.
 
 Prompts and look-ups are those of a served bundle; the weights may be any of its run. Knows nothing
-of what lists are worth.
+of how lists are compared.
 """
 
 # K lists of a question, S sequences of a list
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,17 +15,18 @@ from transformers import AutoModelForCausalLM
 
 from engine.answering.candidates import key_of
 from engine.formats.prompt import COOCCURRING, SideInformation
-from train.alignment.preferences import drawn_texts, ranked_texts
+from train.alignment.preferences import drawn_texts, ranked_texts, searched_texts
 from train.alignment.prompts import AlignmentPrompt, render
 from train.alignment.reward import list_reward, ranking
 from train.alignment.rollouts import Drawn, Worth, draw_lists, judge_lists
 from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge
-from train.evaluation.lists import ProducedList
+from train.evaluation.lists import ListTruth, ProducedList
 from train.evaluation.served import Asked, ServedBundle
 from train.generation.generator import read_prompts
 from train.generation.sampler import Sampler
 from train.models.trained import load_trained
+from train.report.ceiling import Pool, best_lists
 
 
 class Question(NamedTuple):
@@ -64,7 +65,7 @@ class PolicyLists:
         generator = served.bundle.manifest.generator
         if generator is None:
             raise ValueError("the bundle has no generator")
-        self._mode, self._num_listed = generator.mode, num_listed
+        self.mode, self._num_listed = generator.mode, num_listed
         self._confidence = confidence
         prompts = read_prompts(run)
         self._vocabulary = prompts.renderer.vocabulary
@@ -75,7 +76,7 @@ class PolicyLists:
             (found,) = served.retrieved(question.scenario, [Asked(question.query)])
             warm = [SideInformation(COOCCURRING, t) for t in found.cooccurring[::-1]]
             for is_cold, side in ((True, []), (False, warm)):
-                self._prompts[is_cold].append(render(prompts, self._mode, *question, side))
+                self._prompts[is_cold].append(render(prompts, self.mode, *question, side))
 
     def greedy(self, directory: Path, name: str, *, is_cold: bool) -> list[ProducedList]:
         """Returns the list that would be served for each question, likeliest text first.
@@ -88,79 +89,95 @@ class PolicyLists:
         drawn = self._drawn(directory, num_lists=1, temperature=0.0, is_cold=is_cold, seed=0)
         return [self._produced(d, _likeliest_first(d), name) for d in drawn]
 
-    def best_of(
-        self,
-        directory: Path,
-        name: str,
-        *,
-        num_lists: int,
-        temperature: float,
-        is_composed: bool,
-        seed: int,
+    def best_drawn(
+        self, directory: Path, name: str, *, num_lists: int, temperature: float, seed: int
     ) -> list[ProducedList]:
-        """Returns, of several lists drawn for each question, what the click model likes best first.
+        """Returns, of several lists drawn for each question, the one that the click model likes.
 
         Args:
             directory: of the generator.
             name: of the system.
             num_lists: K.
-            temperature: of drawing; lists in beam form are searched for.
-            is_composed: put together of all texts that were drawn; else the best drawn list.
+            temperature: of drawing.
             seed: of what is drawn.
+
+        Raises:
+            ValueError: lists are in beam form: one search writes no lists to choose from.
         """
-        drawn = self._drawn(
-            directory, num_lists=num_lists, temperature=temperature, is_cold=False, seed=seed
-        )
-        worth = judge_lists(self._judge, drawn, level=0.0, relevance_floor=0.0)
-        return [
-            self._produced(d, self._best(d, w, is_composed, self._confidence), name)
-            for d, w in zip(drawn, worth, strict=True)
-        ]
+        if self.mode == "beam":
+            raise ValueError("in beam form one search writes texts and no lists to choose from")
+        made: list[ProducedList] = []
+        for drawn, worth in self._judged(directory, num_lists, temperature, seed):
+            seen_P = self._seen.get(drawn.prompt.scenario.name, ())
+            best = best_drawn(drawn, worth, seen_P, self._num_listed)
+            made.append(self._produced(drawn, best, name))
+        return made
+
+    def composed(
+        self, directory: Path, name: str, *, num_lists: int, temperature: float, seed: int
+    ) -> list[ProducedList]:
+        """Returns what the click model likes best first, of all texts of several lists.
+
+        Args:
+            directory: of the generator.
+            name: of the system.
+            num_lists: K; in beam form, texts are those of a search K times as wide.
+            temperature: of drawing; lists in beam form are searched for.
+            seed: of what is drawn.
+
+        Raises:
+            ValueError: lists are in list form, whose texts are written after one another.
+        """
+        if self.mode == "list":
+            raise ValueError("texts in list form were written for the list that they are in")
+        made: list[ProducedList] = []
+        for drawn, worth in self._judged(directory, num_lists, temperature, seed):
+            texts = (
+                [text for text, _ in searched_texts(drawn, worth, self._confidence)]
+                if self.mode == "beam"
+                else ranked_texts(drawn, worth, self._confidence)
+            )
+            made.append(self._produced(drawn, texts, name))
+        return made
 
     def ceiling(
-        self,
-        directory: Path,
-        name: str,
-        attraction: Callable[[Question, list[str]], list[float]],
-        *,
-        num_lists: int,
-        seed: int,
+        self, directory: Path, name: str, truth: ListTruth, *, num_lists: int, seed: int
     ) -> list[ProducedList]:
-        """Returns the same as `best_of`, by the truth alone, however often texts were drawn.
+        """Returns the best lists by the truth that all texts of several lists can be put into.
 
         Args:
             directory: of the generator.
             name: of the system.
-            attraction: a question and texts -> true p(click | seen) of each.
-            num_lists: K.
+            truth: see `train.report.ceiling`.
+            num_lists: K; in beam form, texts are those of a search K times as wide.
             seed: of what is drawn.
         """
         drawn = self._drawn(
             directory, num_lists=num_lists, temperature=1.0, is_cold=False, seed=seed
         )
-        lists: list[ProducedList] = []
+        pools: list[Pool] = []
         for d in drawn:
-            query = d.prompt.query
-            texts = list(dict.fromkeys(t for ts in d.texts_KS for seq in ts for t in seq))
-            values = attraction(Question(d.prompt.scenario.name, query), texts)
-            true = dict(zip(texts, values, strict=True))
-            true |= {t: 0.0 for t in texts if key_of(t) == key_of(query)}  # is not listed
-            worth = Worth(true, true, dict.fromkeys(texts, True))
-            best = self._best(d, worth, is_composed=True, confidence=0)
-            lists.append(self._produced(d, best, name))
-        return lists
+            every = (t for k in range(num_lists) for t in drawn_texts(d, k))
+            texts = _listable(every, d.prompt.query)
+            pools.append(Pool(d.prompt.scenario.name, d.prompt.query, texts, d.auxiliary_K[0]))
+        best = best_lists(truth, pools, self._num_listed)
+        return [self._produced(d, texts, name) for d, texts in zip(drawn, best, strict=True)]
 
-    def _best(self, drawn: Drawn, worth: Worth, is_composed: bool, confidence: float) -> list[str]:
-        if is_composed and self._mode != "list":
-            return ranked_texts(drawn, worth, confidence)
-        seen_P = self._seen.get(drawn.prompt.scenario.name, ())
-        return best_drawn(drawn, worth, seen_P, self._num_listed)
+    def _judged(
+        self, directory: Path, num_lists: int, temperature: float, seed: int
+    ) -> Iterator[tuple[Drawn, Worth]]:
+        """Returns lists drawn for each question with what the click model says of their texts."""
+        drawn = self._drawn(
+            directory, num_lists=num_lists, temperature=temperature, is_cold=False, seed=seed
+        )
+        worth = judge_lists(self._judge, drawn, level=0.0, relevance_floor=0.0)
+        return zip(drawn, worth, strict=True)
 
     def _drawn(
         self, directory: Path, *, num_lists: int, temperature: float, is_cold: bool, seed: int
     ) -> list[Drawn]:
         model = load_trained(AutoModelForCausalLM, directory)
-        if self._mode == "beam":
+        if self.mode == "beam":
             temperature = 0.0  # the texts of one wider search: drawn ones repeat
         prompts = self._prompts[is_cold]
         return draw_lists(
@@ -168,22 +185,18 @@ class PolicyLists:
             self._vocabulary,
             prompts,
             [seed * 1_000_003 + i for i in range(len(prompts))],
-            mode=self._mode,
+            mode=self.mode,
             num_lists=num_lists,
             temperature=temperature,
         )
 
     def _produced(self, drawn: Drawn, texts: Sequence[str], name: str) -> ProducedList:
         query = drawn.prompt.query
-        kept: dict[str, str] = {}
-        for text in texts:
-            if key_of(text) != key_of(query):
-                kept.setdefault(key_of(text), text)
         return ProducedList(
             scenario=drawn.prompt.scenario.name,
             query=query,
             system=name,
-            texts=tuple(kept.values())[: self._num_listed],
+            texts=tuple(_listable(texts, query))[: self._num_listed],
             auxiliary_text=drawn.auxiliary_K[0],
         )
 
@@ -206,3 +219,12 @@ def _likeliest_first(drawn: Drawn) -> list[str]:
     """Returns the texts of the first list; those in slots by their probability."""
     order = drawn.logprobs_KS[0].argsort(descending=True, stable=True).tolist()
     return [text for s in order for text in drawn.texts_KS[0][s]]
+
+
+def _listable(texts: Iterable[str], query: str) -> list[str]:
+    """Returns the texts that say something else than the query and those before."""
+    kept: dict[str, str] = {}
+    for text in texts:
+        if key_of(text) != key_of(query):
+            kept.setdefault(key_of(text), text)
+    return list(kept.values())

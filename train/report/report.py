@@ -31,8 +31,10 @@ NUM_EXAMPLES = 30
 PROMPTED = "prompting, nothing trained"
 SFT, ALIGNED = "SFT, no co-occurrence", "+ alignment, no co-occurrence"
 SFT_WARM, FULL = "SFT + co-occurrence", "+ alignment + co-occurrence"
-BEST_OF, COMPOSED = "SFT + co-occurrence, best of 8 lists", "SFT + co-occurrence, best of 8 a slot"
-PLACEBO, CEILING = "+ placebo alignment", "best of 8 a slot by the truth"
+BEST_OF = "best of eight lists drawn, by the click model"
+COMPOSED = "best texts of eight lists drawn, by the click model"
+SEARCHED = "best texts of a search eight times as wide, by the click model"
+PLACEBO, CEILING = "+ placebo alignment", "best of as many texts, by the truth"
 _NUM_DRAWN = 8
 Report = Callable[[str], None]
 
@@ -58,11 +60,12 @@ class AblationReport(msgspec.Struct, frozen=True, kw_only=True):
         ablation: a row a system; gains are over SFT without co-occurrence.
         alignment_gain: aligned over SFT, both with co-occurrence.
         headroom_closed: (aligned - SFT) / (ceiling - SFT), all with co-occurrence.
-        placebo: the same procedure with a reward that means nothing; gain over SFT with
-            co-occurrence. None if it was not asked for.
+        placebo: a round of the same procedure with a reward that means nothing, whatever the guard
+            of rounds would say; gain over SFT with co-occurrence. None if it was not asked for.
         ceiling: best lists of what SFT draws, by the truth; gain over SFT with co-occurrence.
         second_world: the same lists by another truth; empty if none was given.
         rounds: how the alignment went.
+        placebo_rounds: how that of the placebo went; `num_prompts` says what it learnt from.
         closed_loop: rounds of serving and learning; empty if none were given.
         examples: lists side by side.
     """
@@ -73,11 +76,12 @@ class AblationReport(msgspec.Struct, frozen=True, kw_only=True):
     num_listed: int
     ablation: list[AblationRow]
     alignment_gain: Interval
-    headroom_closed: float
+    headroom_closed: Interval
     placebo: AblationRow | None
     ceiling: AblationRow
     second_world: list[AblationRow]
     rounds: AlignmentMetrics
+    placebo_rounds: AlignmentMetrics | None
     closed_loop: list[LoopRound]
     examples: list[Example]
 
@@ -152,14 +156,14 @@ def make_report(
             ]
             systems = {PROMPTED: made, **systems}
         report(CEILING)
-        best = lists.ceiling(
-            run / "generator", CEILING, _attraction(truth), num_lists=_NUM_DRAWN, seed=seed
-        )
-        beside = [best]
+        best = lists.ceiling(run / "generator", CEILING, truth, num_lists=_NUM_DRAWN, seed=seed)
+        beside, placebo_rounds = [best], None
         if placebo_prompts:
             report(f"alignment of {placebo_prompts} prompts with a placebo")
             with tempfile.TemporaryDirectory() as directory:
-                _align_with_placebo(run, config, placebo_prompts, Path(directory), seed, report)
+                placebo_rounds = _align_with_placebo(
+                    run, config, placebo_prompts, Path(directory), seed, report
+                )
                 beside.append(lists.greedy(Path(directory), PLACEBO, is_cold=False))
         over_warm = {
             row.name: row
@@ -180,24 +184,28 @@ def make_report(
         ablation = ablation_rows(
             [*systems.values()], truth, served, num_listed=NUM_LISTED, baseline=SFT
         )
-        ceiling, before = over_warm[CEILING], over_warm[SFT_WARM].true_ctr
+        ctr_of = {
+            name: list_ctr(made, truth, NUM_LISTED)
+            for name, made in ((SFT_WARM, warm), (FULL, full), (CEILING, best))
+        }
+        query_U = queries_of(warm)
         return AblationReport(
             bundle_id=served.bundle.manifest.bundle_id,
             is_simulated=True,
             num_questions=len(questions),
             num_listed=NUM_LISTED,
             ablation=ablation,
-            alignment_gain=ratio_interval(
-                list_ctr(full, truth, NUM_LISTED),
-                list_ctr(warm, truth, NUM_LISTED),
-                cluster_U=queries_of(full),
+            alignment_gain=ratio_interval(ctr_of[FULL], ctr_of[SFT_WARM], cluster_U=query_U),
+            headroom_closed=ratio_interval(
+                ctr_of[FULL] - ctr_of[SFT_WARM],
+                ctr_of[CEILING] - ctr_of[SFT_WARM],
+                cluster_U=query_U,
             ),
-            headroom_closed=(over_warm[FULL].true_ctr - before)
-            / max(ceiling.true_ctr - before, 1e-9),
             placebo=over_warm.get(PLACEBO),
-            ceiling=ceiling,
+            ceiling=over_warm[CEILING],
             second_world=other,
             rounds=msgspec.json.decode(aligned_metrics.read_bytes(), type=AlignmentMetrics),
+            placebo_rounds=placebo_rounds,
             closed_loop=rounds_of_loop,
             examples=_examples(warm, full, truth),
         )
@@ -214,37 +222,24 @@ def _systems(
         SFT_WARM: lists.greedy(sft, SFT_WARM, is_cold=False),
         FULL: lists.greedy(aligned, FULL, is_cold=False),
     }
-    for name, is_composed in ((BEST_OF, False), (COMPOSED, True)):
+    rivals = {
+        "beam": {SEARCHED: lists.composed},
+        "slots": {BEST_OF: lists.best_drawn, COMPOSED: lists.composed},
+        "list": {BEST_OF: lists.best_drawn},
+    }
+    for name, chosen in rivals[lists.mode].items():
         report(name)
-        systems[name] = lists.best_of(
-            sft,
-            name,
-            num_lists=_NUM_DRAWN,
-            temperature=temperature,
-            is_composed=is_composed,
-            seed=seed,
-        )
+        systems[name] = chosen(sft, name, num_lists=_NUM_DRAWN, temperature=temperature, seed=seed)
     return systems
-
-
-def _attraction(truth: Truth) -> Callable[[Question, list[str]], list[float]]:
-    def attraction(question: Question, texts: list[str]) -> list[float]:
-        if not texts:
-            return []
-        alone = [[text] for text in texts]
-        queries = [question.query] * len(texts)
-        return truth.attraction_after_fatigue(question.scenario, queries, alone)[:, 0].tolist()
-
-    return attraction
 
 
 def _align_with_placebo(
     run: Path, config: TrainConfig, num_prompts: int, output: Path, seed: int, report: Report
-) -> None:
+) -> AlignmentMetrics:
     settings: AlignmentConfig = msgspec.structs.replace(
         config.alignment, num_rounds=1, num_prompts=num_prompts
     )
-    align(
+    return align(
         run,
         settings,
         read_prompts(run),
@@ -252,6 +247,7 @@ def _align_with_placebo(
         seed=seed,
         output=output,
         judge=PlaceboJudge(seed=seed),
+        is_guarded=False,  # else most rounds are refused, and the row is what it began with
         report=report,
     )
 

@@ -13,6 +13,7 @@ from train.alignment.preferences import (
     prefer,
     prefer_texts,
     reward_of,
+    searched_texts,
 )
 from train.alignment.prompts import AlignmentPrompt
 from train.alignment.rollouts import Drawn, Worth
@@ -188,6 +189,18 @@ def test_what_the_policy_is_surer_of_stays_before_a_text_that_is_slightly_better
     found = ordered(pool, VALUES, confidence=1.0)
     assert ids_of(found)[0] == [1011]  # a: .3 / e > .1
     assert found.reward_J[0].item() == pytest.approx(0.3 * math.exp(-1))
+
+
+def test_texts_of_a_search_are_chosen_as_they_are_learnt() -> None:
+    """Each is there once, so only its probability says what the policy is sure of."""
+    pool = in_beams([["c", "d"], ["e", "a"]])
+    for confidence in (0.0, 0.5, 3.0):
+        learnt = ordered(pool, VALUES, confidence)
+        found = searched_texts(pool, worth(VALUES), confidence)
+        place_of = {"c": 1000, "d": 1001, "e": 1010, "a": 1011}
+        assert [[place_of[text]] for text, _ in found] == ids_of(learnt)
+        assert [added for _, added in found] == pytest.approx(learnt.reward_J.tolist())
+    assert [text for text, _ in searched_texts(pool, worth(VALUES), 3.0)] == ["c", "d", "a", "e"]
 
 
 def test_a_text_in_beam_form_is_worth_what_it_adds() -> None:

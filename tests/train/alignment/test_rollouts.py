@@ -1,8 +1,12 @@
 """What drawn lists say, and what their texts are worth."""
 
+import shutil
 from itertools import combinations
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -111,6 +115,25 @@ def test_shared_trigrams_by_hand() -> None:
     # " ab", "abc", "bc " against " ab", "abd", "bd "
     assert shared_trigrams("abc", ["abd"]) == pytest.approx(1 / 3)
     assert shared_trigrams("abc", ["abd", "bc"]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("step", [2, 1])
+def test_what_was_asked_before_the_cut_too_is_not_held_out_unless_all_was(
+    mined_run: Path, tmp_path: Path, prompts, step: int
+) -> None:
+    """Every second held-out request, or each, is also one that is learnt from."""
+    mined = Path(shutil.copytree(mined_run / "mined", tmp_path / "mined"))
+    contexts = pq.read_table(mined / "contexts.parquet")
+    queries = sorted(set(contexts["query"].to_pylist()))
+    again = contexts.filter(pc.field("query").isin(queries[::step]))
+    again = again.set_column(
+        again.column_names.index("split"), "split", pa.array(["train"] * len(again))
+    )
+    pq.write_table(pa.concat_tables([contexts, again]), mined / "contexts.parquet")
+    source = PromptSource(mined, prompts, mode="slots", cold_share=1.0, max_edges=32, seed=0)
+    drawn = source.draw("valid", 10_000, 0)
+    held_out = {p.query for p in drawn if p.scenario.name == "suggestion"}
+    assert held_out == set(queries[1::2] if step == 2 else queries)
 
 
 def test_prompts_are_different_and_of_the_split_and_share_asked_for(

@@ -20,6 +20,7 @@ from train.clicks.uncertainty import load_uncertainty, save_uncertainty
 from train.generation.generator import read_prompts, train_generator
 from train.generation.sampler import Sampler
 from train.models.backbone import shapes_of
+from train.report.placebo import PlaceboJudge
 from train.settings import AlignmentConfig, GeneratorConfig
 
 WORTH = {word(90000 + i): a for i, a in enumerate(ATTRACTION)}
@@ -47,7 +48,11 @@ class Indifferent:
 
 
 def aligned(
-    run: Path, output: Path, judge: Judge | None = None, **changes: Any
+    run: Path,
+    output: Path,
+    judge: Judge | None = None,
+    is_guarded: bool = True,
+    **changes: Any,
 ) -> AlignmentMetrics:
     fields = {f: getattr(CONFIG, f) for f in CONFIG.__struct_fields__}
     output.mkdir(exist_ok=True)
@@ -59,6 +64,7 @@ def aligned(
         seed=0,
         output=output,
         judge=judge,
+        is_guarded=is_guarded,
         report=lambda _: None,
     )
 
@@ -140,6 +146,19 @@ def test_a_round_that_leaves_its_reference_too_far_behind_is_refused(
         assert torch.equal(tensor, before[name])
 
 
+def test_without_a_guard_the_whole_way_is_taken_whatever_it_comes_to(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    (done,) = aligned(
+        trained_run, tmp_path / "out", PlaceboJudge(seed=0), is_guarded=False, max_kl=1e-3
+    ).rounds
+    assert done.step == 1
+    assert done.after["suggestion"].kl > 1e-3
+    before = load_file(trained_run / "generator/model.safetensors")
+    after = load_file(tmp_path / "out/model.safetensors")
+    assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 @pytest.mark.parametrize("objective", ["pl", "lipo", "sdpo", "ctr-dpo"])
 def test_every_objective_raises_the_reward(
     trained_run: Path, tmp_path: Path, objective: str
@@ -200,7 +219,7 @@ def test_a_round_that_forgets_what_users_clicked_is_refused(
         return clicked or prompts
 
     monkeypatch.setattr(PromptSource, "draw", as_if_all_was_clicked)
-    monkeypatch.setattr("train.alignment.rounds._LEAST_FOUND", 0.999)
+    monkeypatch.setattr("train.alignment.guard._LEAST_FOUND", 0.999)
     (done,) = aligned(trained_run, tmp_path / "refused").rounds
     assert done.before["suggestion"].found == pytest.approx(1.0)
     assert done.step == 0

@@ -20,6 +20,7 @@ def made_rows(num_requests: int = 2000, num_positions: int = 5, seed: int = 0) -
     return ClickRows(
         inputs=[],
         request_N=np.repeat(np.arange(num_requests), num_positions),
+        query_U=np.array([f"query {u}" for u in range(num_requests)]),
         position_N=position_N,
         source_N=np.where(random.random(num_rows) < 0.3, "generated", "log"),
         clicked_N=random.random(num_rows) < true_N,
@@ -91,6 +92,24 @@ def test_intervals_hold_the_estimate_and_shrink_with_requests() -> None:
         assert found.auc_share.mean < 1
         widths.append(found.auc_share.high - found.auc_share.low)
     assert widths[1] < widths[0] / 2
+
+
+def test_requests_of_one_query_are_resampled_together() -> None:
+    """The bias is that of ten queries, however often each is asked."""
+    rows = made_rows(400)
+    query_U = np.arange(400) % 10
+    factor_Q = np.random.default_rng(2).lognormal(0, 0.4, 10)
+    rows = dataclasses.replace(rows, served_N=(rows.true_N * factor_Q[query_U][rows.request_N]))
+    alone = measured(rows).bias
+    asked_again = dataclasses.replace(rows, query_U=query_U.astype(str))
+    together = measured(asked_again).bias
+    assert together.mean == alone.mean
+    assert together.high - together.low > 3 * (alone.high - alone.low)
+    picked = [
+        picked_quality(dataclasses.replace(r, inputs=[None] * 400), num_resamples=50).bias  # pyright: ignore[reportArgumentType]
+        for r in (rows, asked_again)
+    ]
+    assert picked[1].high - picked[1].low > 3 * (picked[0].high - picked[0].low)
 
 
 def test_a_source_is_measured_on_its_own_rows() -> None:

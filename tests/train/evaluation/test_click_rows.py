@@ -83,6 +83,7 @@ async def test_scores_are_those_that_the_engine_serves(
     assert rows.served_N == pytest.approx([*served, *served[:2]], rel=1e-4)
     assert rows.position_N.tolist() == [*range(1, len(shown) + 1), 1, 2]
     assert rows.request_N.tolist() == [0] * len(shown) + [1, 1]
+    assert rows.query_U.tolist() == [query, query]
     assert rows.true_N[-2:].tolist() == [1 / 2, 1 / 3]
     assert rows.attraction_N.tolist() == [0.5] * len(rows.true_N)
     assert len(set(served)) > 1

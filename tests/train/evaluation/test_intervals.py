@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from train.evaluation.intervals import difference_interval, mean_interval, ratio_interval
+from train.evaluation.intervals import (
+    difference_interval,
+    mean_interval,
+    ratio_interval,
+    statistic_interval,
+)
 
 
 def test_clusters_of_correlated_units_are_held_as_often_as_promised() -> None:
@@ -33,3 +38,12 @@ def test_without_clusters_every_unit_is_its_own() -> None:
     value_U = np.random.default_rng(0).random(50)
     alone = mean_interval(value_U, cluster_U=range(50))
     assert mean_interval(value_U) == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("cluster_U", [None, [0, 0, 1, 2, 2, 2] * 5])
+def test_a_mean_as_a_statistic_has_the_interval_of_the_mean(cluster_U: list[int] | None) -> None:
+    value_U = np.random.default_rng(0).random(30)
+    found = statistic_interval(
+        lambda times_U: float(times_U @ value_U / times_U.sum()), 30, cluster_U=cluster_U
+    )
+    assert found == pytest.approx(mean_interval(value_U, cluster_U=cluster_U))

@@ -10,7 +10,7 @@ import pytest
 
 from engine.answering.ranking import explored
 from engine.formats.prompt import SideInformation
-from train.evaluation.intervals import Interval
+from train.evaluation.intervals import Interval, statistic_interval
 from train.evaluation.replay import Shown, compare, read_panels
 from train.report.own_log import replay
 
@@ -109,13 +109,45 @@ def test_a_bundle_that_repeats_the_log_on_what_is_clicked_most_is_worth_what_the
     assert known(replayed.exact).high - known(replayed.exact).low < 0.01
 
 
+def test_requests_of_one_query_say_no_more_than_that_query() -> None:
+    """Thrice the same, nothing is known more surely."""
+    once = [p._replace(query=str(u)) for u, p in enumerate(logged(200))]
+    found = []
+    for panels in (once, once * 3):
+        lists = [sorted(p.texts, key=lambda t: -attraction(int(p.query), t)) for p in panels]
+        judged = [(np.full(4, 0.2), np.full(4, 0.2 + 0.1 * (int(p.query) % 3))) for p in panels]
+        found.append(compare(panels, lists, SEEN, judged))
+    alone, together = found
+    for name in ("order", "at_least", "judge"):
+        assert known(getattr(together, name)) == pytest.approx(known(getattr(alone, name)))
+        assert known(getattr(alone, name)).low < known(getattr(alone, name)).high
+
+
+def test_the_interval_of_places_with_the_same_text_is_over_whole_queries():
+    """Each query's requests are compared with one another before queries are resampled."""
+    rng = np.random.default_rng(0)
+    panels, hits_Q, usual_Q = [], np.zeros(60), np.zeros(60)
+    for q in range(60):
+        is_own_U = np.array([True, *(rng.random(3) < 0.5)])
+        clicked_U = rng.random(4) < np.where(is_own_U, 0.4, 0.1)
+        hits_Q[q] = clicked_U[is_own_U].sum()
+        usual_Q[q] = sum((clicked_U.sum() - clicked_U[u]) / 3 for u in np.flatnonzero(is_own_U))
+        panels += [
+            Shown("s", str(q), (), ["a" if is_own else "b"], [clicked], [1.0])
+            for is_own, clicked in zip(is_own_U.tolist(), clicked_U.tolist(), strict=True)
+        ]
+    found = known(compare(panels, [["a"]] * len(panels), SEEN).exact)
+    expected = statistic_interval(lambda times_Q: float(times_Q @ hits_Q / (times_Q @ usual_Q)), 60)
+    assert found == pytest.approx(expected)
+
+
 def test_what_was_asked_once_has_nothing_to_be_compared_with():
     panels = [p._replace(query=str(u)) for u, p in enumerate(logged(100))]
     replayed = compare(panels, [p.texts for p in panels], SEEN)
     assert (replayed.num_exact, replayed.effective_exact, replayed.exact) == (400, 0, None)
 
 
-def test_texts_that_were_never_shown_count_as_never_clicked_in_the_lower_bound_alone():
+def test_texts_that_were_never_shown_count_as_never_clicked_in_at_least_alone():
     panels = logged(2_000)
     new = [[p.texts[0], "new"] for p in panels]
     replayed = compare(panels, new, SEEN)

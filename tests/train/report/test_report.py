@@ -1,21 +1,25 @@
 """The report of a run by one command: which figures are there, and whether they fit together."""
 
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 
+from export.sample import write_sample_bundle
 from tests.train.alignment.test_preferences import drawn, worth
 from tests.train.conftest import SimulatedRun, command, topic_queries
 from train.alignment.preferences import ranked_texts
-from train.alignment.reward import ranking
+from train.alignment.rounds import AlignmentMetrics, Round
 from train.evaluation.intervals import Interval
 from train.evaluation.served import ServedBundle
 from train.report import report
+from train.report.ablation import AblationRow
 from train.report.closed_loop import ListWorth, LoopRound, read_rounds, write_rounds
+from train.report.page import report_page
 from train.report.policies import PolicyLists, Question, best_drawn
 
 HELDOUT = Path(__file__).parents[3] / "examples/data/heldout.txt.gz"
@@ -64,28 +68,114 @@ def test_a_run_that_is_not_aligned_is_told_which_setting_does_it(tmp_path: Path)
         )
 
 
-def test_the_ceiling_is_picked_by_what_texts_add_by_the_truth_however_rarely_they_were_drawn(
+class RandomTruth:
+    """Texts are clicked as often as their letters draw, wherever they stand; notes all of them."""
+
+    def __init__(self) -> None:
+        self.values_of: dict[str, dict[str, float]] = {}
+
+    def list_click_probabilities(
+        self, scenario, queries, listings, *, sessions=None, questions=None
+    ):
+        values = [[0.5 + 0.5 * Random(text).random() for text in texts] for texts in listings]
+        for query, texts, own in zip(queries, listings, values, strict=True):
+            self.values_of.setdefault(query, {}).update(zip(texts, own, strict=True))
+        return [np.array(own) for own in values]
+
+
+@contextmanager
+def policies(run: Path, bundle: Path, confidence: float = 0.5) -> Iterator[PolicyLists]:
+    with closing(ServedBundle(bundle, num_threads=1)) as served:
+        questions = [Question("suggestion", queries[0]) for queries in topic_queries()[:8]]
+        yield PolicyLists(run, served, questions, max_edges=32, num_listed=5, confidence=confidence)
+
+
+def test_the_ceiling_is_picked_by_the_truth_however_rarely_texts_were_drawn(
     trained_run: Path, tiny_bundle: Path
 ) -> None:
-    values_of: dict[Question, dict[str, float]] = {}
-
-    def truth(question: Question, texts: list[str]) -> list[float]:
-        values = [0.5 + 0.5 * Random(text).random() for text in texts]
-        values_of[question] = dict(zip(texts, values, strict=True))
-        return values
-
-    with closing(ServedBundle(tiny_bundle, num_threads=1)) as served:
-        questions = [Question("suggestion", queries[0]) for queries in topic_queries()[:8]]
-        lists = PolicyLists(
-            trained_run, served, questions, max_edges=32, num_listed=5, confidence=0.5
-        )
+    truth = RandomTruth()
+    with policies(trained_run, tiny_bundle) as lists:
         made = lists.ceiling(trained_run / "generator", "ceiling", truth, num_lists=64, seed=0)
-    for question, produced in zip(questions, made, strict=True):
-        values = values_of[question]
-        assert produced.texts[0] == max(values, key=lambda text: values[text])
-        texts = list(values)
-        order = ranking(np.array([*values.values()]), texts, question.query)
-        assert list(produced.texts) == [texts[i] for i in order][:5]
+    assert len(made) == 8
+    for produced in made:
+        values = truth.values_of[produced.query]
+        assert len(values) > 20
+        assert produced.query not in values
+        assert list(produced.texts) == sorted(values, key=lambda text: -values[text])[:5]
+
+
+def test_a_search_offers_texts_that_its_generator_is_sure_of_and_no_lists(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    write_sample_bundle(tmp_path / "beams", mode="beam")
+    generator = trained_run / "generator"
+    how = {"num_lists": 1, "temperature": 1.0, "seed": 0}
+    with policies(trained_run, tmp_path / "beams", confidence=100) as lists:
+        likeliest = lists.greedy(generator, "greedy", is_cold=False)
+        composed = lists.composed(generator, "composed", **how)
+        assert [p.texts[0] for p in composed] == [p.texts[0] for p in likeliest]
+        with pytest.raises(ValueError, match="no lists to choose from"):
+            lists.best_drawn(generator, "lists", **how)
+    with policies(trained_run, tmp_path / "beams", confidence=0) as lists:
+        by_reward = lists.composed(generator, "composed", **how)
+    assert [p.texts[0] for p in by_reward] != [p.texts[0] for p in likeliest]
+
+
+def test_the_page_says_what_placebo_and_aligned_generator_have_learnt_from() -> None:
+    def one(name: str) -> AblationRow:
+        every = {"suggestion": Interval(1, 1, 1)}
+        return AblationRow(
+            name=name,
+            true_ctr=0.02,
+            ci_low=0.01,
+            ci_high=0.03,
+            relevance=0.5,
+            distinct=1,
+            gain=Interval(1, 1, 1),
+            by_scenario=every,
+            gain_by_scenario=every,
+        )
+
+    def learnt(*num_prompts: int) -> AlignmentMetrics:
+        rounds = [
+            Round(
+                num_prompts=num,
+                num_equal=0,
+                num_lists=num,
+                draw_s=1,
+                judge_s=1,
+                update_s=1,
+                num_steps=1,
+                mean_reward={},
+                gap={},
+                before={},
+                after={},
+                step=1,
+            )
+            for num in num_prompts
+        ]
+        return AlignmentMetrics(mode="beam", objective="pl", rounds=rounds)
+
+    page = report_page(
+        report.AblationReport(
+            bundle_id="b",
+            is_simulated=True,
+            num_questions=30,
+            num_listed=5,
+            ablation=[one(report.SFT)],
+            alignment_gain=Interval(1.1, 1.05, 1.15),
+            headroom_closed=Interval(0.12, 0.06, 0.18),
+            placebo=one(report.PLACEBO),
+            ceiling=one(report.CEILING),
+            second_world=[],
+            rounds=learnt(12000, 8000),
+            placebo_rounds=learnt(300),
+            closed_loop=[],
+            examples=[],
+        )
+    )
+    assert "had one round of 300 prompts, taken whole; the aligned generator 2 of 20000" in page
+    assert "closes 12 [6, 18] % of the way" in page
 
 
 def test_a_composed_list_keeps_the_order_that_makes_it_diverse() -> None:
@@ -126,7 +216,11 @@ def test_an_aligned_run_is_reported_by_one_command(
         assert row["ci_low"] <= row["true_ctr"] <= row["ci_high"]
         assert row["gain"][0] == pytest.approx(row["true_ctr"] / ctr[report.SFT])
     assert found["alignment_gain"][0] == pytest.approx(ctr[report.FULL] / ctr[report.SFT_WARM])
+    low_to_high = [found["headroom_closed"][i] for i in (1, 0, 2)]
+    assert low_to_high == sorted(low_to_high)
     assert found["placebo"]["name"] == report.PLACEBO
+    (placebo,) = found["placebo_rounds"]["rounds"]
+    assert (placebo["num_prompts"], placebo["step"]) == (20, 1.0)
     # The second world given is the first one.
     assert [row["true_ctr"] for row in found["second_world"]] == pytest.approx([*ctr.values()])
     assert [r["num_clicks"] for r in found["closed_loop"]] == [0, 7, 14]
@@ -136,3 +230,4 @@ def test_an_aligned_run_is_reported_by_one_command(
     page = (tmp_path / "report/report.html").read_text()
     for heading in ("Ablation", "In a second world", "The closed loop", "Side by side"):
         assert f"<h2>{heading}" in page
+    assert "had one round of 20 prompts, taken whole; the aligned generator 1 of 60 in all" in page
