@@ -90,7 +90,7 @@ def test_an_engine_takes_the_settings_answers_the_probes_and_ends_in_time(
         assert [served(engine.target, p) for p in probes] == [HealthCheckResponse.SERVING] * 3
         url = f"http://127.0.0.1:{metrics_port}/metrics"
         assert b"queryrec_" in urllib.request.urlopen(url, timeout=5).read()
-        assert "ephemeral" not in (tmp_path / "stderr.txt").read_text()
+        assert "keys_file is not set" not in (tmp_path / "stderr.txt").read_text()
 
         began_s = time.monotonic()
         engine.process.send_signal(signal.SIGTERM)
