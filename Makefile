@@ -110,7 +110,7 @@ proto: setup ## Generate proto/gen from proto/queryrec
 	@$(BIN)/python proto/generate.py
 
 %/manifest.json:
-	@echo "no bundle at $*: set $(if $(filter $*,$(BUNDLE)),BUNDLE,JUDGED)=DIR to one"; exit 1
+	@echo "no bundle at $*: set $(if $(filter $*,$(patsubst ./%,%,$(BUNDLE))),BUNDLE,JUDGED)=DIR to one"; exit 1
 
 # Of a run: what is measured is the bundle that was exported from it.
 $(RUN)/bundle/manifest.json:

@@ -11,8 +11,10 @@ from rich.text import Text
 from queryrec.client import QueryRecClient, QueryRecError, Recommendation
 
 _MAX_TIMEOUT_MS = 1e12  # the client's, in its unit
-# A host alone: gRPC would take the port of HTTPS.
-_HAS_NO_PORT = re.compile(r"(dns:///)?([^:/]+|\[[^\]]*\])")
+# A host alone, an IPv6 address in brackets or bare: gRPC would take the port of HTTPS.
+_HAS_NO_PORT = re.compile(
+    r"(dns:(///)?)?([^:/]+|\[[^\]]*\]|[\da-f.]*:[\da-f.]*:[\da-f:.]*(%\w+)?)", re.IGNORECASE
+)
 
 
 async def ask(
@@ -29,7 +31,9 @@ async def ask(
     console = Console()
     try:
         if _HAS_NO_PORT.fullmatch(target):
-            raise ValueError(f"--target {target} has no port; give HOST:PORT")
+            raise ValueError(
+                f"--target {target} has no port; give HOST:PORT, or [HOST]:PORT if it is IPv6"
+            )
         if not 0 < timeout_ms <= _MAX_TIMEOUT_MS:
             raise ValueError(
                 f"--timeout-ms is {timeout_ms:g}; it must be above 0 and at most "

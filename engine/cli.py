@@ -58,7 +58,7 @@ def serve(
     from engine.config import load_config
     from engine.serving.console import complain
     from engine.serving.places import Places
-    from engine.telemetry import logs
+    from engine.telemetry import logs, writing
 
     flags = {
         "server.host": host,
@@ -76,6 +76,7 @@ def serve(
         if dry_run:
             from engine.serving.dryrun import dry_run as run
 
+            writing.flush()  # the settings come before what it prints
             for directory in (d for d in places if d is not None):
                 asyncio.run(run(directory, settings))
         elif settings.server.workers > 1:
@@ -87,7 +88,6 @@ def serve(
 
             asyncio.run(serve(places, settings, started_s=started_s))
     except ValueError as error:  # BundleError is one
-        logs.flush()
         complain(str(error))
         raise typer.Exit(1) from None
 

@@ -39,6 +39,7 @@ def test_every_make_target_that_is_named_exists(document: str) -> None:
     [
         ("no/run/bundle", "RUN=no/run", "queryrec-export bundle --run no/run --out no/run/bundle"),
         ("no/bundle", "BUNDLE=no/bundle", "set BUNDLE=DIR"),
+        ("no/bundle", "BUNDLE=./no/bundle", "set BUNDLE=DIR"),
         ("no/bundle", "JUDGED=no/bundle", "set JUDGED=DIR"),
     ],
 )

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from typing import TextIO
 
 from engine.config import Config
+from engine.telemetry.writing import writer_of
 
 _log = logging.getLogger(__name__)
 
@@ -43,18 +43,13 @@ class Signals:
 
 
 def say(text: str) -> None:
-    """Prints a line. What cannot be printed (a full disk, a reader that is gone) is lost."""
-    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by a shell's >&-
-        return
-    with suppress(OSError):
-        # Without a buffer: what that could not get rid of would fail the end of the process.
-        os.write(sys.stdout.fileno(), f"queryrec-engine: {text}\n".encode())
+    """Prints a line. What cannot be printed (a full disk, nobody who reads) is lost."""
+    _print(sys.stdout, text)
 
 
 def complain(text: str) -> None:
     """Prints a line to stderr, if it can be printed."""
-    with suppress(OSError):
-        print(f"queryrec-engine: {text}", file=sys.stderr, flush=True)
+    _print(sys.stderr, text)
 
 
 def warn_of_ephemeral_keys(config: Config) -> None:
@@ -64,3 +59,15 @@ def warn_of_ephemeral_keys(config: Config) -> None:
             "feedback.keys_file is not set; attribution tokens end with this process and other "
             "replicas refuse them"
         )
+
+
+def _print(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # closed by a shell's >&-
+        return
+    line = f"queryrec-engine: {text}\n"
+    try:
+        writer = writer_of(stream.fileno())
+    except OSError:  # no file of the system
+        stream.write(line)
+    else:
+        writer.write(line)

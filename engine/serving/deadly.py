@@ -43,6 +43,11 @@ class DeadlyBundles:
         )
         return refusal
 
+    def release(self, directory: Path) -> None:
+        """Holds what is there back no longer, as somebody asks for it; the row goes on."""
+        if refusal := self._refusals.get(directory):
+            self._refusals[directory] = refusal._replace(until_s=self._clock.now_s())
+
     def forget(self, directory: Path) -> None:
         """Notes that a worker serves what is there."""
         self._refusals.pop(directory, None)

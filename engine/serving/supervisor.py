@@ -52,7 +52,7 @@ class Supervisor:
             places: The bundle and the canary; links are followed again on SIGHUP.
             config: Settings.
             started_s: When the process started, on `time.monotonic`.
-            start_limit_s: How long a worker may take to serve.
+            start_limit_s: How long a worker that has served before may take to serve again.
 
         Raises:
             ValueError: keys cannot be used, or there are too few ports for metrics.
@@ -145,7 +145,8 @@ class Supervisor:
             except OSError as error:
                 return f"could not start: {error}"
             self._workers[number] = worker
-        status = await worker.follow(on_serving, self._start_limit_s)
+        limit_s = self._start_limit_s if number in self._have_served else None
+        status = await worker.follow(on_serving, limit_s)
         what = "died while serving" if worker.has_served else "could not start"
         return f"{what}: {worker.why_failed or f'ended with {_described(status)}'}"
 
@@ -173,8 +174,12 @@ class Supervisor:
     async def _keep_current(self, signals: Signals) -> None:
         """Has the workers swap in what the links lead to, for ever."""
         async for is_asked in signals.reloads(self._config.server.watch_s):
-            for side, directory in self._links.resolved().sides():
-                if is_asked or not await self._deadly.holds(directory):
+            sides = self._links.resolved().sides()
+            if is_asked:  # not at each: both may lead to what a worker is about to die over
+                for _, directory in sides:
+                    self._deadly.release(directory)
+            for side, directory in sides:
+                if not await self._deadly.holds(directory):
                     async with self._refreshing:
                         await self._refresh(side, directory, is_asked=is_asked)
 
@@ -201,10 +206,12 @@ class Supervisor:
             if not await worker.refresh(side, directory, is_asked=is_asked):
                 if not worker.is_serving and not self._is_stopping:
                     refusal = await self._deadly.add(directory, is_asked=is_asked)
+                    until = "until SIGHUP asks"
+                    if self._config.server.watch_s:
+                        delay_min = refusal.delay_s / 60
+                        until = f"for {delay_min:.0f} min, unless it changes or SIGHUP asks"
                     _log.error(
-                        "a worker died over %s; no further one loads it for %.0f min, unless it "
-                        "changes or SIGHUP asks",
-                        *(directory, refusal.delay_s / 60),
+                        "a worker died over %s; no further one loads it %s", directory, until
                     )
                     if not refusal.is_again:
                         for other in self._serving()[:1]:

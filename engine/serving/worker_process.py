@@ -5,6 +5,7 @@ Knows nothing of other workers.
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -34,8 +35,9 @@ from engine.serving.control import (
 
 MAX_RESTARTS = 5  # in a row, if no other worker serves meanwhile
 STABLE_S = 60.0  # a worker that served this long starts a new row
-START_LIMIT_S = 600.0  # Milvus alone may be waited for for 300 s
+START_LIMIT_S = 1800.0  # of a start that has worked before: TensorRT may compile for long
 _BACKOFF_S, _MAX_DOUBLINGS = 0.5, 7  # before the first restart in a row; doubles with each, to 64 s
+_SLOW_START_S = 60.0  # told of each time that this has passed
 _PING_S, _MAX_UNANSWERED = 1.0, 10  # counted, not timed: the whole machine may have stood still
 
 _log = logging.getLogger(__name__)
@@ -102,14 +104,12 @@ class WorkerProcess:
         worker._tell(start)
         return worker
 
-    async def follow(
-        self, on_serving: Callable[[str], None], start_limit_s: float = START_LIMIT_S
-    ) -> int:
+    async def follow(self, on_serving: Callable[[str], None], start_limit_s: float | None) -> int:
         """Heeds what the process says until it ends. Returns its exit status.
 
         Args:
             on_serving: Called with the bundle's id once it serves.
-            start_limit_s: If it does not serve by then, it is killed.
+            start_limit_s: If it does not serve by then, it is killed; None waits for ever.
         """
         assert self.process.stdout is not None
         watching = asyncio.ensure_future(self._watch(start_limit_s))
@@ -160,28 +160,28 @@ class WorkerProcess:
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
-    async def _watch(self, start_limit_s: float) -> None:
+    async def _watch(self, start_limit_s: float | None) -> None:
         """Kills a process that does not come to serve, or serves but stands still.
 
         The latter would keep its share of connections.
         """
-        starting_s = 0.0
-        while self._num_unanswered < _MAX_UNANSWERED and starting_s < start_limit_s:
+        starting_s, limit_s = 0.0, math.inf if start_limit_s is None else start_limit_s
+        end = "" if start_limit_s is None else f"; killed at {start_limit_s:.0f} s"
+        while self._num_unanswered < _MAX_UNANSWERED and starting_s < limit_s:
             await asyncio.sleep(_PING_S)
             if self.is_serving:
                 self._num_unanswered += 1
                 self._tell(Ping())
             elif not self.has_served:
                 starting_s += _PING_S
-                if starting_s % (start_limit_s / 10) < _PING_S:
+                if starting_s % _SLOW_START_S < _PING_S:
                     _log.warning(
-                        "worker %d has been starting for %.0f s; killed at %.0f s",
-                        *(self._number, starting_s, start_limit_s),
+                        "worker %d has been starting for %.0f s%s", self._number, starting_s, end
                     )
         if self.has_served:
             self.why_failed = f"gave no sign of life for {_MAX_UNANSWERED * _PING_S:.0f} s; killed"
         else:
-            self.why_failed = f"did not serve within {start_limit_s:.0f} s; killed"
+            self.why_failed = f"did not serve within {limit_s:.0f} s; killed"
         self.signal(signal.SIGKILL)
 
     def _end_refresh(self, *, is_current: bool) -> None:

@@ -1,7 +1,7 @@
 """Log lines: JSON objects, or plain text. Knows nothing of what is logged.
 
-A thread of its own writes them, so that whoever logs never waits for a reader that is slow or has
-stopped. The lines that it could not take in time are lost, and counted.
+A `Writer` writes them, so that whoever logs never waits for a reader that is slow or has stopped.
+Lines that it could not take in time are lost, and counted.
 
 What an unexpected exception says may quote its input, and so a user: of those that are not known
 to be safe, lines have the type and where it was raised, but not the message.
@@ -11,22 +11,18 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import suppress
 from datetime import UTC, datetime
-from queue import SimpleQueue
-from threading import Event, Thread
 from typing import Any, Literal
 
 import msgspec
 
 from engine.errors import EngineError
+from engine.telemetry.writing import Writer, writer_of
 
 LogFormat = Literal["json", "text"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_MAX_WAITING = 10_000  # lines, some megabytes; a reader may pause for seconds at level "debug"
-_FLUSH_S = 1.0
 # What gRPC logs as an error if a caller's deadline or disconnection comes while it answers.
 _CALL_GIVEN_UP = "ExecuteBatchError raised in core by servicer method"
 _SAFE = (EngineError, OSError)  # they name fields, sizes, files and addresses
@@ -47,22 +43,13 @@ def set_up(
         descriptor: Of the open file where lines go; None for stderr.
         worker: Number of this process among those of one engine, for every line.
     """
-    handler = _ThreadedHandler(_stderr() if descriptor is None else descriptor)
+    handler = _WritingHandler(writer_of(_stderr() if descriptor is None else descriptor))
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(_of_callers_to_debug)
     if worker is not None:
         handler.addFilter(_WorkerFilter(worker))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("engine").setLevel(level.upper())
-
-
-def flush() -> None:
-    """Returns once all that was logged is written, or a second has passed.
-
-    What ends the process by way of the interpreter, not by a signal, does so of itself.
-    """
-    for handler in logging.getLogger().handlers:
-        handler.flush()
 
 
 class JsonFormatter(logging.Formatter):
@@ -94,45 +81,25 @@ class TextFormatter(logging.Formatter):
         return "\n".join(lines)
 
 
-class _ThreadedHandler(logging.Handler):
-    """Writes lines, in order, from a thread. Lines that find no room to wait are lost."""
+class _WritingHandler(logging.Handler):
+    """Has a `Writer` write lines. Those that find no room to wait are lost, and counted."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, writer: Writer) -> None:
         super().__init__()
-        self._descriptor = descriptor
-        self._waiting: SimpleQueue[str | Event] = SimpleQueue()
+        self._writer = writer
         self._num_lost = 0
-        # A daemon: one that is stuck does not keep the process from its end.
-        Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._waiting.qsize() >= _MAX_WAITING:
+        if not self._writer.has_room:
             self._num_lost += 1
             return
         if self._num_lost:
             num_lost, self._num_lost = self._num_lost, 0
             self.handle(_lost(num_lost))
         try:
-            self._waiting.put(self.format(record) + "\n")
+            self._writer.write(self.format(record) + "\n")
         except Exception:
             self.handleError(record)
-
-    def flush(self) -> None:
-        written = Event()
-        self._waiting.put(written)
-        written.wait(_FLUSH_S)
-
-    def _write(self) -> None:
-        while True:
-            line = self._waiting.get()
-            if isinstance(line, Event):
-                line.set()
-                continue
-            left = line.encode("utf-8", "backslashreplace")
-            # Past Python's own buffer, whose lock a stuck thread would keep at the process's end.
-            with suppress(OSError):  # a full disk, a reader that is gone
-                while left:
-                    left = left[os.write(self._descriptor, left) :]
 
 
 def _stderr() -> int:

@@ -259,7 +259,8 @@ class Endpoint:
         try:
             self._server, self._thread = start_http_server(port, host, metrics.registry)
         except OSError as error:
-            raise ValueError(f"cannot serve metrics on {host}:{port}: {error}") from None
+            shown = f"[{host}]" if ":" in host else host
+            raise ValueError(f"cannot serve metrics on {shown}:{port}: {error}") from None
 
     def close(self) -> None:
         """Stops listening."""

@@ -214,23 +214,55 @@ def test_an_engine_whose_lines_nobody_can_read_goes_on_following_the_link(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_an_engine_whose_log_nobody_reads_answers_and_ends_in_order(
-    tiny_bundle, tmp_path, start_engine, stop_engine, workers
+def test_an_engine_of_which_nobody_reads_a_line_answers_swaps_and_ends_in_order(
+    tiny_bundle, other_bundle, tmp_path, start_engine, stop_engine, workers
 ):
-    os.mkfifo(tmp_path / "stderr.txt")
-    log = os.open(tmp_path / "stderr.txt", os.O_RDWR | os.O_NONBLOCK)
-    with suppress(BlockingIOError):
-        while True:
-            os.write(log, bytes(4096))
+    link, log = tmp_path / "current", tmp_path / "stderr.txt"
+    link.symlink_to(tiny_bundle)
+    os.mkfifo(log)
+    unread = [os.open(log, os.O_RDWR | os.O_NONBLOCK)]
+    fill(unread[0])
     environment = {"QUERYREC_LOG_LEVEL": "debug"}
-    engine = start_engine(tiny_bundle, tmp_path, "--workers", workers, environment=environment)
+    engine = start_engine(link, tmp_path, "--workers", workers, environment=environment)
+    # Its lines were read until it served.
+    unread.append(os.open(f"/proc/{engine.process.pid}/fd/1", os.O_WRONLY | os.O_NONBLOCK))
+    fill(unread[1])
     try:
+        for directory in (other_bundle, tiny_bundle):
+            (tmp_path / "new").symlink_to(directory)
+            (tmp_path / "new").rename(link)
+            engine.process.send_signal(signal.SIGHUP)
+            wait_until_all_serve(engine.target, read_manifest(directory).bundle_id)
         with grpc.insecure_channel(engine.target) as channel:
             request = pb.RecommendRequest(scenario="suggestion", query="a lamp")
             assert blocking_stub(channel).Recommend(request, timeout=30).suggestions
     finally:
         assert stop_engine(engine) == 0
-        os.close(log)
+        for descriptor in unread:
+            os.close(descriptor)
+
+
+def test_an_engine_whose_complaint_nobody_reads_ends_nevertheless(tmp_path):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    fill(writing)
+    os.set_blocking(writing, True)
+    command = [*SERVE, "--bundle", tmp_path / "nosuch", "--port", "0"]
+    environment = {**os.environ, "QUERYREC_FEEDBACK_DIRECTORY": str(tmp_path / "feedback")}
+    ended = subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=writing, timeout=120, env=environment
+    )
+    assert ended.returncode == 1
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+
+
+def fill(descriptor: int) -> None:
+    """Writes to a pipe until there is no room for a single byte."""
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(descriptor, bytes(size))
 
 
 def wait_until_all_serve(target: str, bundle_id: str) -> None:

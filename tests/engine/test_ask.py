@@ -59,7 +59,10 @@ def test_what_no_request_can_have_ends_with_one_line(option, value):
         (["--timeout-ms", "0"], "--timeout-ms is 0; it must be above 0"),
         (["--target", "localhost"], "--target localhost has no port; give HOST:PORT"),
         (["--target", "dns:///engine"], "--target dns:///engine has no port"),
+        (["--target", "dns:localhost"], "--target dns:localhost has no port"),
         (["--target", "[::1]"], "--target [::1] has no port"),
+        (["--target", "::1"], "--target ::1 has no port; give HOST:PORT, or [HOST]:PORT"),
+        (["--target", "fe80::1%lo"], "--target fe80::1%lo has no port"),
     ],
 )
 def test_what_is_wrong_is_told_by_its_option(options, told):
@@ -68,7 +71,16 @@ def test_what_is_wrong_is_told_by_its_option(options, told):
     assert done.output.startswith(f"cannot ask: {told}")
 
 
-@pytest.mark.parametrize("target", ["unix:/nowhere/engine", "dns:///127.0.0.1:1", "[::1]:1"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "unix:/nowhere/engine",
+        "dns:///127.0.0.1:1",
+        "dns:localhost:1",
+        "ipv4:127.0.0.1:1",
+        "[::1]:1",
+    ],
+)
 def test_other_ways_to_write_an_address_are_taken(target):
     done = CliRunner().invoke(app, ["ask", "hi", "--target", target])
     assert done.output.splitlines()[-1] == f"is an engine running at {target}?"

@@ -44,3 +44,19 @@ def test_a_line_for_which_the_disk_has_no_room_is_lost_and_ends_nothing(stream):
         assert run.stderr.count("queryrec-engine: neither this\n") == 2
     else:
         assert run.stdout.count("queryrec-engine: what nobody will read\n") == 2
+
+
+def test_lines_come_out_in_order_and_before_an_early_end():
+    program = (
+        "import sys\nfrom engine.serving.console import complain, say\n"
+        "for i in range(1000): (say, complain)[i % 2](str(i))\nsys.exit(3)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 3
+    assert run.stdout.splitlines() == [f"queryrec-engine: {i}" for i in range(1000)]

@@ -44,6 +44,16 @@ async def test_one_who_asks_starts_the_row_anew(deadly, tiny_bundle):
     assert delays_min == [1, 2, 1, 2]
 
 
+async def test_one_who_asks_has_it_tried_again_until_a_worker_dies_over_it_once_more(
+    deadly, tiny_bundle
+):
+    await deadly.add(tiny_bundle, is_asked=False)
+    deadly.release(tiny_bundle)
+    assert not await deadly.holds(tiny_bundle)
+    assert (await deadly.add(tiny_bundle, is_asked=True)).is_again
+    assert await deadly.holds(tiny_bundle)
+
+
 async def test_one_that_cannot_be_read_is_held_back_too(deadly, tmp_path):
     await deadly.add(tmp_path / "nosuch", is_asked=False)
     assert await deadly.holds(tmp_path / "nosuch")

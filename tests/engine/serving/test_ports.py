@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from engine.serving.ports import address_of, check_free, shared_port
+from tests.ipv6 import needs_ipv6
 
 HOST = "127.0.0.1"
 
@@ -81,6 +82,7 @@ def test_a_port_that_is_held_is_taken_by_nobody_who_would_not_share_it():
         check_free(HOST, port)
 
 
+@needs_ipv6
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_an_ipv6_address_may_be_in_brackets(host):
     with shared_port(host, 0) as port, socket.socket(socket.AF_INET6) as listening:

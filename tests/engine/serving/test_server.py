@@ -19,6 +19,7 @@ from engine.serving.places import Places
 from engine.serving.server import Server
 from engine.telemetry.metrics import Metrics
 from queryrec.client import QueryRecClient, QueryRecError
+from tests.ipv6 import needs_ipv6
 
 STATUS = health_pb2.HealthCheckResponse
 
@@ -46,6 +47,7 @@ async def test_it_refuses_until_a_bundle_is_warm_then_serves(config, tiny_bundle
         await server.drain()
 
 
+@needs_ipv6
 @pytest.mark.parametrize("host", ["::", "[::]"])
 async def test_all_addresses_may_be_named_with_and_without_brackets(config, host):
     with socket.socket() as free:
@@ -64,6 +66,17 @@ async def test_all_addresses_may_be_named_with_and_without_brackets(config, host
                 assert b"queryrec_ready" in await asyncio.to_thread(scraped.read)
     finally:
         await server.drain()
+
+
+@needs_ipv6
+def test_metrics_that_cannot_be_served_are_told_by_their_address(config):
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        metrics = MetricsConfig(host="::1", port=taken.getsockname()[1])
+        server = Server(msgspec.structs.replace(config, metrics=metrics))
+        with pytest.raises(ValueError, match=rf"on \[::1\]:{metrics.port}: .*in use"):
+            server.show_metrics()
 
 
 async def test_a_bad_bundle_leaves_it_not_serving(config, tmp_path):

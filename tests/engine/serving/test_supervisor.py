@@ -72,12 +72,19 @@ class Engine:
         self.tried.append(directory)
         return await self._refresh(worker, side, directory, is_asked=is_asked)
 
-    async def start(self, watch_s: float = 0.0) -> None:
+    async def start(
+        self, watch_s: float = 0.0, *, canary: Path | None = None, start_limit_s: float = 1800.0
+    ) -> None:
         """Returns once both workers serve."""
         config = msgspec.structs.replace(
             self._config, server=ServerConfig(port=0, workers=2, watch_s=watch_s)
         )
-        supervisor = Supervisor(Places(self.link), config, started_s=time.monotonic())
+        supervisor = Supervisor(
+            Places(self.link, canary),
+            config,
+            started_s=time.monotonic(),
+            start_limit_s=start_limit_s,
+        )
         self.running = asyncio.create_task(supervisor.run())
         await until(lambda: len(self.begun) == 2 and all(w.is_serving for w in self.begun))
 
@@ -171,6 +178,31 @@ async def test_a_release_over_which_a_worker_died_is_refused_for_a_while_and_the
         (changed / MANIFEST_FILE).replace(release / MANIFEST_FILE)
     await until(lambda: all(w.places.bundle == release for w in engine.begun[1:]))
     assert await asyncio.to_thread(engine.num_refusals) == 1
+
+
+async def test_a_release_on_both_sides_costs_one_worker_each_time_that_somebody_asks(
+    engine, other_bundle, caplog
+):
+    await engine.start(canary=engine.link)
+    dying, other = engine.begun
+    dying.signal(signal.SIGSTOP)
+    engine.move(other_bundle)
+    os.kill(os.getpid(), signal.SIGHUP)
+    await until(lambda: engine.tried == [other_bundle])
+    dying.signal(signal.SIGKILL)
+    await until(lambda: len(engine.begun) == 3 and engine.begun[2].is_serving)
+    assert engine.tried == [other_bundle]
+    assert f"died over {other_bundle}; no further one loads it until SIGHUP asks" in caplog.text
+    os.kill(os.getpid(), signal.SIGHUP)
+    everywhere = Places(other_bundle, other_bundle)
+    await until(lambda: all(w.places == everywhere for w in (other, engine.begun[2])))
+
+
+async def test_only_a_start_that_has_worked_before_is_cut_short(engine, caplog):
+    await engine.start(start_limit_s=0)
+    engine.begun[0].signal(signal.SIGKILL)
+    await until(lambda: "could not start: did not serve within 0 s; killed" in caplog.text)
+    assert not engine.running.done()
 
 
 async def test_a_worker_that_cannot_come_back_is_tried_until_none_serves(

@@ -3,9 +3,14 @@
 More of the processes: test_supervisor, and tests/e2e/test_workers.
 """
 
+import asyncio
 import signal
+from collections.abc import AsyncIterator
+
+import pytest
 
 from engine.config import Config
+from engine.serving import worker_process
 from engine.serving.control import Start
 from engine.serving.worker_process import Restarts, WorkerProcess
 
@@ -39,7 +44,9 @@ def test_time_spent_loading_is_no_time_spent_serving(clock):
     assert restarts.delay_s() == 1
 
 
-async def test_a_worker_that_hangs_while_it_starts_is_told_of_and_killed(tmp_path, caplog):
+@pytest.fixture
+async def hanging(tmp_path) -> AsyncIterator[WorkerProcess]:
+    """One that stands still before it serves."""
     start = Start(
         number=3,
         config=Config(),
@@ -50,7 +57,27 @@ async def test_a_worker_that_hangs_while_it_starts_is_told_of_and_killed(tmp_pat
     )
     worker = await WorkerProcess.begin(start)
     worker.signal(signal.SIGSTOP)
-    status = await worker.follow(lambda _: None, start_limit_s=2)
+    yield worker
+    worker.signal(signal.SIGKILL)
+    await worker.process.wait()
+
+
+async def test_a_worker_that_hangs_while_it_starts_is_told_of_and_killed(
+    hanging, caplog, monkeypatch
+):
+    monkeypatch.setattr(worker_process, "_SLOW_START_S", 1)
+    status = await hanging.follow(lambda _: None, start_limit_s=2)
     assert status == -signal.SIGKILL
-    assert worker.why_failed == "did not serve within 2 s; killed"
+    assert hanging.why_failed == "did not serve within 2 s; killed"
     assert "worker 3 has been starting for 1 s; killed at 2 s" in caplog.text
+
+
+async def test_without_a_limit_it_is_told_of_again_and_again(hanging, caplog, monkeypatch):
+    monkeypatch.setattr(worker_process, "_SLOW_START_S", 1)
+    following = asyncio.ensure_future(hanging.follow(lambda _: None, start_limit_s=None))
+    async with asyncio.timeout(60):
+        while "worker 3 has been starting for 2 s" not in caplog.messages:  # noqa: ASYNC110 - a log tells nobody
+            await asyncio.sleep(0.01)
+    hanging.signal(signal.SIGKILL)
+    await following
+    assert hanging.why_failed == ""

@@ -11,7 +11,7 @@ import pytest
 
 BEGIN = """
 import logging, sys
-from engine.telemetry import logs
+from engine.telemetry import logs, writing
 logs.set_up("json", "info", worker=2)
 log = logging.getLogger("engine.test")
 """
@@ -24,7 +24,7 @@ sys.stdin.readline()
 """
 GO_ON = """
 for _ in range(30):
-    logs.flush()  # a second each, at most
+    writing.flush()  # a second each, at most
 log.info("last")
 """
 
@@ -72,7 +72,7 @@ def test_what_was_logged_before_the_end_is_written(end):
 
 
 def test_a_flush_puts_lines_before_what_is_printed_next():
-    with running("log.info('one')\nlogs.flush()\nprint('two', file=sys.stderr)") as process:
+    with running("log.info('one')\nwriting.flush()\nprint('two', file=sys.stderr)") as process:
         _, text = process.communicate(timeout=60)
     assert [line[:5] for line in text.splitlines()] == ['{"tim', "two"]
 

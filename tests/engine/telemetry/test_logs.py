@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from engine.errors import QueueFull
-from engine.telemetry import logs
+from engine.telemetry import logs, writing
 
 SECRET = "a very private question"
 
@@ -26,7 +26,7 @@ def lines(tmp_path) -> Iterator[Callable[..., tuple[Callable[[], str], logging.L
     path = tmp_path / "log.txt"
 
     def written() -> str:
-        logs.flush()
+        writing.flush()
         return path.read_text("utf-8")
 
     def start(log_format: logs.LogFormat, level: logs.LogLevel = "info"):
