@@ -1,6 +1,7 @@
 """The command `queryrec-train`. Knows nothing of how stages work.
 
-Settings come from `--config FILE` (TOML); `--size` and `--logs` override the file's. Every stage
+Settings come from `--config FILE` (TOML); `--size` and `--logs` override the file's. Without any of
+these, a run goes on with the settings that it was made with (its config.toml). Every stage
 is done once and skipped afterwards, unless its settings or its inputs changed, or `--force` is
 given. Errors in what the user brought end the command with one line and exit code 2.
 """
@@ -158,6 +159,10 @@ def _run_stages(
     with user_errors(run):
         if run.exists() and not run.is_dir():
             raise ValueError(f"--run {run}: is a file; name a directory")
+        kept = run / "config.toml"
+        takes_kept = config is None and size is None and not logs and kept.is_file()
+        if takes_kept:
+            config = kept
         settings = read_config(config, size=size, logs=logs or ())
         check_places(settings.logs)
         if config is None and not logs:
@@ -171,6 +176,8 @@ def _run_stages(
                     f"stage {name} has nothing to do: logs.searches is set, so logs are not "
                     "simulated"
                 )
+        if takes_kept:
+            console.print(f"settings: {kept}", markup=False)
         if "simulate" in chosen:
             console.print("no logs given: simulating")
         console.rule("effective configuration", style="dim")

@@ -4,7 +4,6 @@ Priority: command-line flag > file > the size's defaults > the others of `train.
 nothing of how stages use it.
 """
 
-import glob
 import json
 import re
 import tomllib
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
+from train.mining.places import files_of, missing
 from train.settings import (
     SIZE_DEFAULTS,
     AlignmentConfig,
@@ -170,14 +170,14 @@ def check_places(logs: LogsConfig) -> None:
         ValueError: naming the places where there is nothing.
     """
     tables: dict[str, Places] = {"searches": logs.searches, "impressions": logs.impressions}
-    missing = [
-        f"logs.{name}: there is no {place}"
+    absent = [
+        f"logs.{name}: {missing(place)}"
         for name, places in tables.items()
         for place in places_of(places)
-        if not Path(place).exists() and not glob.glob(place, recursive=True)
+        if not files_of(place)
     ]
-    if missing:
-        raise ValueError("; ".join(missing))
+    if absent:
+        raise ValueError("; ".join(absent))
 
 
 def check_logs_given(run: Path) -> None:

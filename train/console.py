@@ -28,7 +28,20 @@ _HINDERED = {
     errno.EEXIST: "written",
     errno.EROFS: "written",
     errno.ENOENT: "read",
-    **dict.fromkeys((errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM), "read or written"),
+    **dict.fromkeys(
+        (
+            errno.EACCES,
+            errno.EIO,
+            errno.EISDIR,
+            errno.ELOOP,
+            errno.ENAMETOOLONG,
+            errno.ENOTDIR,
+            errno.EPERM,
+            errno.ESTALE,
+            errno.ETIMEDOUT,
+        ),
+        "read or written",
+    ),
 }
 
 

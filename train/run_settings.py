@@ -21,7 +21,8 @@ def check_settings(
     """Checks that a command does not change a run's settings for want of being given them.
 
     A file that was given has all settings, so they may differ from the run's, unless somebody
-    edited those: what was edited would be lost.
+    edited those: what was edited would be lost. With another size, many defaults differ, and only
+    what a run has beside the defaults of its own must not be lost.
 
     Args:
         run: run directory.
@@ -45,9 +46,10 @@ def check_settings(
         if was_edited:
             raise ValueError(f"{error}; it was edited: mend or remove it") from None
         return  # an older release wrote it
-    if not was_edited and size is not None and size != kept.size:
-        return  # many defaults depend on it
     differing = _differing(kept, settings)
+    if not was_edited and size is not None and size != kept.size:
+        own = _differing(kept, read_config(None, size=kept.size))
+        differing = {k: v for k, v in differing.items() if k in own}
     if not was_edited and has_logs:
         differing = {k: v for k, v in differing.items() if not k.startswith("logs.")}
     if not differing:
@@ -55,9 +57,10 @@ def check_settings(
     named = [f"{k} {_shown(old)}, here {_shown(new)}" for k, (old, new) in differing.items()]
     more = f"; {len(named) - _NUM_NAMED} more" if len(named) > _NUM_NAMED else ""
     what = "was edited and has" if was_edited else "has"
+    beside = " beside --logs" if has_logs else ""
     raise ValueError(
         f"{path} {what} other settings ({'; '.join(named[:_NUM_NAMED])}{more}): give "
-        f"--config {path}, or remove it to go on without them"
+        f"--config {path}{beside}, or remove it to go on without them"
     )
 
 
@@ -67,15 +70,23 @@ def write_settings(run: Path, settings: TrainConfig) -> None:
     Raises:
         OSError: the run directory cannot be written.
     """
-    path = run / "config.toml"
-    if not is_first_process() or _is(path, settings):
+    if not is_first_process():
         return
+    path, copy = run / "config.toml", _written(run)
     text = to_toml(settings)
-    for target in (path, _written(run)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(target)
+    if not _is(path, settings):
+        copy.unlink(missing_ok=True)  # a kill leaves none rather than one that differs
+        _write(path, text)
+        _write(copy, text)
+    elif not copy.is_file():
+        _write(copy, text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
 
 
 def _is(path: Path, settings: TrainConfig) -> bool:

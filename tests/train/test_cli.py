@@ -57,7 +57,7 @@ def test_a_wrong_place_of_logs_is_told_in_place_of_the_settings(
 ) -> None:
     config = config_file(tmp_path, simulated_logs.searches, tmp_path / "*/no.parquet")
     result = called("run", "--config", config, "--run", tmp_path / "run")
-    assert_refused(result, f"logs.impressions: there is no {tmp_path}/*/no.parquet")
+    assert_refused(result, f"logs.impressions: no file fits {tmp_path}/*/no.parquet")
     assert not result.stdout
     assert not (tmp_path / "run").exists()
 

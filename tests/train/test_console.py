@@ -56,16 +56,30 @@ def test_a_full_disk_is_told_with_what_was_written_to(
         ("nowhere/a", "nowhere/a: cannot be read (No such file or directory)"),
         ("file/a", "file/a: cannot be read or written (Not a directory)"),
         (".", ": cannot be read or written (Is a directory)"),
+        ("loop", "loop: cannot be read or written (Too many levels of symbolic links)"),
+        ("a" * 300, "aaa: cannot be read or written (File name too long)"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(
     path: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(typer.Exit) as ended, user_errors(tmp_path):
         (tmp_path / path).read_bytes()
     assert ended.value.exit_code == 2
     assert capsys.readouterr().err.endswith(f"{told}\n")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_fails_is_told(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, user_errors(tmp_path):
+        raise OSError(number, os.strerror(number), "file")
+    assert ended.value.exit_code == 2
+    told = f"error: file: cannot be read or written ({os.strerror(number)})\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(

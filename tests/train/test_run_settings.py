@@ -88,6 +88,52 @@ def test_what_is_given_may_differ(simulated_logs: Any, tmp_path: Path) -> None:
     check(run, size="tiny", logs=str(Path(simulated_logs.searches).parent))
 
 
+def test_another_size_does_not_drop_what_else_a_run_has(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = written(run, more='seed = 7\n[mine]\nmin_users = 20\nunsafe_words = "bad.txt"\n')
+    with pytest.raises(ValueError, match="has other settings") as told:
+        check(run, size="demo")
+    for named in ("seed 7, here 0", "mine.min_users 20, here 5", 'unsafe_words "bad.txt", here ""'):
+        assert named in str(told.value)
+    assert "max_" not in str(told.value)  # defaults of a size
+    check(run, path, "demo")
+
+
+def test_another_size_may_come_with_other_logs(simulated_logs: Any, tmp_path: Path) -> None:
+    logs = str(Path(simulated_logs.searches).parent)
+    written(tmp_path / "run", more='logs.searches = "elsewhere"\n')
+    check(tmp_path / "run", size="demo", logs=logs)
+
+
+def test_logs_given_again_are_not_lost_by_what_is_advised(
+    simulated_logs: Any, tmp_path: Path
+) -> None:
+    run, logs = tmp_path / "run", str(Path(simulated_logs.searches).parent)
+    path = written(run, edited=EDITED)
+    with pytest.raises(ValueError, match="was edited") as told:
+        check(run, size="tiny", logs=logs)
+    assert f"give --config {path} beside --logs, or remove it" in str(told.value)
+    check(run, path, logs=logs)
+
+
+def test_a_kill_between_two_writes_does_not_make_a_file_an_edited_one(tmp_path: Path) -> None:
+    run, own = tmp_path / "run", tmp_path / "own.toml"
+    path = written(run)
+    copy = run / ".stages/config.toml"
+    (blocked := copy.with_name("config.toml.partial")).mkdir()  # the copy cannot be written
+    own.write_text('size = "tiny"\nseed = 1\n')
+    with pytest.raises(IsADirectoryError):
+        write_settings(run, read_config(own))
+    assert read_config(path).seed == 1
+    blocked.rmdir()
+    own.write_text('size = "tiny"\nseed = 2\n')
+    check(run, own)
+    write_settings(run, read_config(path))  # the same settings, which are remembered
+    path.write_text(path.read_text().replace("seed = 1", "seed = 3"))
+    with pytest.raises(ValueError, match="was edited and has other settings"):
+        check(run, own)
+
+
 def called(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
@@ -108,3 +154,29 @@ def test_a_command_refuses_before_it_does_anything(simulated_logs: Any, tmp_path
     assert again.exit_code == 0
     assert "skipped" not in again.stdout
     assert "max_tokens = 48" in path.read_text()
+
+
+def test_a_run_goes_on_with_its_own_settings(simulated_logs: Any, tmp_path: Path) -> None:
+    run, own = tmp_path / "run", tmp_path / "own.toml"
+    logs = Path(simulated_logs.searches).parent
+    own.write_text(f'size = "tiny"\nlogs.searches = "{logs}/searches.parquet"\n')
+    first = called("mine", "--config", own, "--run", run)
+    assert first.exit_code == 0
+    assert "settings: " not in first.stdout
+    path = run / "config.toml"
+    text = path.read_text().replace("min_users = 5", "min_users = 9") + "# mine\n"
+    path.write_text(text)
+    again = called("mine", "--run", run)
+    assert again.exit_code == 0, again.output
+    assert f"settings: {path}\n" in again.stdout
+    assert "min_users = 9" in again.stdout
+    assert "skipped" not in again.stdout
+    assert path.read_text() == text
+    assert "skipped" in called("mine", "--run", run).stdout
+
+
+def test_settings_of_a_run_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    path = written(tmp_path / "run", edited="min_users = 5->min_users = five")
+    refused = called("mine", "--run", tmp_path / "run")
+    assert refused.exit_code == 2
+    assert f"{path}: not TOML" in refused.stderr

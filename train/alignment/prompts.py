@@ -20,6 +20,7 @@ from train.generation.generator import RunPrompts
 from train.generation.sampler import ListPrompt
 
 _SPLITS = ("train", "valid")
+_MANY_NEW = 20  # requests that training has not, enough to do without those that it has
 
 
 class AlignmentPrompt(NamedTuple):
@@ -38,7 +39,7 @@ class PromptSource:
     """Draws prompts of a split of the mined log, the same number for each scenario.
 
     What was asked in the same session before the validation cut, too, is not held out: such
-    requests are left out of "valid", unless a scenario has no others.
+    requests are left out of "valid", unless that leaves a scenario fewer than 20 and than half.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class PromptSource:
         learnt = {_request(s) for own in self._sources["train"].values() for s in own}
         for name, own in self._sources["valid"].items():
             new = [source for source in own if _request(source) not in learnt]
-            self._sources["valid"][name] = new or own
+            if len(new) >= min(_MANY_NEW, len(own) / 2):
+                self._sources["valid"][name] = new
 
     def draw(self, split: str, num_prompts: int, number: int) -> list[AlignmentPrompt]:
         """Returns up to `num_prompts` different prompts.

@@ -16,6 +16,14 @@ _FAILURES = {
 }
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an engine says; of Spark, that of the innermost cause."""
+    text, java = str(error), getattr(error, "java_exception", None)
+    while java is not None:
+        text, java = str(java.toString()), java.getCause()
+    return text.strip().partition("\n")[0]
+
+
 @contextmanager
 def told_without_values(searches: Places, impressions: Places) -> Iterator[None]:
     """Turns what an engine says of data that it cannot read into a ValueError without the data.

@@ -18,7 +18,7 @@ import ibis
 import ibis.expr.datatypes as dt
 
 from train.mining.checks import check_impressions, check_searches, num_shared_requests
-from train.mining.failures import told_without_values
+from train.mining.failures import first_line, told_without_values
 from train.mining.parquet import Backend, Table, difference, open_files
 from train.mining.places import files_of, files_of_several, missing
 from train.settings import MineConfig, Places, places_of
@@ -233,8 +233,7 @@ def _open(
         table = open_files(connection, files)
         schema = table.schema()
     except Exception as error:  # DuckDB's error types differ between its releases
-        reason = str(error).strip().splitlines()[0]
-        errors.append(f"table {name}: {place} cannot be read as parquet: {reason}")
+        errors.append(f"table {name}: {place} cannot be read as parquet: {first_line(error)}")
         return None
     absent = [c.name for c in columns if c.is_required and c.name not in schema]
     if absent:

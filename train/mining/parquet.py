@@ -5,7 +5,6 @@ the columns mean.
 """
 
 import glob
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,10 +26,12 @@ def open_files(connection: Backend, files: Sequence[Path]) -> Table:
         files: any names; all with the same columns. See `difference`.
     """
     if connection.name == "pyspark":
-        from train.mining.spark import open_patterns
+        from train.mining.spark import open_groups
 
-        escaped = [re.sub(r"([\\*?\[\]{}])", r"\\\1", str(file)) for file in files]
-        return open_patterns(connection, escaped)
+        groups: dict[tuple[str, ...], list[Path]] = {}
+        for file in files:
+            groups.setdefault(_in_nanoseconds(file), []).append(file)
+        return open_groups(connection, groups)
     patterns = [glob.escape(str(file)) for file in files]
     return connection.read_parquet(patterns, hive_partitioning=False)
 
@@ -62,6 +63,19 @@ def difference(files: Sequence[Path], columns: Collection[str]) -> str:
 def is_import(file: Path) -> bool:
     """Returns whether `queryrec-train import` wrote a parquet file."""
     return _IMPORT in (pq.read_schema(file).metadata or {})
+
+
+def _in_nanoseconds(file: Path) -> tuple[str, ...]:
+    """Returns the columns of times in nanoseconds."""
+    if file.is_dir():
+        return ()  # Spark writes none
+    schema = pq.read_metadata(file).schema
+    kinds = {c.path: c.logical_type for c in map(schema.column, range(len(schema)))}
+    return tuple(
+        name
+        for name, kind in kinds.items()
+        if kind.type == "TIMESTAMP" and "nanoseconds" in kind.to_json()
+    )
 
 
 def _kinds(file: Path, columns: Collection[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ So none of them sees a file that another does not. Knows nothing of what files h
 """
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ _SIGNS = "*?["
 def files_of(place: str) -> list[Path]:
     """Returns the files of a place, sorted, each once whatever links lead to it.
 
-    None where there is nothing; a link that leads nowhere is a file that cannot be read. Inside
-    directories and globs, names that start with "." or "_" are left out: what systems and engines
-    put beside the data. A glob's "**" is any number of directories, and links are followed.
+    None where there is nothing; a link that leads nowhere, or to itself, is a file that cannot be
+    read. Inside directories and globs, names that start with "." or "_" are left out: what systems
+    and engines put beside the data. A glob's "**" is any number of directories, and links are
+    followed.
 
     Args:
         place: a file, a directory of parquet files, or a glob.
@@ -33,7 +35,7 @@ def files_of(place: str) -> list[Path]:
         matches = map(Path, glob.iglob(place, recursive=True))
         found = (f for f in matches if not any(map(_is_hidden, f.parts[num_fixed:])))
     # Of several links to one file, the first name counts.
-    unique = {f.resolve(): f for f in sorted(found, reverse=True) if not f.is_dir()}
+    unique = {os.path.realpath(f): f for f in sorted(found, reverse=True) if not f.is_dir()}
     return sorted(unique.values())
 
 
@@ -43,8 +45,8 @@ def files_of_several(places: Sequence[str]) -> list[Path]:
     Args:
         places: see `files_of`.
     """
-    num_places = Counter(file.resolve() for place in places for file in files_of(place))
-    return sorted(file for file, num in num_places.items() if num > 1)
+    num_places = Counter(os.path.realpath(file) for place in places for file in files_of(place))
+    return sorted(Path(file) for file, num in num_places.items() if num > 1)
 
 
 def missing(place: str) -> str:

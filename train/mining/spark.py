@@ -4,8 +4,10 @@ Only imported where `mine.engine` is "spark", and PySpark only then. Knows nothi
 """
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ def connect(*, master: str, memory_limit_mb: int, num_threads: int, spill_direct
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+        "spark.sql.legacy.parquet.nanosAsLong": "true",  # refused otherwise; see `open_groups`
     }
     if is_local:
         settings |= {
@@ -59,14 +62,34 @@ def connect(*, master: str, memory_limit_mb: int, num_threads: int, spill_direct
     return ibis.pyspark.connect(builder.getOrCreate())
 
 
-def open_patterns(connection: Any, patterns: Sequence[str]) -> Any:
-    """Returns the parquet files that fit the patterns as one table of the session's."""
+def open_groups(connection: Any, groups: Mapping[tuple[str, ...], Sequence[Path]]) -> Any:
+    """Returns parquet files as one table of the session's.
+
+    Args:
+        connection: of Spark.
+        groups: files by the columns that hold times in nanoseconds, which Spark reads as integers.
+
+    Raises:
+        ValueError: Spark does not read files of such names.
+    """
     import ibis
-    from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
+    from pyspark.sql import SparkSession, functions  # pyright: ignore[reportMissingImports]
 
     reader = SparkSession.builder.getOrCreate().read
-    # Of what is looked up recursively, Spark takes no columns from names of directories.
-    frame = reader.parquet(*patterns, recursiveFileLookup=True)
+    frames: list[Any] = []
+    for nanoseconds, files in groups.items():
+        for file in files:
+            if file.name.startswith(("_", ".")) or ":" in file.name:
+                raise ValueError('Spark reads no file whose name starts with "_" or "." or has ":"')
+        patterns = [re.sub(r"([\\*?\[\]{}])", r"\\\1", str(file)) for file in files]
+        # Of what is looked up recursively, Spark takes no columns from names of directories.
+        frame = reader.parquet(*patterns, recursiveFileLookup=True)
+        for name in set(nanoseconds) & set(frame.columns):
+            quoted = name.replace("`", "``")
+            time = functions.timestamp_micros(functions.expr(f"`{quoted}` div 1000"))
+            frame = frame.withColumn(name, time)
+        frames.append(frame)
+    frame = reduce(lambda a, b: a.unionByName(b, allowMissingColumns=True), frames)
     name = ibis.util.gen_name("files")
     frame.createOrReplaceTempView(name)
     return connection.table(name)

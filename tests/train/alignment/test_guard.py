@@ -18,8 +18,10 @@ ASKED = Asked(
 )
 
 
-def measured(reward_U: np.ndarray, *, found: float = 0.5, kl: float = 1.0) -> Measured:
-    own = np.array(ASKED.scenario_U)
+def measured(
+    reward_U: np.ndarray, *, found: float = 0.5, kl: float = 1.0, asked: Asked = ASKED
+) -> Measured:
+    own = np.array(asked.scenario_U)
     return Measured(
         {
             s: PolicyQuality(
@@ -29,7 +31,7 @@ def measured(reward_U: np.ndarray, *, found: float = 0.5, kl: float = 1.0) -> Me
                 known_share=0.5,
                 kl=kl,
             )
-            for s in SCENARIOS
+            for s in dict.fromkeys(asked.scenario_U)
         },
         reward_U,
     )
@@ -71,6 +73,38 @@ def test_a_gain_beyond_chance_is_taken_and_a_larger_one_of_a_few_prompts_is_not(
     assert "on average at least x 1.0" in refusal(ASKED, before, measured(lucky), max_kl=40)
 
 
+def asked_of(*nums: int) -> Asked:
+    """So many prompts of each scenario, each of a query of its own."""
+    scenarios = [s for s, num in zip(SCENARIOS, nums, strict=False) for _ in range(num)]
+    return Asked(scenarios, [str(i) for i in range(len(scenarios))])
+
+
+@pytest.mark.parametrize("num_rare", [1, 3, 8])
+def test_a_rare_scenario_does_not_stand_in_the_way_of_a_gain_unless_it_loses(
+    num_rare: int,
+) -> None:
+    asked = asked_of(60, 60, num_rare)
+    reward_U = np.random.default_rng(0).uniform(0.2, 0.4, len(asked.query_U))
+    before = measured(reward_U, asked=asked)
+    assert refusal(asked, before, measured(1.3 * reward_U, asked=asked), max_kl=40) == ""
+    after_U = reward_U * np.repeat([1.3, 1.3, 0.9], [60, 60, num_rare])
+    why_not = refusal(asked, before, measured(after_U, asked=asked), max_kl=40)
+    assert "clarification x 0.900" in why_not
+
+
+@pytest.mark.parametrize("nums", [(1,), (2,), (7, 3)])
+def test_a_handful_of_prompts_tells_nothing(nums: tuple[int, ...]) -> None:
+    asked = asked_of(*nums)
+    reward_U = np.full(len(asked.query_U), 0.2)
+    before, after = (measured(x * reward_U, asked=asked) for x in (1, 2))
+    assert refusal(asked, before, after, 40) == "too few held-out prompts to tell"
+
+
+def test_prompts_of_few_queries_are_a_handful_however_many_they_are() -> None:
+    asked = Asked(["suggestion"] * 60, [str(i % 7) for i in range(60)])
+    assert least_gain(asked, np.full(60, 0.2), np.full(60, 0.4)) is None
+
+
 def test_the_bound_is_that_of_a_paired_ratio_clustered_by_query() -> None:
     """One scenario, whose prompts of a query rise and fall together."""
     rng = np.random.default_rng(1)
@@ -80,19 +114,22 @@ def test_the_bound_is_that_of_a_paired_ratio_clustered_by_query() -> None:
     bound = least_gain(Asked(["s"] * 300, queries), before_U, after_U)
     alone = least_gain(Asked(["s"] * 300, [f"q{i}" for i in range(300)]), before_U, after_U)
     low = ratio_interval(after_U, before_U, 4000, cluster_U=queries).low  # at 2.5 %, not 1.67 %
+    assert bound is not None
+    assert alone is not None
     assert bound == pytest.approx(low, abs=0.01)
     assert bound < low < alone
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
-    [({"found": 0.3}, "finds only 0.300"), ({"kl": 50.0}, "50.0 nats a list")],
+    [((0.3, 1.0), "finds only 0.300"), ((0.5, 50.0), "50.0 nats a list")],
 )
 def test_what_forgets_clicked_texts_or_goes_too_far_is_refused_however_much_it_gains(
-    changes: dict[str, float], why: str
+    changes: tuple[float, float], why: str
 ) -> None:
     reward_U = np.full(len(ASKED.query_U), 0.2)
-    after = measured(1.5 * reward_U, **changes)
+    found, kl = changes
+    after = measured(1.5 * reward_U, found=found, kl=kl)
     assert why in refusal(ASKED, measured(reward_U), after, max_kl=40)
 
 

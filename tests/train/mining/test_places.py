@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from train.mining.parquet import difference
 from train.mining.places import files_of, files_of_several, missing
 
 
@@ -48,6 +49,17 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").symlink_to(tmp_path / "absent")
     for place in (tmp_path, tmp_path / "*.parquet", tmp_path / "**"):
         assert names_of(place, tmp_path) == ["a.parquet"]
+
+
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").symlink_to("a.parquet")
+    put(tmp_path, "b.parquet")
+    for place in (tmp_path, tmp_path / "*.parquet"):
+        assert names_of(place, tmp_path) == ["a.parquet", "b.parquet"]
+    assert names_of(tmp_path / "a.parquet", tmp_path) == ["a.parquet"]
+    assert files_of_several([str(tmp_path), str(tmp_path / "a*")]) == [tmp_path / "a.parquet"]
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as parquet"):
+        difference([tmp_path / "a.parquet"], ["query"])
 
 
 def test_a_relative_glob_is_looked_for_from_here(

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -108,7 +109,9 @@ def test_spark_and_duckdb_mine_the_same(
     parts = tmp_path / "query=x"  # names of directories are no columns
     parts.mkdir()
     whole = pq.read_table(tables.searches)
-    for part, table in enumerate((whole.slice(0, 300), whole.slice(300))):
+    time = whole.column_names.index("time")
+    nanoseconds = whole.set_column(time, "time", whole["time"].cast(pa.timestamp("ns")))
+    for part, table in enumerate((whole.slice(0, 300), nanoseconds.slice(300))):
         pq.write_table(table, parts / f"{part}.parquet")
     config = tmp_path / "spark.toml"
     written = (
@@ -143,9 +146,22 @@ def test_spark_and_duckdb_mine_the_same(
 
 
 def test_mistakes_in_the_tables_are_told_as_on_duckdb(tmp_path: Path) -> None:
-    broken, config = tmp_path / "broken.parquet", tmp_path / "spark.toml"
-    broken.write_text("session_id,time,query")
-    config.write_text(f'logs.searches = "{broken}"\nmine.engine = "spark"\n')
-    with pytest.raises(AssertionError, match=r"broken\.parquet cannot be read as parquet"):
+    config = tmp_path / "spark.toml"
+    (tmp_path / "broken.parquet").write_text("session_id,time,query")
+    columns = {"session_id": ["s"], "time": pa.array([START], pa.timestamp("us")), "query": ["q"]}
+    for name, kind in {"_a": "us", "12:00": "us", "odd": "ns"}.items():
+        more = pa.array([0], pa.time64(kind))
+        pq.write_table(pa.table({**columns, "more": more}), tmp_path / f"{name}.parquet")
+    told = {
+        "broken": "",
+        "_a": 'Spark reads no file whose name starts with "_"',
+        "12:00": "Spark reads no file",
+        "odd": "org.apache.spark.sql.AnalysisException: Illegal Parquet type: INT64 (TIME(NANOS",
+    }
+    places = [str(tmp_path / f"{name}.parquet") for name in told]
+    config.write_text(f'logs.searches = {json.dumps(places)}\nmine.engine = "spark"\n')
+    with pytest.raises(AssertionError) as refused:
         on_spark(config, tmp_path / "spark")
+    for place, why in zip(places, told.values(), strict=True):
+        assert f"{place} cannot be read as parquet: {why}" in str(refused.value)
     assert not (tmp_path / "spark/mined").exists()
