@@ -1,5 +1,6 @@
 """What the project says of itself is true: commands exist, names do not clash, serving is light."""
 
+import os
 import re
 import subprocess
 import sys
@@ -47,7 +48,11 @@ def test_make_says_how_a_bundle_that_is_missing_comes_to_be(
     place: str, variable: str, told: str
 ) -> None:
     made = subprocess.run(
-        ["make", f"{place}/manifest.json", variable], cwd=ROOT, capture_output=True, text=True
+        ["make", "--no-print-directory", f"{place}/manifest.json", variable],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")},  # make runs tests
     )
     assert made.returncode != 0
     assert made.stdout.startswith(f"no bundle at {place}: ")
