@@ -85,6 +85,11 @@ def report_steps(
     """Report what each step of training adds, by the truth of simulated logs."""
     with user_errors(out), results_in(out):
         _check_directories({"--run": run, "--bundle": bundle, "--second-world": second_world})
+        if second_world is not None and not (second_world / "world.json").is_file():
+            raise ValueError(
+                f"--second-world {second_world}: there is no world.json in it; name the directory "
+                "`simulated` of another run"
+            )
         _check_heldout(heldout)
         _check_files({"--closed-loop": closed_loop})
         from train.report.page import report_page

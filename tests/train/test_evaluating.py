@@ -54,6 +54,11 @@ def test_what_is_not_there_is_told_by_its_option(
     assert not (tmp_path / "results").exists()
 
 
+def test_a_second_world_that_is_none_is_told_before_the_work(given: dict[str, Path]) -> None:
+    result = called("report", **given | {"second-world": given["run"]})
+    assert_refused(result, f"--second-world {given['run']}: there is no world.json in it; name")
+
+
 def test_queries_that_are_found_in_the_repository_alone_are_asked_for_elsewhere(
     given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
