@@ -4,7 +4,9 @@ Knows nothing of searches.
 """
 
 import contextlib
+import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,6 +18,7 @@ from engine.formats.manifest import read_manifest, verify_files
 _BATCH_SIZE = 5000  # vectors of one insert
 _CALL_TIMEOUT_S = 60.0
 _LOAD_TIMEOUT_S = 600.0  # to write vectors to disk, and to build their graph and load it
+_NUM_DROPS, _PAUSE_S = 5, 1.0  # tries, and seconds between them
 _METRIC = "IP"  # of unit vectors, as in the bundle's own graph
 
 
@@ -80,8 +83,7 @@ def load_vectors(
         client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
     except BaseException as error:  # interrupted, too
         if is_ours:
-            with contextlib.suppress(MilvusException, grpc.RpcError):  # it may be gone
-                client.drop_collection(name, timeout=_CALL_TIMEOUT_S)
+            _drop(client, name)
         if not isinstance(error, (MilvusException, grpc.RpcError)):
             raise
         # pymilvus passes a deadline on as it is
@@ -92,3 +94,17 @@ def load_vectors(
     finally:
         client.close()
     return name
+
+
+def _drop(client: Any, name: str) -> None:
+    """Drops what a failed load has left, if the server lets it.
+
+    More than once: a flush that was given up goes on there, and stands in the way for a moment.
+    """
+    from pymilvus import MilvusException
+
+    for _ in range(_NUM_DROPS):
+        with contextlib.suppress(MilvusException, grpc.RpcError):
+            client.drop_collection(name, timeout=_CALL_TIMEOUT_S)
+            return
+        time.sleep(_PAUSE_S)

@@ -118,6 +118,8 @@ async def started(
         *arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell has what it starts in the background ignore it, and so what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
