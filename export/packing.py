@@ -3,18 +3,16 @@
 Knows nothing of what is in a bundle.
 """
 
-import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 import msgspec
 
 from engine.formats.manifest import Manifest, sha256_of, write_manifest
+from train.locks import locked
 
 
 def check_free(target: Path) -> None:
@@ -37,7 +35,11 @@ def packed(target: Path) -> Iterator[Path]:
         ValueError: `target` exists or cannot be written, or another process writes it.
     """
     partial = target.with_name(target.name + ".partial")
-    with _locked(partial.with_name(partial.name + ".lock"), target):
+    with locked(
+        partial.with_name(partial.name + ".lock"),
+        hindered=f"{target}: cannot be written",
+        busy=f"{target}: another process writes it; wait for that or choose another --out",
+    ):
         check_free(target)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -47,37 +49,6 @@ def packed(target: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-
-@contextmanager
-def _locked(path: Path, target: Path) -> Iterator[None]:
-    """Holds a lock file, which goes at the end. The system frees that of a killed process."""
-    try:
-        lock = _opened(path)
-    except OSError as error:
-        raise ValueError(f"{target}: cannot be written ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            is_ours = False  # held, or removed by a process that held it when it was opened
-        if not is_ours:
-            raise ValueError(
-                f"{target}: another process writes it; wait for that or choose another --out"
-            )
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        return path.open("w")
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w")
 
 
 def sealed(directory: Path, manifest: Manifest) -> Manifest:

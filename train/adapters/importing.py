@@ -3,11 +3,9 @@
 Knows nothing of formats beyond `Adapter`.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +13,7 @@ from train.adapters import ADAPTERS
 from train.adapters.adapter import Impression, LeftOut, Search
 from train.adapters.writer import TableWriter
 from train.config import IMPRESSIONS, SEARCHES
+from train.locks import locked
 
 
 class ImportSummary(NamedTuple):
@@ -57,7 +56,11 @@ def import_logs(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
             raise ValueError(f"{path}: files must differ in name, which tells their rows apart")
     existed = out.exists()
     try:
-        with _locked(out):
+        with locked(
+            out / ".import.lock",
+            hindered=f"{out}: cannot be written into",
+            busy=f"{out}: another import writes here; wait for it or use another --out",
+        ):
             return _import(name, files, out)
     finally:
         if not existed:
@@ -108,26 +111,3 @@ def _import(name: str, files: Sequence[Path], out: Path) -> ImportSummary:
         left_out=left_out.lines(),
         notes=adapter.NOTES,
     )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Makes a directory and holds a lock in it. The system frees that of a killed process."""
-    path = out / ".import.lock"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be written into ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            is_ours = False  # held, or removed by a process that held it when it was opened
-        if not is_ours:
-            raise ValueError(f"{out}: another import writes here; wait for it or use another --out")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
