@@ -21,31 +21,16 @@ from export.bundle import export_bundle
 from export.cli import app
 from export.index import embed, refresh_index
 from export.packing import sealed
-from export.sample import write_sample_run
 from train.mining.mine import MineSummary
 
 NEW = ["espresso machine", "espresso machine descaler"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("index") / "run"
-    write_sample_run(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def bundle(run: Path) -> Path:
-    target = run.parent / "bundle"
-    export_bundle(run, target, num_parity_requests=3)
-    return target
-
-
 @pytest.fixture
-def newer(run: Path, tmp_path: Path) -> Path:
+def newer(run_directory: Path, tmp_path: Path) -> Path:
     """A run that holds nothing but mined logs, with two new queries that follow one another."""
     mined = tmp_path / "newer/mined"
-    shutil.copytree(run / "mined", mined)
+    shutil.copytree(run_directory / "mined", mined)
     old = pq.read_table(mined / "queries.parquet").to_pylist()
     counts = {"num_searches": 900, "num_searches_before_cut": 900, "num_users": 90}
     added = [{"text": t, **counts} for t in NEW]
@@ -115,9 +100,9 @@ def test_run_that_is_not_mined_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "fresh").exists()
 
 
-def test_bundle_without_index_is_refused(run: Path, newer: Path, tmp_path: Path) -> None:
+def test_bundle_without_index_is_refused(run_directory: Path, newer: Path, tmp_path: Path) -> None:
     cold = tmp_path / "cold"
-    shutil.copytree(run, cold)
+    shutil.copytree(run_directory, cold)
     shutil.rmtree(cold / "index")
     export_bundle(cold, tmp_path / "bundle", num_parity_requests=3)
     with pytest.raises(ValueError, match="no encoder and index"):
@@ -181,10 +166,10 @@ def test_pairs_measured_otherwise_are_refused(
 
 
 def test_a_bundle_says_how_its_pairs_were_measured(
-    run: Path, measured: Callable[[str], Path], tmp_path: Path
+    run_directory: Path, measured: Callable[[str], Path], tmp_path: Path
 ) -> None:
     ignored = shutil.ignore_patterns("generator", "click_model")
-    mined = Path(shutil.copytree(run, tmp_path / "mined", ignore=ignored))
+    mined = Path(shutil.copytree(run_directory, tmp_path / "mined", ignore=ignored))
     shutil.copy(measured("llr") / "mined/summary.json", mined / "mined")
     manifest = export_bundle(mined, tmp_path / "llr")
     assert manifest.index is not None
