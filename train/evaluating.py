@@ -27,7 +27,7 @@ def evaluate(
     web: Annotated[
         Path | None, typer.Option(help="Those of them that are a slice of their own.")
     ] = None,
-    sessions: Annotated[Path | None, typer.Option(help="Real sessions, JSON lines, gzip.")] = None,
+    sessions: Annotated[Path | None, typer.Option(help="Real sessions, JSON lines.")] = None,
     real_clicks: Annotated[
         Path | None, typer.Option(help="Panes with click shares: query, pos, option, cctr.")
     ] = None,

@@ -1,6 +1,7 @@
-"""Whether a bundle was exported from a run, by the files that export copies as they are.
+"""Whether a bundle was exported from a run.
 
-Says nothing of weights, which it converts: a run that was trained again on the same log passes.
+Told by the files that export copies as they are, and by the sha256 of the weights it converted.
+Bundles made before those were written down say nothing of weights.
 """
 
 from pathlib import Path
@@ -20,10 +21,14 @@ def doubts(manifest: Manifest, run: Path) -> list[str]:
     copied = {"tokenizer.json": run / "tokenizer.json"}
     if manifest.click_model is not None and (name := manifest.click_model.statistics):
         copied[name] = run / "click_model" / name
+    expected = {name: (path, manifest.files.get(name)) for name, path in copied.items()}
+    for name, sha256 in manifest.provenance.items():
+        if name.endswith(".safetensors"):
+            expected[name] = run / name, sha256
     others = [
         name
-        for name, path in copied.items()
-        if not path.is_file() or sha256_of(path) != manifest.files.get(name)
+        for name, (path, sha256) in expected.items()
+        if not path.is_file() or sha256_of(path) != sha256
     ]
     if not others:
         return []

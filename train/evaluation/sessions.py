@@ -19,7 +19,6 @@ sessions here are few, and of a user study. Knows nothing of where they come fro
 """
 
 # C candidates, S sessions
-import gzip
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +32,7 @@ from engine.formats.prompt import ANSWER
 from engine.formats.text import normalise
 from train.evaluation.baselines import MostPopular, NearestNeighbour, SearchLog
 from train.evaluation.bm25 import Bm25
-from train.evaluation.files import reading
+from train.evaluation.files import opened_text, reading
 from train.evaluation.intervals import Floats, Interval, difference_interval, mean_interval
 from train.evaluation.retrieval import ADJACENCY, BM25, MINILM, SERVED, TFIDF, Embedder
 from train.evaluation.served import Asked, LeftOut, ServedBundle
@@ -96,13 +95,13 @@ class SessionsReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_sessions(path: Path) -> list[Session]:
-    """Reads sessions, one JSON object a line, gzip.
+    """Reads sessions, one JSON object a line, plain or gzip.
 
     Raises:
         ValueError: the file cannot be read, or a line is not a session; the message names it.
     """
     sessions: list[Session] = []
-    with reading(path), gzip.open(path, "rb") as stream:
+    with reading(path), opened_text(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 sessions.append(msgspec.json.decode(line, type=Session))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from engine.formats.manifest import Manifest, read_manifest
+from engine.formats.manifest import Manifest, read_manifest, sha256_of
 from train.evaluation.origin import doubts
 
 STATISTICS = "token_statistics.npz"
@@ -15,7 +15,8 @@ STATISTICS = "token_statistics.npz"
 
 @pytest.fixture
 def manifest(tiny_bundle: Path) -> Manifest:
-    return read_manifest(tiny_bundle)
+    """Returns that of a bundle which does not say what weights it was made of."""
+    return replace(read_manifest(tiny_bundle), provenance={})
 
 
 @pytest.fixture
@@ -52,3 +53,15 @@ def test_neither_a_newer_index_nor_a_missing_click_model_is_another_run(
     assert not doubts(newer, own_run)
     shutil.rmtree(own_run / "click_model")
     assert not doubts(replace(manifest, click_model=None), own_run)
+
+
+def test_a_run_that_was_trained_again_is_told(manifest: Manifest, own_run: Path) -> None:
+    weights = own_run / "generator/model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    provenance = {"generator/model.safetensors": sha256_of(weights), "torch": "2"}
+    exported = replace(manifest, provenance=provenance)
+    assert not doubts(exported, own_run)
+    weights.write_bytes(b"again")
+    (doubt,) = doubts(exported, own_run)
+    assert "generator/model.safetensors" in doubt

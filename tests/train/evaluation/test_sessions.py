@@ -107,10 +107,21 @@ def test_sessions_without_a_step_and_broken_files_are_refused(served, run, tmp_p
     with pytest.raises(ValueError, match="line 2: not a session"):
         module.read_sessions(path)
     whole = gzip.compress(b'{"queries": ["a"]}\n' * 99)
-    for damaged in (b"not gzip", whole[:-12], whole[:10] + b"\xff" * 20):
+    path.write_bytes(b"not a session")
+    with pytest.raises(ValueError, match="line 1: not a session"):
+        module.read_sessions(path)
+    for damaged in (whole[:-12], whole[:10] + b"\xff" * 20):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"sessions\.jsonl\.gz: cannot be read"):
             module.read_sessions(path)
+
+
+def test_sessions_are_read_plain_or_gzip(tmp_path):
+    lines = b'{"queries": ["a", "b"]}\n{"queries": ["c"], "titles": [["t"]]}\n'
+    sessions = [Session(queries=["a", "b"]), Session(queries=["c"], titles=[["t"]])]
+    for name, content in (("plain.jsonl", lines), ("packed", gzip.compress(lines))):
+        (tmp_path / name).write_bytes(content)
+        assert module.read_sessions(tmp_path / name) == sessions
 
 
 def test_the_shipped_sessions_are_small_and_in_the_form_of_queries():
