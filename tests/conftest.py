@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +17,10 @@ from hypothesis import HealthCheck, settings
 # Tiny models are fastest on one thread, and OpenMP's threads spin: beside any other busy process
 # two of them take a hundred times as long. Set before torch is imported, here and in children.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Times are UTC, whatever the zone of the machine: nobody's own, so that a local time shows.
+os.environ["TZ"] = "America/St_Johns"
+time.tzset()
 
 # The same examples in every run, however slow the machine is: a property that fails is the code's.
 settings.register_profile(
@@ -105,7 +111,7 @@ def _stop_engine(engine: LiveEngine, number: str = "SIGTERM") -> int:
     if engine.process.poll() is None:
         engine.process.send_signal(signal.Signals[number])
     try:
-        return engine.process.wait(20)
+        return engine.process.wait(60)  # longer than any drain
     except subprocess.TimeoutExpired:
         engine.process.kill()
         raise
@@ -115,9 +121,20 @@ def _stop_engine(engine: LiveEngine, number: str = "SIGTERM") -> int:
 
 
 @pytest.fixture(scope="session")
-def start_engine() -> Callable[..., LiveEngine]:
-    """Starts further engines: `start_engine(bundle, directory, *flags)`; the caller stops them."""
-    return _start_engine
+def start_engine() -> Iterator[Callable[..., LiveEngine]]:
+    """Starts further engines: `start_engine(bundle, directory, *flags)`; the caller stops them.
+
+    None outlives the tests, whatever fails.
+    """
+    started: list[LiveEngine] = []
+
+    def start(*arguments: Any, **options: Any) -> LiveEngine:
+        started.append(_start_engine(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for engine in started:
+        engine.process.kill()
 
 
 @pytest.fixture(scope="session")

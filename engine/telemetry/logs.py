@@ -90,16 +90,21 @@ class _WritingHandler(logging.Handler):
         self._num_lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._writer.has_room:
-            self._num_lost += 1
-            return
-        if self._num_lost:
-            num_lost, self._num_lost = self._num_lost, 0
-            self.handle(_lost(num_lost))
         try:
-            self._writer.write(self.format(record) + "\n")
+            if self._num_lost:
+                lost = _lost(self._num_lost)
+                self.filter(lost)  # adds what all lines have
+                if self._is_written(lost):
+                    self._num_lost = 0
+            if self._num_lost or not self._is_written(record):
+                self._num_lost += 1
         except Exception:
             self.handleError(record)
+
+    def _is_written(self, record: logging.LogRecord) -> bool:
+        if not self._writer.has_room:
+            return False  # without the work of formatting
+        return self._writer.write(self.format(record) + "\n")
 
 
 def _stderr() -> int:

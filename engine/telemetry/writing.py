@@ -31,10 +31,15 @@ class Writer:
         """Whether a text that is given next may wait."""
         return self._waiting.qsize() < _MAX_WAITING
 
-    def write(self, text: str) -> None:
-        """Has a text written after those before it, if there is room and the file takes it."""
-        if self.has_room:
+    def write(self, text: str) -> bool:
+        """Has a text written after those before it, if the file takes it.
+
+        Returns whether there was room for it to wait.
+        """
+        has_room = self.has_room
+        if has_room:
             self._waiting.put(text)
+        return has_room
 
     def mark(self) -> Event:
         """Returns what is set once all that came before is written."""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.blocking import BlockingStub, blocking_stub
 
-_TIMEOUT_S = 30
+_TIMEOUT_S = 120  # a start with all its imports; hangs only are longer
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,8 @@ def following(start_engine) -> Iterator[Callable[..., object]]:
         engine = start_engine(bundle, directory, *flags, **options)
         lines: queue.Queue[str] = queue.Queue()
         reader = threading.Thread(
-            target=lambda: [lines.put(line.rstrip()) for line in engine.process.stdout]
+            target=lambda: [lines.put(line.rstrip()) for line in engine.process.stdout],
+            daemon=True,
         )
         reader.start()
         engines.append((engine, reader))
@@ -42,6 +43,9 @@ def following(start_engine) -> Iterator[Callable[..., object]]:
     yield start
     for engine, reader in engines:
         engine.process.terminate()
-        engine.process.wait(_TIMEOUT_S)
+        try:
+            engine.process.wait(_TIMEOUT_S)
+        finally:
+            engine.process.kill()
         reader.join(_TIMEOUT_S)
         engine.process.stdout.close()

@@ -4,7 +4,6 @@ import base64
 import re
 import secrets
 import signal
-import socket
 import time
 import urllib.request
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from tests.blocking import blocking_health_stub
+from tests.ports import free_port
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 LEAST_VERSION = "1.30"
@@ -55,6 +55,16 @@ def test_the_service_and_the_budget_select_the_pods(objects: dict[str, Any]) -> 
     assert objects["StatefulSet"]["spec"]["serviceName"] == objects["Service"]["metadata"]["name"]
 
 
+def test_the_service_has_every_port_of_the_pods_and_the_name_of_the_job_that_alerts_expect(
+    objects: dict[str, Any], pod: dict[str, Any]
+) -> None:
+    ports = {p["targetPort"]: p["port"] for p in objects["Service"]["spec"]["ports"]}
+    assert ports == {p["name"]: p["containerPort"] for p in pod["containers"][0]["ports"]}
+    alerts = (DEPLOY / "prometheus/alerts.yml").read_text()
+    jobs = re.findall(r'job="(\w+)"', alerts)
+    assert set(jobs) == {objects["Service"]["metadata"]["name"]}
+
+
 def test_the_user_is_that_of_the_image(pod: dict[str, Any]) -> None:
     image = (DEPLOY / "Dockerfile").read_text()
     [user] = re.findall(r"^USER (\d+)$", image, re.MULTILINE)
@@ -72,9 +82,7 @@ def test_an_engine_takes_the_settings_answers_the_probes_and_ends_in_time(
     command, option, bundle = container["args"]
     assert (command, option) == ("serve", "--bundle")
     (tmp_path / bundle[1:]).symlink_to(tiny_bundle)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        metrics_port = taken.getsockname()[1]
+    metrics_port = free_port()
     environment = {
         e["name"]: f"{tmp_path}{e['value']}" if e["value"].startswith("/") else e["value"]
         for e in container["env"]
@@ -94,9 +102,9 @@ def test_an_engine_takes_the_settings_answers_the_probes_and_ends_in_time(
 
         began_s = time.monotonic()
         engine.process.send_signal(signal.SIGTERM)
-        time.sleep(1)  # of five in which endpoints learn of it
         readiness = container["readinessProbe"]
-        assert served(engine.target, readiness) == HealthCheckResponse.NOT_SERVING
+        while served(engine.target, readiness) != HealthCheckResponse.NOT_SERVING:
+            assert engine.process.poll() is None
         assert engine.process.wait(pod["terminationGracePeriodSeconds"]) == 0
         lame_duck_s = float(environment["QUERYREC_SERVER_LAME_DUCK_S"])
         grace_s = float(environment["QUERYREC_SERVER_GRACE_S"])

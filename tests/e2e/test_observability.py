@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterable
 from concurrent import futures
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from queryrec.v1.feedback_pb2 import FeedbackEvent, FeedbackKind
 from tests.blocking import blocking_stub
+from tests.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 WORDS = ("zanzibar", "xylophone", "quokka")
@@ -59,19 +60,6 @@ class Told:
                 if sample.name == f"queryrec_{name}" and labels.items() <= sample.labels.items():
                     return sample.value
         return 0.0
-
-
-def free_port(num: int = 1) -> int:
-    """Returns the first of as many free ports one after the other."""
-    while True:
-        with ExitStack() as stack:
-            port = 0
-            with suppress(OSError, OverflowError):
-                for offset in range(num):
-                    probe = stack.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", port + offset if port else 0))
-                    port = port or probe.getsockname()[1]
-                return port
 
 
 def ask(channel: grpc.Channel, told: Told) -> None:

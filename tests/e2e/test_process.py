@@ -140,7 +140,8 @@ def test_sigterm_reaches_the_first_process_of_a_container_that_is_starting(tmp_p
 
 
 def test_no_query_text_is_logged(tiny_bundle, tmp_path, start_engine, stop_engine):
-    engine = start_engine(tiny_bundle, tmp_path)
+    verbose = {"QUERYREC_LOG_LEVEL": "debug"}
+    engine = start_engine(tiny_bundle, tmp_path, environment=verbose)
     asked = subprocess.run(
         [
             *(sys.executable, "-m", "engine", "ask", "my very secret query"),
@@ -151,8 +152,12 @@ def test_no_query_text_is_logged(tiny_bundle, tmp_path, start_engine, stop_engin
         timeout=120,
     )
     assert asked.returncode == 0, asked.stderr
+    engine.process.terminate()
+    printed = "".join(engine.lines) + engine.process.stdout.read()
     assert stop_engine(engine) == 0
-    assert "secret" not in (tmp_path / "stderr.txt").read_text() + "".join(engine.lines)
+    logged = (tmp_path / "stderr.txt").read_text()
+    assert "Recommend" in logged
+    assert "secret" not in logged + printed
 
 
 async def test_a_full_disk_refuses_feedback_and_nothing_else_until_there_is_room(

@@ -41,6 +41,13 @@ def test_answers_are_distinct_positioned_and_never_the_query(stub, scenario, que
         assert all(t.startswith(query) for t in texts)
 
 
+def test_scenarios_say_which_side_information_models_read_of_that_callers_may_send(stub):
+    response = stub.ListScenarios(pb.ListScenariosRequest(), timeout=TIMEOUT_S)
+    assert {s.name: list(s.side_information_kinds) for s in response.scenarios} == {
+        name: ["answer", "session"] for name in ("clarification", "completion", "suggestion")
+    }
+
+
 def test_timings_start_with_the_total_and_nothing_is_left_out_in_ample_time(stub):
     response = stub.Recommend(
         pb.RecommendRequest(scenario="suggestion", query="no such query in any log"),
@@ -152,7 +159,10 @@ def test_ask_reports_nothing_if_a_click_is_on_no_position(live_engine):
 
 def test_ask_says_why_a_call_failed(live_engine):
     run = subprocess.run(
-        [sys.executable, "-m", "engine", "ask", " ", "--target", live_engine.target],
+        [
+            *(sys.executable, "-m", "engine", "ask", " "),
+            *("--target", live_engine.target, "--timeout-ms", "10000"),
+        ],
         capture_output=True,
         text=True,
         timeout=120,

@@ -23,7 +23,7 @@ from queryrec.v1 import feedback_pb2
 from queryrec.v1 import query_recommender_service_pb2 as pb
 from tests.blocking import BlockingStub, blocking_stub
 
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
@@ -194,6 +194,7 @@ def test_sigterm_under_load_fails_no_call_that_had_arrived(
 
     def hammer(caller: int) -> None:
         with connected(engine.target) as stub:
+            stub.Recommend(question(f"first {caller}"), timeout=TIMEOUT_S, wait_for_ready=True)
             arrived = [
                 stub.Recommend.future(question(f"thing {caller} {i}"), timeout=TIMEOUT_S)
                 for i in range(20)

@@ -82,12 +82,14 @@ def test_what_is_wrong_is_told_by_its_option(options, told):
     ],
 )
 def test_other_ways_to_write_an_address_are_taken(target):
-    done = CliRunner().invoke(app, ["ask", "hi", "--target", target])
+    done = CliRunner().invoke(app, ["ask", "hi", "--target", target, "--timeout-ms", "10000"])
     assert done.output.splitlines()[-1] == f"is an engine running at {target}?"
 
 
 def test_an_engine_that_is_not_there_is_asked_for_by_its_address():
-    done = CliRunner().invoke(app, ["ask", "hi", "--target", "127.0.0.1:1"])
+    done = CliRunner().invoke(
+        app, ["ask", "hi", "--target", "127.0.0.1:1", "--timeout-ms", "10000"]
+    )
     assert done.exit_code == 1
     why, hint = done.output.splitlines()
     assert why.count("UNAVAILABLE") == 1

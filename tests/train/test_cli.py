@@ -245,11 +245,14 @@ def test_a_terminated_command_leaves_no_raw_texts(simulated_logs: Any, tmp_path:
     command = [sys.executable, "-m", "train", "mine", "--config", config, "--run", run]
     scratch = run / "mined.partial.scratch"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not scratch.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.terminate()
-        _, said = process.communicate()
+        try:
+            while not scratch.exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.terminate()
+            _, said = process.communicate()
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert said == "interrupted; the same command goes on from here\n"
     assert not scratch.exists()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ from tritonclient.grpc import (  # what only tests use is not in typings/
     service_pb2_grpc,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parent.parent.parent
 _START_TIMEOUT_S = 120
 
@@ -26,9 +27,7 @@ class TritonServer:
         self._is_verbose = is_verbose
         self._log = directory / "tritonserver.log"
         self._repositories = repositories
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.url = f"127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 

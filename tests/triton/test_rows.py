@@ -26,6 +26,7 @@ pytestmark = pytest.mark.triton
 
 CLOCK = MonotonicClock()
 NUM_ROWS = 500
+NUM_TRIES = 5  # of what takes its time to reach Triton, and on a busy machine too much of it
 TYPES = {"int64": "INT64", "float32": "FP32"}
 
 
@@ -118,19 +119,22 @@ async def test_prompts_that_wait_share_a_run_whatever_their_lengths_and_slots(
     rows = [draw.prompt() for _ in range(9)]
     assert len({(len(r.prompt_ids), len(r.rung.slots)) for r in rows}) > 4
     name = model_name("generator", bundle.manifest)
-    runs_before, rows_before = triton.executions(name)
-    triton.signal(signal.SIGSTOP, models_only=True)
-    try:
-        first = asyncio.ensure_future(models.generate(rows[0], far_s))
-        await asyncio.sleep(0.1)
-        others = [asyncio.ensure_future(models.generate(r, far_s)) for r in rows[1:]]
-        await asyncio.sleep(0.2)
-    finally:
-        triton.signal(signal.SIGCONT, models_only=True)
-    assert await asyncio.gather(first, *others) == [bundle.generator.run([r])[0] for r in rows]
-    runs, count = triton.executions(name)
-    assert count - rows_before == 9
-    assert 2 <= runs - runs_before <= 4  # a slow machine may bring one or two too late
+    num_runs = []
+    while len(num_runs) < NUM_TRIES and not (num_runs and num_runs[-1] <= 4):
+        runs_before, rows_before = triton.executions(name)
+        triton.signal(signal.SIGSTOP, models_only=True)
+        try:
+            first = asyncio.ensure_future(models.generate(rows[0], far_s))
+            await asyncio.sleep(0.1)
+            others = [asyncio.ensure_future(models.generate(r, far_s)) for r in rows[1:]]
+            await asyncio.sleep(0.2)
+        finally:
+            triton.signal(signal.SIGCONT, models_only=True)
+        assert await asyncio.gather(first, *others) == [bundle.generator.run([r])[0] for r in rows]
+        runs, count = triton.executions(name)
+        assert count - rows_before == 9
+        num_runs.append(runs - runs_before)
+    assert 2 <= num_runs[-1] <= 4, num_runs
 
 
 def tensors(row: Arrays) -> list[aio.InferInput]:
@@ -214,19 +218,26 @@ async def test_rows_cancelled_while_they_wait_do_not_run(
     server = start_triton(repository, is_verbose=True)  # its statistics count them as run
     models = await connect(server.url, bundle_directory, bundle.manifest, CLOCK)
     try:
-        far_s = CLOCK.now_s() + 60
-        server.signal(signal.SIGSTOP, models_only=True)  # not for long: Triton would give them up
-        first = asyncio.ensure_future(models.encode([150], far_s))
-        await asyncio.sleep(0.2)
-        waiting = [asyncio.ensure_future(models.encode([151 + i], far_s)) for i in range(8)]
-        await asyncio.sleep(0.2)
-        for task in waiting[:6]:
-            task.cancel()
-        await asyncio.sleep(0.2)
-        server.signal(signal.SIGCONT, models_only=True)
-        assert len(await asyncio.gather(first, *waiting[6:])) == 3
-        while "6 of 8 rows were cancelled" not in server.log():  # noqa: ASYNC110 - another process tells
-            await asyncio.sleep(0.05)
+        told = "6 of 8 rows were cancelled"
+        for _ in range(NUM_TRIES):
+            far_s = CLOCK.now_s() + 60
+            # Not for long: Triton would give them up.
+            server.signal(signal.SIGSTOP, models_only=True)
+            first = asyncio.ensure_future(models.encode([150], far_s))
+            await asyncio.sleep(0.2)
+            waiting = [asyncio.ensure_future(models.encode([151 + i], far_s)) for i in range(8)]
+            await asyncio.sleep(0.2)
+            for task in waiting[:6]:
+                task.cancel()
+            await asyncio.sleep(0.2)
+            server.signal(signal.SIGCONT, models_only=True)
+            assert len(await asyncio.gather(first, *waiting[6:])) == 3
+            until_s = CLOCK.now_s() + 5
+            while told not in server.log() and CLOCK.now_s() < until_s:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            if told in server.log():
+                break
+        assert told in server.log()
     finally:
         await models.close()
         server.kill()

@@ -96,9 +96,9 @@ def mine(
     """
     scratch = scratch_of(out)
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(mode=0o700, parents=True)  # raw texts are for nobody else
-    (scratch / "mined").mkdir()
     try:
+        scratch.mkdir(mode=0o700, parents=True)  # raw texts are for nobody else
+        (scratch / "mined").mkdir()
         connection = logs.connect(config.mine, scratch / "spill")
         try:
             report("reading the tables")

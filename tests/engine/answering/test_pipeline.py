@@ -18,7 +18,7 @@ from engine.execution.runtime import Runtime
 from engine.execution.warmup import warm_up
 from engine.feedback.attribution import Source
 from engine.formats.blocklist import Blocklist
-from engine.formats.prompt import SideInformation
+from engine.formats.prompt import PromptRenderer, SideInformation
 from engine.scheduling.costs import Work
 from engine.scheduling.planner import ENCODE, SCORED_SIZES, score_work
 from engine.scheduling.stages import Left, Omission, Stage, Why
@@ -59,10 +59,11 @@ async def test_texts_that_the_log_does_not_know_are_calibrated_apart(bundle, run
         assert is_known or suggestion.click_probability < 1e-12
 
 
-async def test_without_a_click_model_sources_take_turns(bundle, runtime):
+async def test_without_a_click_model_priors_stand_for_its_probabilities(bundle, runtime):
     pipeline = make(without(bundle, "click_model"), runtime)
     answer = await ask(pipeline, "wireless m", scenario="completion")
     assert Omission(Stage.SCORE, Left.SKIPPED, Why.NOT_IN_BUNDLE) in answer.omissions
+    assert answer.suggestions
     assert all(0 < s.click_probability < 1 for s in answer.suggestions)
 
 
@@ -252,9 +253,11 @@ async def test_exploration_swaps_neighbours_and_says_with_which_probability(bund
         ({"session_queries": ("known", "my own words")}, False),
         ({"answer": "a text"}, False),
         ({"side_information": (SideInformation("answer", "a text"),)}, False),
+        ({"side_information": (SideInformation("title", "a text"),)}, True),
+        ({"side_information": tuple(SideInformation(k, "a") for k in ("title", "answer"))}, False),
     ],
 )
-async def test_an_answer_is_public_if_all_that_was_told_is(bundle, runtime, context, is_public):
+async def test_an_answer_is_public_if_all_that_models_read_is(bundle, runtime, context, is_public):
     told = dict(context)
     if queries := told.get("session_queries"):
         told["session_queries"] = tuple(q.replace("known", bundle.index.text(0)) for q in queries)
@@ -262,6 +265,22 @@ async def test_an_answer_is_public_if_all_that_was_told_is(bundle, runtime, cont
     if "session_queries" in told:
         cold = make(without(bundle, "index"), runtime)
         assert not (await ask(cold, "wireless mouse", **told)).is_public
+
+
+async def test_kinds_that_the_bundle_does_not_know_change_nothing_and_leave_an_answer_public(
+    bundle, runtime
+):
+    prompt = msgspec.structs.replace(bundle.manifest.prompt, side_information_kinds=["session"])
+    manifest = msgspec.structs.replace(bundle.manifest, prompt=prompt)
+    renderer = PromptRenderer(bundle.vocabulary, prompt, manifest.scenarios)
+    pipeline = make(dataclasses.replace(bundle, manifest=manifest, renderer=renderer), runtime)
+    bare = await ask(pipeline, "never searched before")
+    title = SideInformation("title", "a text")
+    told = await ask(pipeline, "never searched before", answer="a text", side_information=(title,))
+    assert told.is_public
+    assert texts(told) == texts(bare)
+    [omission] = told.omissions  # the very same input
+    assert (omission.stage, omission.reason) == (Stage.GENERATE, Why.CACHED)
 
 
 async def test_a_cancelled_request_leaves_the_pipeline_usable(bundle, runtime):

@@ -120,6 +120,7 @@ def test_lists_of_the_nearest_queries_are_merged_as_brute_force_merges_them(
         scores = brute_force(embeddings, neighbours, query)
         found = retrieval.nearby("never searched", query)
         got = [scores[texts.index(t)] for t in found.texts if texts.index(t) in scores]
+        assert len(got) == min(24, len(scores))
         best = sorted(scores.values(), reverse=True)[: len(got)]
         assert got == pytest.approx(best, abs=1e-5)
         assert set(found.npmi) == {0}  # the log does not know any pair with this query

@@ -20,6 +20,7 @@ from engine.serving.server import Server
 from engine.telemetry.metrics import Metrics
 from queryrec.client import QueryRecClient, QueryRecError
 from tests.ipv6 import needs_ipv6
+from tests.ports import free_port
 
 STATUS = health_pb2.HealthCheckResponse
 
@@ -50,9 +51,7 @@ async def test_it_refuses_until_a_bundle_is_warm_then_serves(config, tiny_bundle
 @needs_ipv6
 @pytest.mark.parametrize("host", ["::", "[::]"])
 async def test_all_addresses_may_be_named_with_and_without_brackets(config, host):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        metrics = MetricsConfig(host=host, port=free.getsockname()[1])
+    metrics = MetricsConfig(host=host, port=free_port())
     everywhere = msgspec.structs.replace(config.server, host=host)
     server = Server(msgspec.structs.replace(config, server=everywhere, metrics=metrics))
     try:
@@ -177,9 +176,10 @@ async def test_whoever_watches_its_health_does_not_keep_it_from_ending(config):
     target = f"127.0.0.1:{await server.start()}"
     async with aio.insecure_channel(target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        # typings/ has the calls of the code alone.
-        watch = stub.Watch(health_pb2.HealthCheckRequest())  # pyright: ignore[reportAttributeAccessIssue]
-        assert (await watch.read()).status == STATUS.NOT_SERVING
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        response = await watch.read()
+        assert isinstance(response, STATUS)
+        assert response.status == STATUS.NOT_SERVING
         async with asyncio.timeout(60):
             await server.drain()
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ from engine.serving import refusals, supervisor, worker_process
 from engine.serving.places import Places
 from engine.serving.supervisor import Supervisor
 from engine.serving.worker_process import WorkerProcess
+from tests.ports import free_port
 
 TIMEOUT_S = 60
 
@@ -29,24 +29,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def two_ports() -> int:
-    """Returns the first of two free ports in a row."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            try:
-                two.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 class Engine:
     """Two workers. What is started while `may_follow` is not set has begun, but is held."""
 
     def __init__(self, link: Path, directory: Path) -> None:
-        self._metrics_port = two_ports()
+        self._metrics_port = free_port(2)
         self._config = Config(
             metrics=MetricsConfig(port=self._metrics_port),
             models=ModelsConfig(num_threads=1, shared_thread_pool=False, max_batch_size=2),

@@ -21,9 +21,12 @@ def _restored() -> Iterator[None]:
 
 
 @pytest.fixture
-def lines(tmp_path) -> Iterator[Callable[..., tuple[Callable[[], str], logging.Logger]]]:
+def lines(
+    tmp_path, monkeypatch
+) -> Iterator[Callable[..., tuple[Callable[[], str], logging.Logger]]]:
     """Sets up a log. Returns what returns what has been written, and a logger."""
     path = tmp_path / "log.txt"
+    monkeypatch.setattr(writing, "_FLUSH_S", 60.0)  # a disk may stand still for a second
 
     def written() -> str:
         writing.flush()
