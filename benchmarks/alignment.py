@@ -198,10 +198,14 @@ class Contest:
         ]
         ids_BJSN = texts[:, :, None]
         with torch.no_grad():
-            reference = list_logprobs(self._references["ours"], alone, ids_BJSN).sum(3)
+            reference = list_logprobs(self._references["ours"], alone, ids_BJSN).sum((2, 3))
         reward = torch.arange(self._width, 0, -1.0).expand(len(alone), self._width)
         return PreferenceBatch(
-            prompts=alone, ids=ids_BJSN, reference=reference, reward=reward, first_preferred=0
+            prompts=alone,
+            ids=ids_BJSN,
+            is_preferred=ids_BJSN != _PAD,
+            reference=reference,
+            reward=reward,
         )
 
 

@@ -310,6 +310,7 @@ SIZE_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "base": {
         "encoder": {"batch_size": 256, "learning_rate": 5e-5},
         "generator": {"batch_size": 16, "learning_rate": 2e-4, "matrix_learning_rate": 0.0},
+        "alignment": {"learning_rate": 1e-5},
     }
 }
 

@@ -142,6 +142,7 @@ def test_base_is_fine_tuned_at_the_rates_of_its_example(tmp_path: Path) -> None:
     ):
         wanted = getattr(getattr(example, section), name)
         assert getattr(getattr(plain, section), name) == wanted, (section, name)
+    assert plain.alignment.learning_rate == 1e-5
     path = written(tmp_path, 'size = "base"\n[generator]\nlearning_rate = 1e-5\n')
     config = read_config(path)
     assert config.generator.learning_rate == 1e-5

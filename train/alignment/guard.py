@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from train.alignment.quality import Measured
 
@@ -46,7 +46,7 @@ def refusal(asked: Asked, before: Measured, after: Measured, max_kl: float) -> s
         max_kl: nats a list that it may move.
     """
     then, now = before.by_scenario, after.by_scenario
-    ratios = {name: now[name].reward / max(q.reward, 1e-12) for name, q in then.items()}
+    ratios = {name: float(_ratio(now[name].reward, q.reward)) for name, q in then.items()}
     bound = least_gain(asked, before.reward_U, after.reward_U)
     if bound is None:
         return "too few held-out prompts to tell"
@@ -79,7 +79,12 @@ def least_gain(asked: Asked, before_U: Floats, after_U: Floats) -> float | None:
         then_C, now_C = (
             np.bincount(cluster_U[own_U], reward_U[own_U], num) for reward_U in (before_U, after_U)
         )
-        ratios.append(drawn_RC @ now_C / np.maximum(drawn_RC @ then_C, 1e-12))
+        ratios.append(_ratio(drawn_RC @ now_C, drawn_RC @ then_C))
     if not ratios:
         return None
     return float(np.quantile(np.mean(ratios, axis=0), _LEVEL / len(STEPS)))
+
+
+def _ratio(now: ArrayLike, then: ArrayLike) -> Floats:
+    """Returns now / then; 1 where both are 0, as of a scenario whose lists are worth nothing."""
+    return np.where(np.equal(now, then), 1.0, now / np.maximum(then, 1e-12))

@@ -3,7 +3,7 @@
 The loss of a prompt is that of a list-wise objective over its lists, plus an anchor where it has a
 weight: the negative log-likelihood per token of the best list, without which preferences are often
 met by making the worse lists unlikely only. The auxiliary text, which has no reward, is anchored
-but not preferred.
+but not preferred: the rest of a list is, given that text.
 Knows nothing of rewards.
 """
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from engine.formats.vocabulary import SEP_ID
 from train.alignment.objectives import OBJECTIVES
 from train.alignment.preferences import Preference
 from train.generation.likelihood import list_logprobs
@@ -32,9 +33,9 @@ class PreferenceBatch:
 
     prompts: list[ListPrompt]
     ids: Tensor  # int64 (B, J, S, N)
-    reference: Tensor  # float32 (B, J, S): log pi of each sequence under the reference
+    is_preferred: Tensor  # bool (B, J, S, N): tokens that are not of the auxiliary text
+    reference: Tensor  # float32 (B, J): log pi of the preferred tokens under the reference
     reward: Tensor  # float32 (B, J)
-    first_preferred: int  # sequences before it are auxiliary texts
 
 
 class PreferenceLoss(nn.Module):
@@ -52,10 +53,8 @@ class PreferenceLoss(nn.Module):
         """Returns the mean loss a prompt as "loss"."""
         logprobs_BJSN = list_logprobs(self.model, batch.prompts, batch.ids)
         device = logprobs_BJSN.device
-        judged = slice(batch.first_preferred, None)
-        policy_BJ = logprobs_BJSN.sum(3)[:, :, judged].sum(2)
-        reference_BJ = batch.reference.to(device)[:, :, judged].sum(2)
-        s_BJ = self._beta * (policy_BJ - reference_BJ)
+        policy_BJ = (logprobs_BJSN * batch.is_preferred.to(device)).sum((2, 3))
+        s_BJ = self._beta * (policy_BJ - batch.reference.to(device))
         loss = self._objective(s_BJ, batch.reward.to(device)).mean()
         if self._anchor_weight:
             num_tokens = int((batch.ids[:, 0] != 0).sum())
@@ -132,16 +131,27 @@ class PreferenceBatches(Dataset[PreferenceBatch]):
 
 @torch.no_grad()
 def _batch(reference: Any, preferences: Sequence[Preference]) -> PreferenceBatch:
-    first = preferences[0].prompt
     prompts = [p.prompt.drawn for p in preferences]
     ids_BJSN = torch.stack([p.ids_JSN for p in preferences])
+    is_preferred_BJSN = torch.ones_like(ids_BJSN, dtype=torch.bool)
+    has_auxiliary_text = preferences[0].prompt.scenario.has_auxiliary_text
+    is_list = len(prompts[0].slots) == 1
+    if has_auxiliary_text and is_list:  # the sequence begins with it
+        is_end_BJSN = ids_BJSN == SEP_ID
+        is_preferred_BJSN = is_end_BJSN.cumsum(3) > is_end_BJSN.long()
+    elif has_auxiliary_text:  # a sequence of its own
+        is_preferred_BJSN[:, :, 0] = False
     reference_BJS = torch.stack([p.reference_JS for p in preferences])
-    if bool(reference_BJS.isnan().any()):  # drawn for another slot: read once more
-        reference_BJS = list_logprobs(reference, prompts, ids_BJSN).sum(3).cpu()
+    # Drawn for another slot, or known as a whole only: read once more.
+    if bool(reference_BJS.isnan().any()) or (has_auxiliary_text and is_list):
+        logprobs_BJSN = list_logprobs(reference, prompts, ids_BJSN).cpu()
+        reference_BJ = (logprobs_BJSN * is_preferred_BJSN).sum((2, 3))
+    else:
+        reference_BJ = (reference_BJS * is_preferred_BJSN.any(3)).sum(2)
     return PreferenceBatch(
         prompts=prompts,
         ids=ids_BJSN,
-        reference=reference_BJS,
+        is_preferred=is_preferred_BJSN,
+        reference=reference_BJ,
         reward=torch.stack([p.reward_J for p in preferences]),
-        first_preferred=int(first.scenario.has_auxiliary_text and len(first.drawn.slots) > 1),
     )

@@ -14,6 +14,7 @@ Knows nothing of how prompts, rewards or losses are made.
 import copy
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -163,7 +164,10 @@ class Aligner:
         num_steps, step, after = 0, 0.0, before
         update_s = 0.0
         if preferences:
-            self._report(f"round {number + 1}: learning from {len(preferences)} prompts")
+            num_of = Counter(p.prompt.scenario.name for p in preferences)
+            names = dict.fromkeys(p.scenario.name for p in prompts)
+            each = ", ".join(f"{num_of[name]} {name}" for name in names)
+            self._report(f"round {number + 1}: learning from {len(preferences)} prompts ({each})")
             started_s = time.monotonic()
             reference = copy.deepcopy(model).eval()
             num_steps = update(

@@ -38,7 +38,8 @@ class FeatureReader:
             statistics: of its tokens.
             max_edges: see `train.clicks.data.RequestReader`.
             searches: `BEFORE_CUT` for clicks to learn from or to predict, since later searches may
-                come of these very clicks; `EVER` for features as a bundle of the run has them.
+                come of held-out clicks (as earlier ones may of those to learn from, see
+                docs/training.md); `EVER` for features as a bundle of the run has them.
 
         Raises:
             ValueError: an older release mined the run, and did not count searches before the cut.

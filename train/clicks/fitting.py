@@ -4,7 +4,11 @@ The logits stay as they are. Knows nothing of how the model was trained.
 """
 
 # R requests, N impressions (rows), P positions, E activations of the head
+import hashlib
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +35,13 @@ Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
 
+class HalfFit(NamedTuple):
+    """Calibrations by scenario, fitted to the other half of the requests."""
+
+    calibrations: dict[str, Platt]
+    unknown_calibrations: dict[str, Platt]  # of texts that the log does not know
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClickFit:
     """What goes with a click model, by scenario."""
@@ -39,6 +50,8 @@ class ClickFit:
     calibrations: dict[str, Platt]
     unknown_calibrations: dict[str, Platt]  # of texts that the log does not know
     uncertainty: ClickUncertainty
+    # By `half`: what a half can be measured with; it is among what the others were fitted to.
+    halves: list[HalfFit]
 
 
 def fit_click_model(
@@ -72,6 +85,8 @@ def fit_click_model(
     # Mined texts that the log does not know are not like others: they were clicked often.
     is_known_N = None if raw is None else is_known(requests, requests.rows(valid))
     calibrations = _calibrations(requests, valid, valid_logits, examinations, is_known_N)
+    known_halves = _half_calibrations(requests, valid, valid_logits, examinations, is_known_N)
+    unknown_halves = known_halves
     spreads = _spreads(
         requests, valid, valid_logits, examinations, calibrations, PRIOR_SPREAD[0], is_known_N
     )
@@ -83,6 +98,9 @@ def fit_click_model(
         is_unknown_N = ~is_known(raw, raw.rows(chosen))
         unknown_calibrations = _calibrations(
             raw, chosen, logits, examinations, is_unknown_N, calibrations
+        )
+        unknown_halves = _half_calibrations(
+            raw, chosen, logits, examinations, is_unknown_N, known_halves
         )
         unknown_spreads = _spreads(
             raw, chosen, logits, examinations, unknown_calibrations, PRIOR_SPREAD[1], is_unknown_N
@@ -111,7 +129,14 @@ def fit_click_model(
         calibrations=calibrations,
         unknown_calibrations=unknown_calibrations,
         uncertainty=uncertainty,
+        halves=list(map(HalfFit, known_halves, unknown_halves)),
     )
+
+
+def half(requests: ClickRequests) -> Ids:
+    """Returns 0 or 1 (R) by the context, so that requests that are alike are in the same half."""
+    digests = (hashlib.md5(array("i", context).tobytes()).digest() for context in requests.contexts)
+    return np.array([digest[0] % 2 for digest in digests], np.int64)
 
 
 def check_logits(scenario: str, logits_N: Floats, *, may_be_equal: bool = False) -> None:
@@ -206,6 +231,23 @@ def _calibrations(
         platt = fit_platt(slope * logits[mask] + intercept, seen_N, requests.clicked_N[own])
         result[name] = Platt(platt.slope * slope, platt.slope * intercept + platt.intercept)
     return result
+
+
+def _half_calibrations(
+    requests: ClickRequests,
+    chosen: Ids,
+    logits: Floats,
+    examinations: dict[str, Examination],
+    among_N: Flags | None,
+    starts: Sequence[dict[str, Platt] | None] = (None, None),
+) -> list[dict[str, Platt]]:
+    """Returns for each half the `_calibrations` by the other."""
+    half_N = half(requests)[requests.request_N[requests.rows(chosen)]]
+    among_N = np.ones(len(half_N), np.bool_) if among_N is None else among_N
+    return [
+        _calibrations(requests, chosen, logits, examinations, among_N & (half_N != own), start)
+        for own, start in enumerate(starts)
+    ]
 
 
 def _are_alike(requests: ClickRequests, rows: Ids) -> bool:

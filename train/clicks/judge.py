@@ -105,8 +105,8 @@ class ClickJudge:
             level: probability with which the lower bounds hold, between 0 and 1.
 
         Raises:
-            ValueError: the model's probabilities are not numbers, or all of a scenario's are the
-                same: a reward that prefers nothing.
+            ValueError: the model's probabilities are not numbers, or those of each scenario are
+                all the same: a reward that prefers nothing.
         """
         if not questions:
             return []
@@ -117,12 +117,25 @@ class ClickJudge:
         is_known_N = requests.features_NF[:, _IS_KNOWN] > 0
         scenario_N = np.array(requests.scenarios)[requests.scenario_R[requests.request_N]]
         p_N, lower_N = np.empty(len(is_known_N)), np.empty(len(is_known_N))
-        for name in sorted(set(scenario_N.tolist())):
+        constant: list[str] = []
+        names = sorted(set(scenario_N.tolist()))
+        for name in names:
             rows = scenario_N == name
             inputs = name, activations_NE[rows], is_known_N[rows]
             p_N[rows] = self._uncertainty.probability(*inputs)
             lower_N[rows] = self._uncertainty.lower_bound(*inputs, level)
-            _check(name, p_N[rows], lower_N[rows])
+            if not (np.isfinite(p_N[rows]).all() and np.isfinite(lower_N[rows]).all()):
+                raise ValueError(
+                    f"the click model's {name} probabilities are not all numbers: its weights or "
+                    "calibration are broken; train it again"
+                )
+            if rows.sum() > 1 and np.ptp(p_N[rows]) == 0:
+                constant.append(name)
+        if constant == names:
+            raise ValueError(
+                f"the click model gives every {' and every '.join(names)} text the same "
+                "probability: it prefers nothing, so there is nothing to align to"
+            )
         parts = zip(requests.offsets[:-1].tolist(), requests.offsets[1:].tolist(), strict=True)
         return [Judgement(p_N[a:b], lower_N[a:b], is_known_N[a:b]) for a, b in parts]
 
@@ -144,17 +157,3 @@ def table_of(questions: Sequence[Judged]) -> pa.Table:
         for position, text in enumerate(asked.texts, start=1)
     ]
     return pa.Table.from_pylist(rows, _SCHEMA)
-
-
-def _check(scenario: str, *probabilities: Floats) -> None:
-    for values in probabilities:
-        if not np.isfinite(values).all():
-            raise ValueError(
-                f"the click model's {scenario} probabilities are not all numbers: its weights or "
-                "calibration are broken; train it again"
-            )
-        if len(values) > 1 and float(np.ptp(values)) == 0.0:
-            raise ValueError(
-                f"the click model gives every {scenario} text the probability {values[0]:.4g}: "
-                "it prefers nothing, so there is nothing to align to"
-            )

@@ -27,7 +27,8 @@ from engine.formats.token_statistics import SEQUEL_LEAST, SEQUEL_MEAN, TokenStat
 from engine.formats.words import parts_of, words_of
 from train.clicks.data import ClickRequests, packed_ids
 from train.generation.generator import read_prompts
-from train.mining.mine import CONTEXTS, QUERIES
+from train.mining.mine import CONTEXTS
+from train.retrieval.pairs import BEFORE_CUT, read_queries
 
 _NUM_POPULAR, _NUM_SIMILAR, _NUM_BROKEN = 2, 3, 2  # wrong candidates of a request
 _SEQUELS = [FEATURE_NAMES.index(name) for name in (SEQUEL_MEAN, SEQUEL_LEAST)]
@@ -37,13 +38,21 @@ _MAX_SHARING = 2000  # queries remembered per word
 class WrongTexts:
     """Makes candidates that a user who went on to another query did not want."""
 
-    def __init__(self, texts: list[str], num_searches: list[int]) -> None:
-        """Takes the known queries, sorted by their bytes, and how often each was searched."""
+    def __init__(self, texts: list[str], num_searches: list[int], *, seed: int = 0) -> None:
+        """Takes what is known.
+
+        Args:
+            texts: queries, sorted by their bytes.
+            num_searches: how often each was searched.
+            seed: of which queries are remembered of a word that many share.
+        """
         self._texts = texts
         self._encoded = [t.encode() for t in texts]
         self._cumulative = np.cumsum(np.array(num_searches, np.float64)).tolist()
         self._sharing: dict[str, list[str]] = defaultdict(list)
-        for text in texts:
+        # In random order: the first by their bytes are alike, such as those that begin with digits.
+        for row in np.random.default_rng(seed).permutation(len(texts)).tolist():
+            text = texts[row]
             for word in words_of(text):
                 if len(self._sharing[word]) < _MAX_SHARING:
                     self._sharing[word].append(text)
@@ -101,14 +110,18 @@ def session_requests(
         statistics: of its tokens.
         num_requests: R; contexts are drawn by how often they occurred, with repetition.
         seed: of contexts and wrong candidates.
+
+    Raises:
+        ValueError: an older release mined the run.
     """
     mined = run / "mined"
     table = pq.read_table(mined / CONTEXTS)
     table = table.filter(pc.field("split") == "train")
     if not num_requests or not table.num_rows:
         return None
-    queries = pq.read_table(mined / QUERIES)
-    wrong = WrongTexts(queries["text"].to_pylist(), queries["num_searches"].to_pylist())
+    # What was searched later only is never the right one: as a wrong one it would be told by that.
+    queries = read_queries(mined, BEFORE_CUT).filter(pc.field(BEFORE_CUT) > 0)
+    wrong = WrongTexts(queries["text"].to_pylist(), queries[BEFORE_CUT].to_pylist(), seed=seed)
     prompts = read_prompts(run)
     scenarios, renderer = prompts.scenarios, prompts.renderer
     ids_of = renderer.vocabulary.ids_of

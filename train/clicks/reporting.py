@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.formats.features import FEATURE_NAMES
 from train.clicks.calibration import Quality, auc, gauc, quality
 from train.clicks.data import ClickRequests
-from train.clicks.fitting import ClickFit, is_known, scenario_rows, seen_probability
+from train.clicks.fitting import ClickFit, half, is_known, scenario_rows, seen_probability
 
 _LOG_POPULARITY = FEATURE_NAMES.index("log_popularity")
 Ids = NDArray[np.int64]
@@ -56,22 +56,24 @@ def click_reports(
         train: those trained on.
         valid: those held out.
         logits: of the rows of the held-out ones, in their order.
-        fit: what was fitted to them.
+        fit: what was fitted to them. Each half is measured with what was fitted to the other.
     """
     rows = requests.rows(valid)
+    half_N = half(requests)[requests.request_N[rows]]
     probability_N, baseline_N = np.zeros(len(rows)), np.zeros(len(rows))
     masks = scenario_rows(requests, rows)
     for name, mask in masks.items():
-        position_N = requests.position_N[rows[mask]]
-        known, unknown = fit.calibrations[name], fit.unknown_calibrations[name]
-        is_known_N = is_known(requests, rows[mask])
-        slope_N = np.where(is_known_N, known.slope, unknown.slope)
-        level_N = slope_N * logits[mask].astype(np.float64)
-        level_N += np.where(is_known_N, known.intercept, unknown.intercept)
-        probability_N[mask] = seen_probability(fit.examinations.get(name), position_N) / (
-            1 + np.exp(-level_N)
-        )
-        baseline_N[mask] = _position_rates(requests, train, name)[position_N]
+        rates_P = _position_rates(requests, train, name)
+        baseline_N[mask] = rates_P[requests.position_N[rows[mask]]]
+        for number, fitted in enumerate(fit.halves):
+            own_N = mask & (half_N == number)
+            known, unknown = fitted.calibrations[name], fitted.unknown_calibrations[name]
+            is_known_N = is_known(requests, rows[own_N])
+            slope_N = np.where(is_known_N, known.slope, unknown.slope)
+            level_N = slope_N * logits[own_N].astype(np.float64)
+            level_N += np.where(is_known_N, known.intercept, unknown.intercept)
+            seen_N = seen_probability(fit.examinations.get(name), requests.position_N[rows[own_N]])
+            probability_N[own_N] = seen_N / (1 + np.exp(-level_N))
     masks["all"] = np.ones(len(rows), np.bool_)
     result: dict[str, ClickReport] = {}
     for name, mask in masks.items():

@@ -13,17 +13,16 @@ Two parts add up on the scale of the log odds:
   estimates it without knowing the truth.
 
 The true probability is taken as gamma distributed with the prediction as its mean: unlike a
-log-normal one it has much mass near 0, as a text that fits or does not has. Quantiles are those of
-Wilson and Hilferty (1931), whose cube root is normal. Knows nothing of the backbone; the served
-graph needs none of it.
+log-normal one it has much mass near 0, as a text that fits or does not has. Knows nothing of the
+backbone; the served graph needs none of it.
 """
 
 # N impressions (rows), E activations of the head with a 1 for the intercept
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -36,7 +35,11 @@ _PRIOR_PRECISION = 1.0  # of each weight of the last layer
 # knows and of others. From the truth of one simulated world, see docs/decisions.md.
 PRIOR_SPREAD = (1.0, 2.0)
 _PRIOR_SPREAD_SD = 0.5
-_MAX_VARIANCE = 9.0  # relative; beyond it the cube root is no longer normal
+# Relative. With more, nearly all mass is at 0, and upper bounds fall again; with less, no shape is
+# finite.
+_MIN_VARIANCE, _MAX_VARIANCE = 1e-8, 9.0
+_MIN_LOG, _MAX_LOG = -740.0, 20.0  # between them lies the quantile of any such distribution
+_NUM_HALVINGS = 50
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -71,9 +74,9 @@ class ClickUncertainty:
             ValueError: `level` is not in (0, 1).
         """
         _check_level(level)
-        z = NormalDist().inv_cdf(0.5 + level / 2)
         p_N, variance_N = self._moments(scenario, activations_NE, is_known_N)
-        return _quantile(p_N, variance_N, -z), _quantile(p_N, variance_N, z)
+        low, high = 0.5 - level / 2, 0.5 + level / 2
+        return _quantile(p_N, variance_N, low), _quantile(p_N, variance_N, high)
 
     def lower_bound(
         self,
@@ -89,7 +92,7 @@ class ClickUncertainty:
         """
         _check_level(level)
         p_N, variance_N = self._moments(scenario, activations_NE, is_known_N)
-        return _quantile(p_N, variance_N, -NormalDist().inv_cdf(level))
+        return _quantile(p_N, variance_N, 1 - level)
 
     def _moments(
         self, scenario: str, activations_NE: NDArray[np.floating], is_known_N: Flags
@@ -225,11 +228,21 @@ def _sigmoid(level_N: Floats) -> Floats:
     return 1 / (1 + np.exp(-level_N))
 
 
-def _quantile(mean_N: Floats, variance_N: Floats, z: float) -> Floats:
-    """Returns quantiles of gamma distributions by mean and relative variance."""
-    variance_N = np.minimum(variance_N, _MAX_VARIANCE)
-    root_N = np.maximum(1 - variance_N / 9 + z * np.sqrt(variance_N) / 3, 0.0)
-    return np.minimum(mean_N * root_N**3, 1.0)
+def _quantile(mean_N: Floats, variance_N: Floats, level: float) -> Floats:
+    """Returns quantiles of gamma distributions by mean and relative variance.
+
+    By bisection on the logarithm: where variance is large, low quantiles are minute, and still
+    differ as the means do.
+    """
+    variance_N = np.clip(variance_N, _MIN_VARIANCE, _MAX_VARIANCE)
+    shape_N = torch.from_numpy(1 / variance_N)
+    low_N, high_N = torch.full_like(shape_N, _MIN_LOG), torch.full_like(shape_N, _MAX_LOG)
+    for _ in range(_NUM_HALVINGS):
+        middle_N = (low_N + high_N) / 2
+        is_below_N = torch.special.gammainc(shape_N, middle_N.exp()) < level
+        low_N = torch.where(is_below_N, middle_N, low_N)
+        high_N = torch.where(is_below_N, high_N, middle_N)
+    return np.minimum(mean_N * variance_N * high_N.exp().numpy(), 1.0)
 
 
 def _check_level(level: float) -> None:

@@ -46,7 +46,9 @@ class GeneratorMetrics(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
     stopped_by_time: bool
     train_loss: float  # nats per token, mean over the last steps
-    valid_loss: dict[str, float]  # scenario -> nats per token; no entry without examples
+    # scenario -> nats per token of what held-out users wanted, auxiliary texts included; no entry
+    # without examples
+    valid_loss: dict[str, float]
     # scenario -> share of what was to be taught that fits max_new_tokens; no entry without any
     fitting: dict[str, float]
 
@@ -159,6 +161,11 @@ def train_generator(
         example = maker(source, rng)
         return None if example is None else encoder(example, rng)
 
+    def make_held_out(source: Source, rng: random.Random) -> Packed | None:
+        # What else an example holds is known from the training split.
+        example = maker(source, rng)
+        return None if example is None else encoder(example, rng, only=source.wanted)
+
     sources = read_sources(mined, maker.config, "train", seed, further=teacher)
     taught = examine(sources, prompts.scenarios, maker, encoder, config.mode, report)
     dataset = Responses(
@@ -205,7 +212,9 @@ def train_generator(
         tokens_per_s=round(counter.num_tokens / train_s, 1),
         stopped_by_time=trainer.state.global_step < trainer.state.max_steps,
         train_loss=_last_loss(trainer),
-        valid_loss=_valid_losses(trainer.model, valid, make, prompts.scenarios, config.batch_size),
+        valid_loss=_valid_losses(
+            trainer.model, valid, make_held_out, prompts.scenarios, config.batch_size
+        ),
         fitting=taught.fitting,
     )
     if trainer.is_world_process_zero():
@@ -240,7 +249,7 @@ def _valid_losses(
     scenarios: Sequence[ScenarioSpec],
     batch_size: int,
 ) -> dict[str, float]:
-    """Returns the loss per scenario over all labels of up to 400 validation examples."""
+    """Returns the loss per scenario over all labels of up to 400 packed validation examples."""
     model.eval()
     device = next(model.parameters()).device
     losses: dict[str, float] = {}

@@ -14,7 +14,7 @@ Suffixes share the prompt (train.models.shared_prefix). Knows nothing of where e
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -52,12 +52,22 @@ class ResponseEncoder:
         self._mode = mode
         self._list_id = renderer.vocabulary.control_id(LIST)
 
-    def __call__(self, example: Example, rng: random.Random) -> Packed | None:
-        """Returns prompt and response, or None if no suggestion is short enough."""
+    def __call__(
+        self, example: Example, rng: random.Random, only: Collection[str] | None = None
+    ) -> Packed | None:
+        """Returns prompt and response, or None if no suggestion is short enough.
+
+        Args:
+            example: what to render.
+            rng: chooses the form where both are taught.
+            only: of the suggestions, those in the response, which must be the best ones. They have
+                the places, and so the losses, that they have among all. None: all.
+        """
         spec = self._scenarios[example.scenario]
         prompt = self._prompt(example)
         answers = self._answers(example, prompt)
-        if not answers:
+        num_kept = sum(only is None or text in only for text, _ in answers)
+        if not num_kept:
             return None
         auxiliary: list[int] | None = None
         if spec.has_auxiliary_text and example.auxiliary_text:
@@ -68,8 +78,9 @@ class ResponseEncoder:
                 return None
             as_list = False  # a list without its question would teach to leave it out
         if as_list:
-            return pack(prompt.ids, [self._list(auxiliary, answers)])
-        return pack(prompt.ids, self._slots(example.scenario, auxiliary, answers))
+            ids = [i for _, i in answers]
+            return pack(prompt.ids, [self._list(auxiliary, ids, num_kept)])
+        return pack(prompt.ids, self._slots(example.scenario, auxiliary, answers, only))
 
     def num_fitting(self, example: Example) -> int:
         """Returns how many of the example's suggestions are short enough to be taught."""
@@ -86,7 +97,8 @@ class ResponseEncoder:
             example.scenario, example.query, example.side_information
         )
 
-    def _answers(self, example: Example, prompt: Prompt) -> list[list[int]]:
+    def _answers(self, example: Example, prompt: Prompt) -> list[tuple[str, list[int]]]:
+        """Returns the suggestions that are short enough, with what is taught of each."""
         vocabulary, spec = self._renderer.vocabulary, self._scenarios[example.scenario]
         if prompt.healed is not None:
             healed = prompt.healed
@@ -94,16 +106,26 @@ class ResponseEncoder:
         else:
             found = vocabulary.encode_batch(example.suggestions)
         # The end takes a token of its own; what does not fit is not taught cut short.
-        return [ids for ids in found if ids and len(ids) < spec.max_new_tokens]
+        return [
+            (text, ids)
+            for text, ids in zip(example.suggestions, found, strict=True)
+            if ids and len(ids) < spec.max_new_tokens
+        ]
 
-    def _list(self, auxiliary: list[int] | None, answers: list[list[int]]) -> list[int]:
+    def _list(
+        self, auxiliary: list[int] | None, answers: list[list[int]], num_kept: int
+    ) -> list[int]:
         ids = [self._list_id]
-        for piece in [*([auxiliary] if auxiliary else []), *answers]:
+        for piece in [*([auxiliary] if auxiliary else []), *answers[:num_kept]]:
             ids += [*piece, SEP_ID]
-        return [*ids[:-1], EOS_ID]
+        return [*ids[:-1], EOS_ID] if num_kept == len(answers) else ids
 
     def _slots(
-        self, scenario: str, auxiliary: list[int] | None, answers: list[list[int]]
+        self,
+        scenario: str,
+        auxiliary: list[int] | None,
+        answers: list[tuple[str, list[int]]],
+        only: Collection[str] | None,
     ) -> list[list[int]]:
         slot_ids = self._renderer.slot_ids(scenario, self._mode)
         suffixes: list[list[int]] = []
@@ -111,11 +133,16 @@ class ResponseEncoder:
             if auxiliary is not None:
                 suffixes.append([slot_ids[0], *auxiliary, EOS_ID])
             slot_ids = slot_ids[1:]
-        answers = sorted(answers[: len(slot_ids)], key=self._renderer.vocabulary.bytes_of)
+        bytes_of = self._renderer.vocabulary.bytes_of
+        answers = sorted(answers[: len(slot_ids)], key=lambda answer: bytes_of(answer[1]))
         slots = spread(slot_ids, len(answers))
         return [
             *suffixes,
-            *([slot, *ids, EOS_ID] for slot, ids in zip(slots, answers, strict=True)),
+            *(
+                [slot, *ids, EOS_ID]
+                for slot, (text, ids) in zip(slots, answers, strict=True)
+                if only is None or text in only
+            ),
         ]
 
 

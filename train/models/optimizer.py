@@ -1,4 +1,4 @@
-"""The optimiser: Muon for hidden matrices, AdamW for embeddings, norms and biases.
+"""The optimiser: Muon for hidden matrices, AdamW for embeddings, output heads, norms and biases.
 
 Muon makes the update of a matrix orthogonal; small transformers from scratch learn in a fraction
 of AdamW's steps with it (docs/decisions.md). Knows
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel
 
 from train.models.backbone import has_fast_bf16
 from train.models.muon import Muon
@@ -57,12 +58,15 @@ def make_optimizer(
     Args:
         model: to be trained.
         learning_rate: AdamW's.
-        matrix_learning_rate: Muon's, for matrices that are no embeddings; 0 leaves them to AdamW.
+        matrix_learning_rate: Muon's, for matrices that are neither embeddings nor a language
+            model's head; 0 leaves them to AdamW.
         weight_decay: decoupled, of matrices and embeddings.
     """
-    embeddings = {
-        id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)
-    }  # a tied output matrix is the same parameter
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for part in model.modules():
+        head = part.get_output_embeddings() if isinstance(part, PreTrainedModel) else None
+        if head is not None:
+            embeddings.add(id(head.weight))
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []

@@ -137,6 +137,16 @@ def last_checkpoint(checkpoints: Path) -> Path | None:
     return max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
 
 
+class _Arguments(TrainingArguments):
+    """TrainingArguments whose CPU has no number: torch loads no checkpoint to "cpu:1"."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+
 def trainer_arguments(
     checkpoints: Path,
     *,
@@ -152,7 +162,8 @@ def trainer_arguments(
     A process uses one GPU, of several the first.
 
     Args:
-        checkpoints: directory of the checkpoints; the last one is kept.
+        checkpoints: directory of the checkpoints; the last one is kept. Several processes keep
+            theirs in a directory of their number in it: a step of theirs is of other batches.
         batch_size: examples per device and step.
         learning_rate: at its peak.
         weight_decay: decoupled (AdamW).
@@ -162,7 +173,9 @@ def trainer_arguments(
         checkpoint_steps: a checkpoint is written every so many steps, and every ten minutes.
     """
     has_gpu = torch.cuda.is_available()
-    arguments = TrainingArguments(
+    # TrainingArguments leaves its precision here, and takes it from here where it has none.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    arguments = _Arguments(
         output_dir=str(checkpoints),
         num_train_epochs=1,
         per_device_train_batch_size=batch_size,
@@ -182,4 +195,6 @@ def trainer_arguments(
     )
     # Trainer would split each batch among all GPUs, n times as large, by nn.DataParallel.
     arguments._n_gpu = min(1, arguments.n_gpu)
+    if arguments.world_size > 1:
+        arguments.output_dir = str(checkpoints / f"{arguments.world_size}_processes")
     return arguments

@@ -32,7 +32,7 @@ def info_nce(
 
     SimCSE's l_i = -log(exp(sim(a_i, p_i) / t) / sum_n exp(sim(a_i, n) / t)), where n runs over
     all positives and negatives of the batch; averaged with the same in the other direction
-    (p_i against all anchors).
+    (p_i against all anchors). Computed in float32, also under autocast.
 
     Args:
         anchors_BD: unit norm.
@@ -47,7 +47,9 @@ def info_nce(
     labels_B = torch.arange(num_pairs, device=anchors_BD.device)
     diagonal_BB = torch.eye(num_pairs, dtype=torch.bool, device=anchors_BD.device)
     ignored_BN = ignored_BN & ~F.pad(diagonal_BB, (0, ignored_BN.shape[1] - num_pairs))
-    logits_BN = anchors_BD @ torch.cat([positives_BD, negatives_HD]).T / temperature
+    candidates_ND = torch.cat([positives_BD, negatives_HD])
+    with torch.autocast(anchors_BD.device.type, enabled=False):
+        logits_BN = anchors_BD.float() @ candidates_ND.float().T / temperature
     logits_BN = logits_BN.masked_fill(ignored_BN, -torch.inf)
     forward_B = F.cross_entropy(logits_BN, labels_B, reduction="none")
     backward_B = F.cross_entropy(logits_BN[:, :num_pairs].T, labels_B, reduction="none")

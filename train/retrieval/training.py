@@ -71,7 +71,7 @@ def train_encoder(
     graph = CooccurrenceGraph(pairs.sources, pairs.targets, pairs.npmi, len(queries))
 
     encoder = _new_encoder(run, config, shape)
-    dataset = _Pairs.of(graph, len(queries), config, seed)
+    dataset = PairsInOrder.of(graph, len(queries), config, seed)
     collator = _Collator(encoder.token_ids(queries), graph, hard_negatives(queries, graph, seed))
     trainer = _EncoderTrainer(
         model=encoder,
@@ -183,16 +183,28 @@ def _new_encoder(run: Path, config: EncoderConfig, shape: Shape) -> Encoder:
     return Encoder(BertModel(bert, add_pooling_layer=False), vocabulary)
 
 
-class _Pairs(Dataset[tuple[int, int, float]]):
-    """(source row, target row, weight) in the order of training, over all epochs."""
+class PairsInOrder(Dataset[tuple[int, int, float]]):
+    """(source row, target row, weight) in the order of training, over all epochs.
 
-    def __init__(self, pairs: Ids, weights: NDArray[np.float32], order: Ids) -> None:
+    Which end of a pair is the source, which alone has hard negatives, is drawn anew in each.
+    """
+
+    def __init__(
+        self,
+        pairs: Ids,
+        weights: NDArray[np.float32],
+        order: Ids,
+        is_turned: NDArray[np.bool_],
+    ) -> None:
+        """Takes pairs with their weights, and for each place in order which one, turned or not."""
         self._pairs, self._weights, self._order = pairs, weights, order
+        self._is_turned = is_turned
 
     @classmethod
     def of(
         cls, graph: CooccurrenceGraph, num_queries: int, config: EncoderConfig, seed: int
-    ) -> "_Pairs":
+    ) -> "PairsInOrder":
+        """Returns the pairs of a graph, and queries without any as pairs of their own."""
         lonely = np.setdiff1d(np.arange(num_queries), graph.pairs)
         pairs = np.concatenate([graph.pairs, np.stack([lonely, lonely], axis=1)])
         weights = np.concatenate(
@@ -205,14 +217,14 @@ class _Pairs(Dataset[tuple[int, int, float]]):
         num_rounds = math.ceil(config.num_epochs)
         order = np.concatenate([random.permutation(len(pairs)) for _ in range(num_rounds)])
         order = order[: max(config.batch_size, round(config.num_epochs * len(pairs)))]
-        return cls(pairs, weights, order)
+        return cls(pairs, weights, order, random.random(len(order)) < 0.5)
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> tuple[int, int, float]:
         row = self._order[index]
-        source, target = self._pairs[row]
+        source, target = self._pairs[row][:: -1 if self._is_turned[index] else 1]
         return int(source), int(target), float(self._weights[row])
 
 

@@ -137,3 +137,21 @@ def test_a_scenario_that_loses_is_not_paid_for_by_the_others() -> None:
     reward_U = np.full(len(ASKED.query_U), 0.2)
     after_U = reward_U * np.repeat([1.5, 1.5, 0.9], NUM_PROMPTS)
     assert "clarification x 0.900" in refusal(ASKED, measured(reward_U), measured(after_U), 40)
+
+
+@pytest.mark.parametrize("num_worthless", [1, 60])
+def test_a_scenario_whose_lists_are_worth_nothing_stands_in_nobodys_way(num_worthless: int) -> None:
+    asked = asked_of(60, num_worthless)
+    worthless = np.repeat([1.0, 0.0], [60, num_worthless])
+    before_U = worthless * np.random.default_rng(0).uniform(0.2, 0.4, len(worthless))
+    before = measured(before_U, asked=asked)
+    assert refusal(asked, before, measured(1.3 * before_U, asked=asked), max_kl=40) == ""
+    why_not = refusal(asked, before, measured(0.9 * before_U, asked=asked), max_kl=40)
+    assert "suggestion x 0.900, completion x 1.000" in why_not
+
+
+def test_a_scenario_whose_worth_is_lost_is_refused() -> None:
+    asked = asked_of(60, 60)
+    before = measured(np.full(120, 0.2), asked=asked)
+    after = measured(np.repeat([0.4, 0.0], 60), asked=asked)
+    assert "completion x 0.000" in refusal(asked, before, after, max_kl=40)

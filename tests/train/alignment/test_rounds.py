@@ -241,7 +241,7 @@ def test_without_a_click_model_there_is_nothing_to_align_to(
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(0.0, "gives every .* text the probability"), (float("nan"), "are not all numbers")],
+    [(0.0, "gives every .* text the same"), (float("nan"), "are not all numbers")],
 )
 def test_a_click_model_that_prefers_nothing_is_refused(
     trained_run: Path, tmp_path: Path, value: float, message: str

@@ -11,10 +11,11 @@ import torch
 from engine.formats.features import candidate_features
 from engine.formats.prompt import SESSION, SideInformation
 from tests.train.conftest import topic_queries
+from train.clicks.calibration import Platt
 from train.clicks.judge import ClickJudge, Judged
 from train.clicks.model import load_click_model
 from train.clicks.token_statistics import count_tokens
-from train.clicks.uncertainty import load_uncertainty
+from train.clicks.uncertainty import load_uncertainty, save_uncertainty
 from train.generation.generator import read_prompts
 from train.retrieval.index import read_edges
 
@@ -129,3 +130,20 @@ def test_what_the_log_knows_is_read_once(trained_run: Path, tmp_path: Path) -> N
     shutil.rmtree(run / "mined")
     (after,) = judge(asked, level=0.8)
     assert after.p_seen_C.tolist() == before.p_seen_C.tolist()
+
+
+def test_a_scenario_that_it_cannot_judge_leaves_the_others(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    uncertainty = load_uncertainty(run / "click_model")
+    uncertainty.calibration["completion"] = (Platt(0.0, -2.0), Platt(0.0, -2.0))
+    (run / "click_model/uncertainty.safetensors").unlink()
+    save_uncertainty(uncertainty, run / "click_model")
+    judge = ClickJudge(run, max_edges=32)
+    dull = Judged("completion", QUERY, SIDE, [KNOWN, OTHER])
+    same, differing = judge([dull, dull._replace(scenario="suggestion")], level=0.99)
+    assert same.p_seen_C[0] == same.p_seen_C[1]
+    assert differing.lower_C[0] != differing.lower_C[1]
+    with pytest.raises(ValueError, match="every completion text the same probability"):
+        judge([dull], level=0.99)

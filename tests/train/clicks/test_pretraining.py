@@ -1,6 +1,7 @@
 """Requests made from sessions: the right candidate is first, wrong ones are wrong in known ways."""
 
 import random
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from train.clicks.batches import make_batch
 from train.clicks.pretraining import WrongTexts, session_requests
 from train.clicks.token_statistics import count_tokens
 from train.generation.generator import read_prompts
+from train.retrieval.pairs import BEFORE_CUT, EVER
 
 TEXTS = sorted(
     ["gaming laptop", "laptop bag", "laptop stand", "coffee beans", "cheap coffee grinder"],
@@ -91,6 +93,37 @@ def test_nothing_to_learn_from_is_none(
 ) -> None:
     assert session_requests(trained_run, statistics, num_requests=0, seed=0) is None
     assert session_requests(mined_run, statistics, num_requests=10, seed=0) is None  # all held out
+
+
+def test_what_was_first_searched_after_the_cut_is_no_wrong_text(
+    trained_run: Path, statistics: TokenStatistics, tmp_path: Path
+) -> None:
+    """It is never the right one, so it would be told by that alone."""
+    vocabulary = read_prompts(trained_run).renderer.vocabulary
+    mined = pq.read_table(trained_run / "mined/queries.parquet")
+    text = "zz a new fashion"
+    for before_cut in (1_000_000, 0):
+        run = shutil.copytree(trained_run, tmp_path / str(before_cut))
+        new = {"text": text, EVER: 1_000_000, BEFORE_CUT: before_cut}
+        row = pa.Table.from_pylist([{**mined[:1].to_pylist()[0], **new}], mined.schema)
+        pq.write_table(pa.concat_tables([mined, row]), run / "mined/queries.parquet")
+        requests = session_requests(run, statistics, num_requests=300, seed=0)
+        assert requests is not None
+        shown = {tuple(ids) for ids in requests.candidates}
+        assert (tuple(vocabulary.encode(text)) in shown) == (before_cut > 0)
+
+
+def test_all_queries_that_share_a_frequent_word_may_be_wrong_texts() -> None:
+    """Of 6,000 some are remembered: of both ends of the alphabet, by the seed."""
+    texts = [f"{number:04} pillow" for number in range(6000)]
+    drawn = [
+        WrongTexts(texts, [1] * 6000, seed=seed).sharing_a_word("pillow", random.Random(0), 500)
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for part in range(6):
+        share = sum(text.startswith(str(part)) for text in drawn[0]) / 500
+        assert share == pytest.approx(1 / 6, abs=0.07)
 
 
 def test_wrong_texts_are_of_their_kind() -> None:

@@ -146,6 +146,24 @@ def test_prediction_is_the_mean_of_a_distribution_with_mass_near_zero() -> None:
         assert np.quantile(draws, level) == pytest.approx(np.quantile(sample, level), rel=0.06)
 
 
+@pytest.mark.parametrize("variance", [0.0, 0.5, 2.0, 9.0])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_lower_bounds_hold_at_their_level_and_keep_the_order_of_what_is_unsure(
+    variance: float, level: float
+) -> None:
+    model = uncertainty(covariance_EE=np.zeros((3, 3)), spread={"s": (variance, variance)})
+    x_NE = np.array([[-1.0, 2.0], [-1.0, 1.0], [0.0, 1.0]])
+    low_N = model.lower_bound("s", x_NE, KNOWN[:3], level)
+    mean_N = model.probability("s", x_NE, KNOWN[:3])
+    assert (np.diff(low_N) > 0).all()
+    assert low_N / low_N[0] == pytest.approx(mean_N / mean_N[0])
+    if not variance:
+        assert low_N == pytest.approx(mean_N, rel=1e-3)
+    else:
+        truth = np.random.default_rng(0).gamma(1 / variance, variance, 400_000)
+        assert (truth > low_N[0] / mean_N[0]).mean() == pytest.approx(level, abs=0.003)
+
+
 def test_texts_that_the_log_does_not_know_have_calibration_and_spread_of_their_own() -> None:
     model = uncertainty()
     x_NE, is_known = np.array([[0.3, -1.0]] * 2), np.array([True, False])

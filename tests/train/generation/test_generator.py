@@ -14,11 +14,12 @@ from engine.formats.completion import completed
 from engine.formats.prompt import COOCCURRING, SideInformation, spread
 from engine.formats.vocabulary import EOS_ID, LIST, SEP_ID, slot_token
 from tests.train.conftest import write_impressions
-from train.generation.examples import Example, Source
+from train.generation.examples import Example, Source, read_sources
 from train.generation.generator import (
     GeneratorMetrics,
     ResponseLoss,
     RunPrompts,
+    example_maker,
     read_prompts,
     train_generator,
 )
@@ -120,6 +121,30 @@ def test_suggestions_too_long_for_the_decoder_are_left_out(prompts: RunPrompts) 
     assert encoded(prompts, Example("suggestion", "q", [], None, [long]), "slots") is None
     longest = max(s.max_new_tokens for s in prompts.scenarios)
     assert all(len(s) - 1 <= longest for s in suffixes(packed))
+
+
+def test_the_best_suggestions_alone_lie_where_they_lie_among_all(prompts: RunPrompts) -> None:
+    texts = suggested(prompts, 4)
+    wanted = [texts[2], texts[0]]
+    example = Example("suggestion", "q", [], None, [*wanted, texts[3], texts[1]])
+    modes: tuple[Mode, ...] = ("slots", "beam", "list")
+    for mode in modes:
+        every = encoded(prompts, example, mode)
+        encoder = ResponseEncoder(prompts.renderer, prompts.scenarios, mode)
+        some = encoder(example, random.Random(0), only=wanted)
+        assert every is not None
+        assert some is not None
+        if mode == "list":
+            (whole,), (part,) = suffixes(every), suffixes(some)
+            assert part == whole[: len(part)]
+            assert part.count(SEP_ID) == 2
+        else:
+            ids = [prompts.renderer.vocabulary.encode(text) for text in wanted]
+            kept = [s for s in suffixes(every) if s[1:-1] in ids]
+            assert suffixes(some) == kept
+            assert len(kept) == 2
+        assert encoder(example, random.Random(0), only=["another"]) is None
+        assert encoder(example, random.Random(0), only=example.suggestions) == every
 
 
 def random_packed(count: int, seed: int = 0) -> list[Packed]:
@@ -233,6 +258,33 @@ def test_training_learns_saves_and_reports(clicked_run: Path, tmp_path: Path) ->
     assert model.config.tie_word_embeddings
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.config.eos_token_id == EOS_ID
+
+
+def test_the_held_out_loss_is_of_what_held_out_users_wanted(
+    clicked_run: Path, tmp_path: Path
+) -> None:
+    config = GeneratorConfig(mode="slots", num_epochs=0.5, batch_size=16, learning_rate=5e-3)
+    metrics = train_generator(clicked_run, config, shape=SHAPE, seed=0, output=tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    prompts = read_prompts(clicked_run)
+    maker = example_maker(clicked_run / "mined", config, prompts, max_edges=32)
+    sources = read_sources(clicked_run / "mined", maker.config, "valid", 0)
+    rng, losses, num_others = random.Random(0), [], 0
+    for source in [s for s in sources if s.scenario == "suggestion"][:400]:
+        example = maker(source, rng)
+        packed = None if example is None else encoded(prompts, example, "slots")
+        if packed is None:
+            continue
+        prompt = [i for i, s in zip(packed.input_ids, packed.segment_ids, strict=True) if s == 0]
+        texts = [prompts.renderer.vocabulary.decode(s[1:-1]) for s in suffixes(packed)]
+        wanted = [
+            s for s, text in zip(suffixes(packed), texts, strict=True) if text in source.wanted
+        ]
+        num_others += len(texts) - len(wanted)
+        if wanted:
+            losses += slow_losses(model, pack(prompt, wanted))
+    assert num_others, "examples hold nothing but what was wanted"
+    assert metrics.valid_loss["suggestion"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
 
 def test_a_time_limit_stops_cleanly_and_says_so(clicked_run: Path, tmp_path: Path) -> None:

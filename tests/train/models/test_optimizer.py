@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.models.optimizer import JointOptimizer, make_optimizer
 
@@ -49,6 +50,23 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
     matrices = [id(p) for p in optimizer.param_groups[0]["params"]]
     assert matrices == [id(model.hidden.weight)], "neither embeddings nor the tied head"
+
+
+def test_a_head_that_is_not_tied_is_no_hidden_matrix() -> None:
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
+    model = nn.ModuleDict({"inside": LlamaForCausalLM(config)})
+    optimizer = optimizer_of(model)
+    matrices = {id(p) for p in optimizer.param_groups[0]["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in matrices}
+    assert len(names) == 7, "four of attention and three of the layer behind it"
+    assert all(".layers.0." in name for name in names)
 
 
 def test_no_matrix_rate_means_adamw_alone() -> None:

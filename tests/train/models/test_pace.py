@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import Trainer
 
 from train.models.callbacks import CHECKPOINT_S
 from train.models.pace import PacedTrainer, last_checkpoint, trainer_arguments
@@ -43,6 +44,13 @@ class Line(nn.Module):
         if self._left == 0:
             raise InterruptedError
         return {"loss": ((self.weight - x) ** 2).mean()}
+
+
+class Precision(nn.Module):
+    """Says whether what it is given is in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor(float(x.dtype == torch.bfloat16))
 
 
 class Ones(Dataset[dict[str, Tensor]]):
@@ -98,6 +106,19 @@ def test_one_process_trains_on_one_gpu_of_several(
     assert arguments.device == torch.device("cuda:0")
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == 4
+
+
+def test_each_training_of_a_process_has_the_precision_that_it_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.models.pace.has_fast_bf16", lambda: True)
+    for bf16 in (True, False, True):
+        arguments = trainer_arguments(
+            tmp_path, batch_size=1, learning_rate=0.01, weight_decay=0.0, bf16=bf16, seed=0
+        )
+        made = Trainer(model=nn.Linear(2, 2), args=arguments)
+        output = made.accelerator.prepare_model(nn.Sequential(nn.Linear(2, 2), Precision()))
+        assert bool(output(torch.ones(1, 2)).item()) == bf16
 
 
 def test_a_slow_training_says_each_minute_how_far_it_is(tmp_path: Path) -> None:
@@ -156,6 +177,42 @@ def test_a_training_of_fast_steps_has_no_checkpoint_but_by_steps(tmp_path: Path)
     assert last_checkpoint(tmp_path) is None
 
 
+def by_two(script: Path, *arguments: object) -> None:
+    """Runs a script by two processes of one group."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_what_they_left(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "from contextlib import suppress\n"
+        "from pathlib import Path\n"
+        "from tests.train.models.test_pace import CHECKPOINT_S, trainer\n"
+        "lines = []\n"
+        "directory, stop_at = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "made = trainer(directory, CHECKPOINT_S / 10, stop_at=stop_at, report=lines.append)\n"
+        "with suppress(InterruptedError):\n"
+        "    made.train_resumable()\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    with directory.with_suffix('.txt').open('a') as told:\n"
+        "        print(made.state.global_step, lines[0], file=told)\n"
+    )
+    by_two(script, tmp_path / "checkpoints", 36)
+    by_two(script, tmp_path / "checkpoints", 99)
+    first, second = (tmp_path / "checkpoints.txt").read_text().splitlines()
+    assert first.startswith("35 step 1 of 60")
+    assert second.startswith("60 step 31 of 60")
+
+
 @pytest.mark.slow
 def test_processes_with_clocks_of_their_own_write_checkpoints_at_the_same_steps(
     tmp_path: Path,
@@ -175,14 +232,11 @@ def test_processes_with_clocks_of_their_own_write_checkpoints_at_the_same_steps(
         "made._save_checkpoint = saving\n"
         "made.train_resumable()\n"
     )
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), str(tmp_path / "checkpoints")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    # What one process left is of other batches, and is not what two go on from.
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path / "checkpoints", CHECKPOINT_S / 10, stop_at=36).train_resumable()
+    assert last_checkpoint(tmp_path / "checkpoints") is not None
+    by_two(script, tmp_path / "checkpoints")
     for rank in (0, 1):
         steps = (tmp_path / f"checkpoints.{rank}").read_text().split()
         assert steps == [str(step) for step in range(6, 61, 6)]

@@ -25,7 +25,7 @@ from train.models.backbone import bert_config, shapes_of
 from train.models.pace import TimeLimit, learning_rate_factor, trainer_arguments
 from train.retrieval.contrast import CooccurrenceGraph, hard_negatives, info_nce
 from train.retrieval.encoder import Encoder, HuggingFaceTokenizer, encoder_tokenizer
-from train.retrieval.training import recall_at_20, train_encoder
+from train.retrieval.training import PairsInOrder, recall_at_20, train_encoder
 from train.settings import EncoderConfig
 
 
@@ -58,6 +58,41 @@ def test_an_ignored_column_is_no_negative_but_the_diagonal_always_counts() -> No
         anchors, positives, negatives, ignored_BN=everything, weights_B=weights, temperature=0.1
     )
     assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_is_computed_in_float32_under_autocast_too() -> None:
+    torch.manual_seed(0)
+    anchors, positives, negatives = F.normalize(torch.randn(3, 64, 32), dim=-1)
+
+    def loss() -> float:
+        ignored, weights = torch.zeros(64, 128, dtype=torch.bool), torch.ones(64)
+        return info_nce(
+            anchors,
+            positives,
+            negatives,
+            ignored_BN=ignored,
+            weights_B=weights,
+            temperature=0.05,
+        ).item()
+
+    alone = loss()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss() == alone
+
+
+def test_either_end_of_a_pair_is_the_one_with_hard_negatives_in_some_epochs() -> None:
+    ends = np.arange(200)
+    graph = CooccurrenceGraph(ends[:100], ends[100:], np.full(100, 0.5, np.float32), 201)
+    config = EncoderConfig(num_epochs=20, batch_size=10)
+    pairs, again = (PairsInOrder.of(graph, 201, config, seed=3) for _ in range(2))
+    assert len(pairs) == 20 * 101
+    assert [pairs[i] for i in range(len(pairs))] == [again[i] for i in range(len(pairs))]
+    first = np.array([pairs[i][0] for i in range(len(pairs))])
+    counts = np.bincount(first, minlength=201)
+    assert (counts[:100] + counts[100:200] == 20).all()
+    assert counts[:200].min() > 0
+    assert counts[:100].sum() == pytest.approx(1000, abs=100)
+    assert counts[200] == 20, "a query without pairs is its own partner"
 
 
 def test_graph_joins_both_directions_and_keeps_the_better_association() -> None:
