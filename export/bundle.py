@@ -32,7 +32,7 @@ from engine.formats.token_statistics import TOKEN_STATISTICS
 from engine.formats.vocabulary import MAX_SLOTS
 from engine.scheduling.planner import SCORED_SIZES
 from export import click_parity, encoder_parity, parity
-from export.calibration import activation_scales
+from export.calibration import activation_scales, within_range
 from export.checkpoint import DecoderCheckpoint, Run, unchanged
 from export.click_model import build_click_model
 from export.decoder import Array
@@ -122,6 +122,7 @@ class _Writer:
             parity=self.parity,
             quality=self.quality,
             provenance={
+                **run.weights_sha256(),
                 "training_config_sha256": sha256_of(config) if config.is_file() else "",
                 "torch": str(torch.__version__),
                 "onnxruntime": ort.__version__,
@@ -135,7 +136,8 @@ class _Writer:
         model = self.run.encoder()
         graph = build_encoder(model)
         rows = self._encoder_rows(seed=1)
-        exact_ND, figures = encoder_parity.check_exact(parity.session_of(graph), model, rows)
+        with within_range(model, self.precision):
+            exact_ND, figures = encoder_parity.check_exact(parity.session_of(graph), model, rows)
         if self.precision != "fp32":
             samples: list[Mapping[str, Any]] = [
                 {"input_ids": np.asarray([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
@@ -164,8 +166,10 @@ class _Writer:
         exact = parity.session_of(build(with_logprobs=True))
         self.report(f"generator: {self.num_parity} requests against the torch reference")
         requests = sample_requests(self.run, self.num_parity, seed=2)
-        reference = parity.check_reference(exact, checkpoint, self.run, requests, self.mode)
-        self.parity["generator"] = reference
+        with within_range(checkpoint.model, self.precision):
+            self.parity["generator"] = parity.check_reference(
+                exact, checkpoint, self.run, requests, self.mode
+            )
         if self.precision == "int8":
             self.report("generator: int8 calibration")
             build = partial(build, activation_scales=self._generator_scales(checkpoint, exact))
@@ -180,12 +184,14 @@ class _Writer:
                 self.parity[f"{name}_batching"] = parity.check_batch_invariance(
                     reduced, self.run, several, self.mode
                 )
-            self.parity[name] = parity.agreement(exact, reduced, self.run, several, self.mode)
+            self.parity[name] = parity.agreement(
+                exact, reduced, checkpoint, self.run, several, self.mode
+            )
             parity.check_agreement(self.parity[name], self.precision)
         # A search has the probabilities at hand; greedy choices would have to work them out.
         spec = self._save(build(with_logprobs=self.mode == "beam"), "generator")
         return GeneratorSpec(
-            **_fields(spec),
+            **msgspec.structs.asdict(spec),
             mode=self.mode,
             max_prompt_tokens=self.run.prompt.max_tokens,
             max_new_tokens=longest,
@@ -223,7 +229,8 @@ class _Writer:
         tables = checkpoint.cos_sin(self.run.prompt.max_tokens + most_tokens)
         requests = sample_requests(self.run, self.num_parity, seed=5)
         features = click_parity.sample_features(head, requests, seed=6)
-        expected = click_parity.click_reference(checkpoint, head, self.run, requests, features)
+        with within_range(checkpoint.model, self.precision):
+            expected = click_parity.click_reference(checkpoint, head, self.run, requests, features)
         build = partial(build_click_model, checkpoint.state, head, checkpoint.shape, tables)
         graph = build()
         session = parity.session_of(graph)
@@ -244,7 +251,7 @@ class _Writer:
         self.parity["click_model"] = figures
         self.quality |= {f"click_model_{k}": v for k, v in self.run.click_quality().items()}
         return ClickModelSpec(
-            **_fields(self._save(graph, "click_model")),
+            **msgspec.structs.asdict(self._save(graph, "click_model")),
             feature_names=list(FEATURE_NAMES),
             statistics=TOKEN_STATISTICS,
             calibration=self.run.calibration(),
@@ -284,10 +291,6 @@ class _Writer:
             inputs={i.name: _signature(i) for i in graph.graph.input},
             outputs={o.name: _signature(o) for o in graph.graph.output},
         )
-
-
-def _fields(spec: ModelSpec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in ModelSpec.__struct_fields__}
 
 
 def _signature(info: onnx.ValueInfoProto) -> list[str | int]:

@@ -1,4 +1,4 @@
-"""Activation scales for int8, measured on sample inputs. Knows nothing of ONNX.
+"""How large activations are: scales for int8, and whether fp16 holds them. Knows nothing of ONNX.
 
 A scale is shared by the linear layers that read the same input, under the key that
 `export.decoder` looks up: "layers.0.qkv", "layers.0.o", "layers.0.gate_up", "layers.0.down",
@@ -7,7 +7,8 @@ A scale is shared by the linear layers that read the same input, under the key t
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ _ROWS_PER_CALL = 12
 # far beyond all others (attention sinks have them) takes all levels for itself.
 _MAX_RELATIVE_ERROR = 0.01
 _HEAD = "lm_head"
+# fp16 ends at 65504; sample inputs may not show the largest activation there is.
+_MAX_FP16 = 3e4
 _CLIPS = np.geomspace(0.2, 1.0, 33)
 
 
@@ -70,6 +73,41 @@ def activation_scales(model: nn.Module, run: Callable[[], object]) -> dict[str, 
         is_shared = key == _HEAD or relative_error(rows, scale) <= _MAX_RELATIVE_ERROR
         scales[key] = scale if is_shared else None
     return scales
+
+
+@contextmanager
+def within_range(model: nn.Module, precision: str) -> Iterator[None]:
+    """Checks at the end that fp16, if that is the precision, holds what layers read and gave.
+
+    The CPU computes fp16 graphs in float32, so that no run of theirs shows it.
+
+    Raises:
+        ValueError: a number was too large.
+    """
+    largest: dict[str, float] = defaultdict(float)
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def record(_: nn.Module, args: tuple[object, ...], output: object) -> None:
+            for x in (*args, output):
+                if isinstance(x, torch.Tensor) and x.is_floating_point():
+                    largest[name] = max(largest[name], float(x.abs().max()))
+
+        return record
+
+    layers = {n: m for n, m in model.named_modules() if not any(m.children())}
+    chosen = layers if precision == "fp16" else {}
+    hooks = [m.register_forward_hook(recorder(n)) for n, m in chosen.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    name = max(largest, key=lambda n: largest[n], default="")
+    if name and largest[name] > _MAX_FP16:
+        raise ValueError(
+            f"the layer {name} has activations up to {largest[name]:.2g}, too large for fp16, in "
+            f"which at most {_MAX_FP16:g} is safe: export with precision fp32"
+        )
 
 
 def relative_error(rows: NDArray[np.float32], scale: float) -> float:

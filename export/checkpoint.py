@@ -128,7 +128,7 @@ class Run:
         Raises:
             ValueError: a file of weights is damaged, or a model is too large.
         """
-        for directory in (*map(self.directory.joinpath, _MODELS), self.generator_directory):
+        for directory in self._model_directories():
             num_bytes = 4 * sum(_num_weights(path) for path in directory.glob("*.safetensors"))
             if num_bytes > _MAX_BYTES:
                 raise ValueError(
@@ -136,11 +136,22 @@ class Run:
                     "which all graphs are made; an ONNX file takes up to 2 GiB: train a smaller one"
                 )
 
+    def weights_sha256(self) -> dict[str, str]:
+        """Returns file of weights, relative to the run -> sha256, of the models that are exported.
+
+        By these `train.evaluation.origin` tells whether a bundle is of a run.
+        """
+        files = [f for d in self._model_directories() for f in sorted(d.glob("*.safetensors"))]
+        return {f.relative_to(self.directory).as_posix(): sha256_of(f) for f in files}
+
     @property
     def generator_directory(self) -> Path:
         """Where the generator is: aligned if it was, else as fine-tuned."""
         aligned = self.directory / "aligned"
         return aligned if aligned.is_dir() else self.directory / "generator"
+
+    def _model_directories(self) -> list[Path]:
+        return [*map(self.directory.joinpath, _MODELS), self.generator_directory]
 
     def encoder(self) -> Any:
         """Loads the encoder's transformer in float32."""

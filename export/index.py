@@ -176,6 +176,8 @@ def embed(encoder: Encoder, ids: Sequence[Sequence[int]], report: Report) -> Flo
         parts.append(encoder.run([ids[r] for r in rows]))
         if number % _BATCHES_A_LINE == 0:
             report(f"index: {start + len(rows)} of {len(ids)} queries embedded")
+    if not parts:
+        return encoder.run([()])[:0]
     embeddings_QD = np.empty((len(ids), parts[0].shape[1]), np.float32)
     embeddings_QD[order] = np.concatenate(parts)
     return embeddings_QD

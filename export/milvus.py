@@ -62,11 +62,9 @@ def load_vectors(
         schema = client.create_schema(auto_id=False)
         schema.add_field(ROW_FIELD, DataType.INT64, is_primary=True)
         schema.add_field(VECTOR_FIELD, DataType.FLOAT_VECTOR, dim=spec.embedding_dim)
-        graph = client.prepare_index_params()
-        params = {"M": spec.m, "efConstruction": spec.ef_construction}
-        graph.add_index(VECTOR_FIELD, index_type="HNSW", metric_type=_METRIC, params=params)
-        client.create_collection(name, schema=schema, index_params=graph, timeout=_CALL_TIMEOUT_S)
-        is_ours = True
+        is_ours = True  # a call that fails may have done its work
+        # Without an index, so that it is not loaded and no engine searches it before it is full.
+        client.create_collection(name, schema=schema, timeout=_CALL_TIMEOUT_S)
         for start in range(0, len(index), _BATCH_SIZE):
             rows = np.arange(start, min(start + _BATCH_SIZE, len(index)))
             vectors = index.vectors(rows)
@@ -80,6 +78,10 @@ def load_vectors(
             )
             report(f"milvus: {rows[-1] + 1} of {len(index)} vectors sent")
         client.flush(name, timeout=_LOAD_TIMEOUT_S)
+        graph = client.prepare_index_params()
+        params = {"M": spec.m, "efConstruction": spec.ef_construction}
+        graph.add_index(VECTOR_FIELD, index_type="HNSW", metric_type=_METRIC, params=params)
+        client.create_index(name, graph, timeout=_LOAD_TIMEOUT_S)
         client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
     except BaseException as error:  # interrupted, too
         if is_ours:

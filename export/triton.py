@@ -141,9 +141,10 @@ def model_config(
         }
     elif device != "cpu":
         accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
-        accelerators.add(name=device)
         if device == "tensorrt":
-            accelerators[0].parameters["precision_mode"] = "FP32"
+            accelerators.add(name="tensorrt").parameters["precision_mode"] = "FP32"
+        # Also beside TensorRT, which leaves it what it does not know.
+        accelerators.add(name="cuda").parameters["use_tf32"] = "0"
     for key, text in sorted(parameters.items()):
         config.parameters[key].string_value = text
     return config

@@ -34,6 +34,11 @@ _PROVIDERS = {
         "CPUExecutionProvider",
     ],
 }
+# As in `engine.execution.device`: TF32 would round fp32 products to 10 bits.
+_OPTIONS = {
+    "CUDAExecutionProvider": {"use_tf32": 0, "arena_extend_strategy": "kSameAsRequested"},
+    "TensorrtExecutionProvider": {"trt_fp16_enable": False},
+}
 
 Row = dict[str, np.ndarray]
 
@@ -42,7 +47,11 @@ class TritonPythonModel:
     """What Triton's stub looks for."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the graph; Triton calls this once per instance."""
+        """Opens the graph; Triton calls this once per instance.
+
+        Raises:
+            RuntimeError: the device cannot be used.
+        """
         config = json.loads(args["model_config"])
         told = {name: v["string_value"] for name, v in config["parameters"].items()}
         self._inputs = [i["name"] for i in config["input"]]
@@ -50,10 +59,6 @@ class TritonPythonModel:
         self._vocabulary = int(told["vocabulary"])
         self._max_tokens: dict[str, int] = json.loads(told["max_tokens"])
         self._max_new_tokens = int(told["max_new_tokens"])
-        providers: list[Any] = list(_PROVIDERS[told["device"]])
-        if told["device"] != "cpu":
-            device = {"device_id": args["model_instance_device_id"]}
-            providers = [(name, device) for name in providers[:-1]] + providers[-1:]
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(told["intra_op_thread_count"])
         options.inter_op_num_threads = 1
@@ -61,7 +66,19 @@ class TritonPythonModel:
         # The models of a server have a pool each; threads that spin would slow down the others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._session = ort.InferenceSession(str(path), options, providers=providers)
+        wanted = _PROVIDERS[told["device"]]
+        device = {"device_id": args["model_instance_device_id"]}
+        providers: list[Any] = [(n, {**device, **_OPTIONS[n]}) for n in wanted if n in _OPTIONS]
+        # With ONNX Runtime's own fallback, a session whose GPU fails would go on with the CPU.
+        self._session = ort.InferenceSession(
+            str(path), options, providers=[*providers, wanted[-1]], enable_fallback=0
+        )
+        if wanted[0] not in self._session.get_providers():  # left out in silence
+            raise RuntimeError(
+                f"{path}: {wanted[0]} could not start, see ONNX Runtime's messages above: install "
+                "onnxruntime-gpu and the libraries that it asks for in Triton's Python, or write "
+                "the repository with --device cpu"
+            )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Returns one response per request, in order."""

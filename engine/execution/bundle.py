@@ -58,7 +58,8 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
     Args:
         directory: Where it is.
         runtime: Opens its graphs; None if they run elsewhere, whatever they need of a CPU.
-        has_graph: False if the nearest queries are found elsewhere.
+        has_graph: False if the nearest queries are found elsewhere; the index's graph, its largest
+            file, may be missing then.
 
     Raises:
         BundleError: naming the file that is missing, changed, or does not fit the others.
@@ -66,7 +67,10 @@ def load_bundle(directory: Path, runtime: Runtime | None, *, has_graph: bool = T
     manifest = read_manifest(directory)
     if manifest.generator is None and manifest.index is None:
         raise BundleError(f"{directory}: has neither generator nor index, so nothing to suggest")
-    verify_files(directory, manifest, _files_in_use(directory, manifest))
+    unused = set[str]()
+    if manifest.index is not None and not has_graph:
+        unused = {f"{manifest.index.directory}/{GRAPH}"}
+    verify_files(directory, manifest, _files_in_use(directory, manifest) - unused, unused)
     prompt = manifest.prompt
 
     def once(name: str, load: Callable[[Path], T]) -> T:

@@ -1,6 +1,6 @@
-"""Where models run: ONNX Runtime's execution providers and their options.
+"""Where models run: ONNX Runtime's execution providers, their options, and sessions on them.
 
-Knows nothing of sessions and models.
+Knows nothing of what models mean.
 """
 
 from typing import Any, NamedTuple
@@ -72,3 +72,28 @@ def providers(device: Device) -> list[tuple[str, dict[str, Any]]]:
         },
     )
     return [tensorrt, cuda, cpu]
+
+
+def open_session(
+    model: str | bytes, options: ort.SessionOptions, device: Device
+) -> ort.InferenceSession:
+    """Returns a session of a graph that runs on the device and, if that fails, nowhere else.
+
+    Args:
+        model: path or content of an ONNX file.
+        options: of the session.
+        device: where it runs.
+
+    Raises:
+        ValueError: the device's provider could not start. What ONNX Runtime raises of the graph
+            comes as it is.
+    """
+    # With its own fallback, a session whose device fails would go on with another one.
+    session = ort.InferenceSession(model, options, providers=providers(device), enable_fallback=0)
+    wanted = PROVIDERS[device.kind]
+    if wanted not in session.get_providers():  # left out in silence
+        raise ValueError(
+            f"{wanted} could not start, see ONNX Runtime's messages above: install the CUDA (and "
+            "TensorRT) libraries it asks for, or set models.device to 'cpu'"
+        )
+    return session

@@ -81,9 +81,13 @@ class LearningRunner:
 
     async def warm(self, work: Work, rows: Sequence[Any]) -> None:
         """Runs a batch three times; the first time, which is slow, does not count."""
-        await self._runner.run(work, rows, math.inf)
+        await self.prepare(work, rows)
         for _ in range(2):
             await self.run(work, rows)
+
+    async def prepare(self, work: Work, rows: Sequence[Any]) -> None:
+        """Runs a batch and learns nothing of it."""
+        await self._runner.run(work, rows, math.inf)
 
     async def close(self) -> None:
         """Ends connections to where the models run."""

@@ -1,13 +1,14 @@
 """The three models as functions of token ids: padding in, cutting out. Knows nothing of texts.
 
 Each `run` takes a batch of rows and returns one result per row; a row's result does not depend
-on its neighbours or on padding. To be called from one thread.
+on its neighbours or on padding. It raises ValueError if a number is not finite, as of a model
+that overflows. To be called from one thread.
 
 # B batch, P prompt tokens, S slots, N new tokens, C candidates, T tokens, F features, D dim
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +19,7 @@ from engine.scheduling.planner import Rung
 
 GENERATOR_OUTPUTS = ("sequences", "logprobs")  # the second of graphs that search
 _PAD_MULTIPLE = 8  # lengths are padded to multiples of this, so that there are few shapes
+A = TypeVar("A", bound=NDArray[np.generic])
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -61,7 +63,7 @@ class Encoder:
         cut = [encoder_ids(r, self._max_tokens) for r in rows]
         ids_BT, mask_BT = _padded(cut, self._max_tokens)
         feed = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        return self._session.run(["embedding"], feed)[0]
+        return checked("embedding", self._session.run(["embedding"], feed)[0])
 
 
 class Generator:
@@ -85,6 +87,8 @@ class Generator:
             "first_token_range": np.array([r.first_token_range for r in rows], np.int64),
         }
         outputs = self._session.run(self._outputs, feed)
+        for name, array in zip(self._outputs, outputs, strict=True):
+            checked(name, array)
         return [
             cut_sequences(*parts, limits=row.rung.max_new_tokens)
             for *parts, row in zip(*(o.tolist() for o in outputs), rows, strict=True)
@@ -129,11 +133,25 @@ class ClickModel:
             "candidate_mask": mask_XT.reshape(shape),
             "features": features_BCF,
         }
-        logits_BC = self._session.run(["click_logit"], feed)[0]
+        logits_BC = checked("click_logit", self._session.run(["click_logit"], feed)[0])
         return [
             logits_C[: len(row.candidate_ids)]
             for logits_C, row in zip(logits_BC, rows, strict=True)
         ]
+
+
+def checked(name: str, array: A) -> A:
+    """Returns a model's output.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"{name} is not finite: the model overflows, or the device fails; fp16 graphs overflow "
+            "where fp32 ones do not"
+        )
+    return array
 
 
 def encoder_ids(ids: Sequence[int], max_tokens: int) -> Sequence[int]:

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import onnxruntime as ort
 
 from engine.execution.cpu import cpu_features, missing_features
-from engine.execution.device import CPU, PROVIDERS, Device, check_available, providers
+from engine.execution.device import CPU, Device, check_available, open_session
 from engine.formats.manifest import BundleError, ModelSpec
 
 A = ParamSpec("A")
@@ -103,16 +103,9 @@ class Runtime:
             options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only
         try:
-            session = ort.InferenceSession(str(path), options, providers=providers(self.device))
+            return open_session(str(path), options, self.device)
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this
             raise BundleError(f"{path}: cannot be loaded by ONNX Runtime: {error}") from error
-        wanted = PROVIDERS[self.device.kind]
-        if wanted not in session.get_providers():  # it falls back in silence
-            raise BundleError(
-                f"{path}: {wanted} could not start, see ONNX Runtime's messages above: install the "
-                "CUDA (and TensorRT) libraries it asks for, or set models.device to 'cpu'"
-            )
-        return session
 
     def run(self, function: Callable[A, R], *args: A.args, **kwargs: A.kwargs) -> asyncio.Future[R]:
         """Returns what the function's result will be; the model thread has it from now on."""

@@ -26,6 +26,7 @@ from engine.execution.models import (
     GenerateRow,
     ScoreRow,
     Sequences,
+    checked,
     cut_sequences,
 )
 from engine.execution.wire import (
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 10.0  # of each question at the start
-_CALL_TIMEOUT_S = 60.0  # of a row without a deadline, as when warming up
+_CALL_TIMEOUT_S = 600.0  # of a row without a deadline, as when warming up
 
 
 class _DataType(NamedTuple):
@@ -169,22 +170,25 @@ class TritonModels:
                 self._outage.timed_out(now_s)
             raise
         except InferenceServerException as error:
-            self._fail(error)
+            self._fail(error, finish_by_s)
         arrays: list[NDArray[np.float32] | NDArray[np.int64]] = []
         for output in outputs:
             array = result.as_numpy(output)
             if array is None or len(array) != 1:
                 raise ValueError(f"{self._names[role]} at {self._url}: gave no {output} of one row")
-            arrays.append(array[0])
+            arrays.append(checked(output, array[0]))
         self._outage.answered()
         return arrays
 
-    def _fail(self, error: "InferenceServerException") -> NoReturn:
+    def _fail(self, error: "InferenceServerException", finish_by_s: float) -> NoReturn:
         status = error.status() or ""
+        reason = f"{status.removeprefix('StatusCode.')} {error.message()}"
         if status == "StatusCode.DEADLINE_EXCEEDED":
-            self._outage.timed_out(self._clock.now_s())
-            raise TooLate
-        message = f"triton at {self._url}: {status.removeprefix('StatusCode.')} {error.message()}"
+            if math.isfinite(finish_by_s):
+                self._outage.timed_out(self._clock.now_s())
+                raise TooLate
+            reason = f"no answer within {_CALL_TIMEOUT_S:g} s"
+        message = f"triton at {self._url}: {reason}"
         self._outage.failed(message)
         raise TritonFailure(message) from None
 

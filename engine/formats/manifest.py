@@ -186,8 +186,19 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleError(f"{path}: {error}") from None
 
 
-def verify_files(directory: Path, manifest: Manifest, used: Set[str] = frozenset()) -> None:
+def verify_files(
+    directory: Path,
+    manifest: Manifest,
+    used: Set[str] = frozenset(),
+    unused: Set[str] = frozenset(),
+) -> None:
     """Checks every listed file against its sha256, and that all `used` files are listed.
+
+    Args:
+        directory: Of the bundle.
+        manifest: Of the bundle.
+        used: Files that will be read.
+        unused: Files that will not, so that they may be missing.
 
     Raises:
         BundleError: naming the first file that is missing, changed, unreadable, or not listed.
@@ -195,6 +206,8 @@ def verify_files(directory: Path, manifest: Manifest, used: Set[str] = frozenset
     for name in sorted(used - manifest.files.keys()):
         raise BundleError(f"{directory / name}: used but not listed in {MANIFEST_FILE}")
     for name, expected in manifest.files.items():
+        if name in unused:
+            continue
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()):
             raise BundleError(f"{path}: lies outside the bundle")

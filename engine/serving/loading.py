@@ -71,7 +71,7 @@ async def load_pipeline(
         clock: Time of deadlines.
         report: See `warm_up`.
         phrases: What no answer may hold; None: what the blocklist holds now.
-        others: Pipelines of the same runtime. If one has the same models, they are warm.
+        others: Pipelines of the same runtime. If one has the same models, they are warm here.
         metrics: Where its work is counted.
 
     Raises:
@@ -112,8 +112,10 @@ async def load_pipeline(
         await warm_up(
             bundle,
             pipeline.worker,
-            is_index_only=same is not None,
+            # A server has each bundle's models by themselves, so there none is warm.
+            is_index_only=same is not None and remote is None,
             is_beside_others=bool(others),
+            is_compiled=runtime.device.kind == "tensorrt" and remote is None,
             report=report,
         )
     except BaseException as error:

@@ -22,6 +22,7 @@ from export.checkpoint import Run
 from export.encoder import build_encoder, quantise_encoder
 from export.sample import write_sample_bundle
 from train.clicks.calibration import quality
+from train.evaluation.origin import doubts
 
 
 def test_manifest_describes_the_graphs(bundle: Path) -> None:
@@ -87,6 +88,18 @@ def test_run_without_click_model_and_index_still_makes_a_bundle(
     assert manifest.click_model is None
     assert manifest.index is None
     assert manifest.generator is not None
+
+
+@pytest.mark.parametrize("model", ["encoder", "generator", "click_model"])
+def test_a_bundle_is_not_of_a_run_that_was_trained_again(
+    model: str, run_directory: Path, bundle: Path, tmp_path: Path
+) -> None:
+    assert not doubts(read_manifest(bundle), run_directory)
+    again = Path(shutil.copytree(run_directory, tmp_path / "run"))
+    weights = next((again / model).glob("*.safetensors"))
+    save_file({n: w + 1 for n, w in load_file(weights).items()}, weights, {"format": "pt"})
+    (doubt,) = doubts(read_manifest(bundle), again)
+    assert f"{model}/{weights.name}" in doubt
 
 
 def test_same_run_gives_the_same_bundle_id(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from engine.formats.vocabulary import EOS_ID, FIRST_TEXT_ID, SEP_ID
 from export import parity
 from export.calibration import activation_scales
 from export.checkpoint import Run, decoder_checkpoint
+from export.encoder import build_encoder
 from export.generator import Mode, build_generator
 from export.requests import decoding, max_new_tokens, sample_requests
 from export.sample import write_sample_run
@@ -40,11 +41,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(params=["cpu", "cuda", "tensorrt"])
-def device(request: pytest.FixtureRequest) -> Device:
+def device(request: pytest.FixtureRequest, run: Run) -> Device:
     """Every device that this machine has."""
     device = Device(request.param)
     try:
         check_available(device)
+        if device != CPU:  # which may be known and not start
+            parity.session_of(build_encoder(run.encoder()), device=device)
     except ValueError as error:
         pytest.skip(str(error))
     return device
@@ -98,7 +101,7 @@ def test_fp32_graph_equals_the_reference_on_500_prompts(run: Run, mode: Mode) ->
 def test_half_precision_graph_writes_what_fp32_writes(run: Run, mode: Mode, device: Device) -> None:
     requests = sample_requests(run, 48, seed=6)
     exact, half = graph_session(run, mode), graph_session(run, mode, "fp16", device)
-    figures = parity.agreement(exact, half, run, requests, mode)
+    figures = parity.agreement(exact, half, run.generator(), run, requests, mode)
     parity.check_agreement(figures, "fp16")
     assert figures["equal_share"] > (0.8 if mode == "list" else 0.95)  # lists are longer
     assert figures["mean_token_logprob_gap"] < 2e-3
@@ -130,7 +133,7 @@ def test_rows_with_scales_of_their_own_are_nearer_to_fp32(run: Run) -> None:
         )
         session = parity.session_of(graph)
         parity.check_batch_invariance(session, run, requests, "slots")
-        figures = parity.agreement(exact, session, run, requests, "slots")
+        figures = parity.agreement(exact, session, checkpoint, run, requests, "slots")
         gaps.append(figures["mean_token_logprob_gap"])
         counts.append(sum(n.op_type == "MatMulIntegerToFloat" for n in graph.graph.node))
     assert counts[0] == counts[1] > 1

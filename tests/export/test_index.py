@@ -87,6 +87,23 @@ def test_effort_is_chosen_anew_if_it_was_chosen(bundle: Path, newer: Path, tmp_p
     assert fresh.index.ef_search < 500  # few queries are found with the least there is
 
 
+def test_an_index_of_one_query_is_searched_with_the_least_effort(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    chosen = shutil.copytree(bundle, tmp_path / "chosen")
+    manifest = read_manifest(chosen)
+    assert manifest.index is not None
+    index = msgspec.structs.replace(manifest.index, min_recall=0.9)
+    write_manifest(chosen, msgspec.structs.replace(manifest, index=index))
+    queries = newer / "mined/queries.parquet"
+    pq.write_table(pq.read_table(queries)[:1], queries)
+    pairs = newer / "mined/pairs.parquet"
+    pq.write_table(pq.read_table(pairs)[:0], pairs)
+    fresh = refresh_index(chosen, newer, tmp_path / "fresh")
+    assert fresh.index is not None
+    assert (fresh.index.num_queries, fresh.index.ef_search) == (1, 16)
+
+
 def test_old_bundle_is_untouched(bundle: Path, newer: Path, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
     refresh_index(bundle, newer, tmp_path / "fresh")

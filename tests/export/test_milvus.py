@@ -1,10 +1,12 @@
 """A bundle's vectors on their way into a real Milvus (milvus-lite)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from pymilvus import MilvusClient, MilvusException
 
-from engine.execution.milvus import collection_name
+from engine.execution.milvus import VECTOR_FIELD, collection_name
 from engine.formats.manifest import read_manifest
 from export import milvus
 from tests.engine.execution.test_milvus import MilvusServer
@@ -37,4 +39,33 @@ def test_an_interrupted_load_keeps_nothing(server, tiny_bundle):
         milvus.load_vectors(tiny_bundle, server.access, report=interrupted)
     client = server.access.client()
     assert not client.has_collection(collection_name(read_manifest(tiny_bundle)))
+    client.close()
+
+
+def test_a_collection_that_was_made_although_the_call_failed_is_removed(
+    server, tiny_bundle, monkeypatch
+):
+    create = MilvusClient.create_collection
+
+    def create_and_fail(*arguments: Any, **options: Any) -> None:
+        create(*arguments, **options)
+        raise MilvusException(message="the answer was lost")
+
+    monkeypatch.setattr(MilvusClient, "create_collection", create_and_fail)
+    with pytest.raises(ValueError, match=r"cannot take queryrec_.*: the answer was lost"):
+        milvus.load_vectors(tiny_bundle, server.access)
+    client = server.access.client()
+    assert not client.has_collection(collection_name(read_manifest(tiny_bundle)))
+    client.close()
+
+
+def test_a_collection_has_no_index_before_it_is_full(server, tiny_bundle):
+    # Without one a Milvus loads no collection, so that nothing searches a part of it.
+    name = collection_name(read_manifest(tiny_bundle))
+    client, found = server.access.client(), list[list[str]]()
+    milvus.load_vectors(
+        tiny_bundle, server.access, report=lambda _: found.append(client.list_indexes(name))
+    )
+    assert found == [[]]
+    assert client.list_indexes(name) == [VECTOR_FIELD]
     client.close()

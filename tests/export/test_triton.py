@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import TYPE_FP32, TYPE_INT64, BatchInput, ModelConfig
 from typer.testing import CliRunner
 
+from engine.config import DeviceKind
 from engine.execution.models import GenerateRow, ScoreRow
 from engine.execution.wire import (
     Arrays,
@@ -342,12 +343,16 @@ def test_a_tokenizer_that_is_not_listed_is_refused(bundle, manifest, tmp_path):
 
 
 def test_gpus_get_their_accelerators_and_refuse_int8(bundle, manifest, tmp_path):
-    for device in ("cuda", "tensorrt"):
+    cuda = ("cuda", {"use_tf32": "0"})
+    tensorrt = ("tensorrt", {"precision_mode": "FP32"})
+    accelerators_of: dict[DeviceKind, list[tuple[str, dict[str, str]]]]
+    accelerators_of = {"cuda": [cuda], "tensorrt": [tensorrt, cuda]}
+    for device, expected in accelerators_of.items():
         target = tmp_path / device
         names = write_repository(bundle, target, backend="onnxruntime", device=device)
         config = config_of(target, names[0])
         accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
-        assert [a.name for a in accelerators] == [device]
+        assert [(a.name, dict(a.parameters)) for a in accelerators] == expected
         assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
     quantised = shutil.copytree(bundle, tmp_path / "int8")
     generator = msgspec.structs.replace(manifest.generator, precision="int8")

@@ -19,6 +19,7 @@ from engine.formats.manifest import read_manifest
 from engine.scheduling.deadline import Deadline, MonotonicClock
 from engine.scheduling.stages import Left, Omission, Probe, Stage, Why
 from engine.serving.loading import load_pipeline
+from tests.triton.conftest import TritonServer
 
 pytestmark = pytest.mark.triton
 
@@ -138,6 +139,41 @@ async def test_one_server_serves_two_bundles(
         server.kill()
 
 
+async def test_an_index_only_release_runs_its_models_before_it_answers(
+    start_triton, repository, bundle_directory, runtime, tmp_path
+):
+    from export.packing import sealed
+    from export.triton import write_repository
+
+    newer = shutil.copytree(bundle_directory, tmp_path / "newer")
+    (newer / "manifest.json").unlink()
+    old = read_manifest(bundle_directory)
+    assert old.index is not None
+    index = msgspec.structs.replace(old.index, ef_search=old.index.ef_search + 1)
+    manifest = sealed(newer, msgspec.structs.replace(old, index=index))
+    assert manifest.has_models_of(old)
+    write_repository(newer, tmp_path / "repository", backend="python")
+    server = start_triton(repository, tmp_path / "repository")
+    config = remote(server.url)
+    try:
+        async with loaded(bundle_directory, runtime, config) as before:
+            pipeline = await load_pipeline(newer, runtime, config, CLOCK, others=[before])
+            await pipeline.worker.close()
+        for role in ("encoder", "generator", "click_model"):
+            num_runs, _ = server.executions(model_name(role, manifest))
+            assert num_runs > 0
+    finally:
+        server.kill()
+
+
+async def test_a_server_that_is_too_slow_to_warm_up_is_named(
+    triton, bundle_directory, runtime, monkeypatch
+):
+    monkeypatch.setattr("engine.execution.triton._CALL_TIMEOUT_S", 1e-6)  # over already
+    with pytest.raises(ValueError, match=rf"warming up: .* {triton.url}: no answer within 1e-06 s"):
+        await load_pipeline(bundle_directory, runtime, remote(triton.url), CLOCK)
+
+
 async def test_a_model_of_another_signature_is_refused(
     start_triton, repository, bundle_directory, runtime, tmp_path
 ):
@@ -235,3 +271,16 @@ async def test_rows_beyond_the_concurrency_wait_here(
     async with loaded(bundle_directory, runtime, remote(triton.url, concurrency)) as pipeline:
         answers = await asyncio.gather(*(ask(pipeline, f"odd thing {i}") for i in range(8)))
     assert all(a.omissions == () for a in answers)
+
+
+@pytest.mark.usefixtures("start_triton")  # skips where there is no tritonserver
+def test_a_gpu_that_is_not_there_is_no_silent_fallback(bundle_directory, tmp_path):
+    from export.triton import write_repository
+
+    write_repository(bundle_directory, tmp_path / "gpu", backend="python")
+    for config in (tmp_path / "gpu").glob("*/config.pbtxt"):  # Triton's part is left as it is
+        config.write_text(config.read_text().replace('string_value: "cpu"', 'string_value: "cuda"'))
+    server = TritonServer(tmp_path, tmp_path / "gpu")
+    with pytest.raises(pytest.fail.Exception, match="failed to load all models"):
+        server.start()
+    assert "CUDAExecutionProvider could not start" in server.log()

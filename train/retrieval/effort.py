@@ -49,12 +49,16 @@ def least_effort(
     Args:
         graph_file: graph over the embeddings.
         embeddings_QD: float32, of unit norm.
-        probes_HD: embeddings to search with.
+        probes_HD: embeddings to search with; if none could be made, the index is so small that the
+            least there is will do.
         min_recall: share of the ten nearest by exact search that has to be found, of all probes
             together. Queries as near as the tenth count as found.
         report: called with a line that says what was found, and with a warning if even the most
             effort, which is returned then, finds less.
     """
+    if not len(probes_HD):
+        report(f"index: ef_search {_EFFORTS[0]}: the queries are too few to make probes of")
+        return _EFFORTS[0]
     k = min(_K, len(embeddings_QD))
     exact_HK = exact_similarities(embeddings_QD, probes_HD, k)
     effort, recall = 0, 0.0

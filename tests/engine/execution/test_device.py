@@ -1,8 +1,12 @@
 """Models run on the device that is asked for, or not at all."""
 
+from typing import Any
+
 import msgspec
+import numpy as np
 import onnxruntime as ort
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from engine.config import Config, DeviceKind, ModelsConfig
 from engine.execution.bundle import load_bundle
@@ -41,10 +45,30 @@ def test_int8_graphs_are_refused_on_a_gpu(tiny_bundle, runtime: Runtime, monkeyp
         load_bundle(tiny_bundle, runtime)
 
 
+def test_a_device_that_fails_while_it_runs_is_no_silent_fallback(tiny_bundle, runtime: Runtime):
+    session = runtime.open(tiny_bundle / "encoder.onnx", sha256="1" * 64)
+    in_order = session._sess
+
+    class Failing:
+        """ONNX Runtime's part in C++ on a device that is gone."""
+
+        def run(self, *arguments: object) -> object:
+            raise EPFail("gone")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(in_order, name)
+
+    ids = np.ones((1, 2), np.int64)
+    feed = {"input_ids": ids, "attention_mask": ids}
+    session._sess = Failing()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(EPFail):
+        session.run(["embedding"], feed)
+
+
 def test_a_provider_that_does_not_start_is_no_silent_fallback(
     tiny_bundle, runtime: Runtime, monkeypatch
 ):
     monkeypatch.setattr(runtime, "device", Device("cuda"))
-    monkeypatch.setattr("engine.execution.runtime.providers", lambda _: providers(CPU))
+    monkeypatch.setattr("engine.execution.device.providers", lambda _: providers(CPU))
     with pytest.raises(BundleError, match=r"CUDAExecutionProvider could not start"):
         runtime.open(tiny_bundle / "encoder.onnx", sha256="0" * 64)

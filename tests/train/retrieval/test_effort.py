@@ -75,6 +75,15 @@ def test_an_index_of_fewer_than_ten_queries(embeddings_QD, probes_HD, tmp_path):
     assert least_effort(path, embeddings_QD[:3], probes_HD, min_recall=1.0) == 16
 
 
+def test_an_index_without_probes_is_searched_with_the_least_effort(embeddings_QD, tmp_path):
+    path, lines = saved(embeddings_QD[:1], tmp_path / "graph"), list[str]()
+    assert probe_texts(["wireless mouse"], seed=0) == []
+    none = np.empty((0, DIM), np.float32)
+    effort = least_effort(path, embeddings_QD[:1], none, min_recall=0.9, report=lines.append)
+    assert effort == 16
+    assert lines == ["index: ef_search 16: the queries are too few to make probes of"]
+
+
 def test_probes_are_made_of_the_words_of_two_queries():
     texts = [f"word{i} end{i}" for i in range(3000)] + ["alone"]
     probes = probe_texts(texts, seed=1)
