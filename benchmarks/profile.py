@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.peers import models
 from benchmarks.peers.options import prompt_counts
-from benchmarks.peers.workers.ours import feed_of
+from benchmarks.peers.workers.ours import feed_of, graph_of, starts_in
 from engine.execution.cpu import num_usable_cpus
 
 ROOT = Path(__file__).parents[1]
@@ -74,17 +74,17 @@ def shares(events: Iterable[dict[str, Any]], num_runs: int) -> dict[str, Row]:
 def profile(graph: Path, feed: dict[str, Any], num_threads: int) -> tuple[float, dict[str, Row]]:
     """Returns the median milliseconds of a generation, and where they go."""
     plain = _session(graph, num_threads, None)
-    plain.run(["sequences"], feed)
+    plain.run(None, feed)
     times = []
     for _ in range(_NUM_RUNS):
         start_s = time.perf_counter()
-        plain.run(["sequences"], feed)
+        plain.run(None, feed)
         times.append((time.perf_counter() - start_s) * 1000)
     del plain
     with tempfile.TemporaryDirectory() as directory:
         session = _session(graph, num_threads, Path(directory) / "profile")
         for _ in range(_NUM_RUNS + 1):
-            session.run(["sequences"], feed)
+            session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
     return statistics.median(times), shares(_without_first_run(events), _NUM_RUNS)
 
@@ -124,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", default="small", help="of small, base (small)")
     parser.add_argument("--precisions", default="int8", help="of int8, fp32 (int8)")
+    parser.add_argument("--mode", choices=models.MODES, default="beam",
+                        help="beam, as in bundles, or slots (beam)")  # fmt: skip
     parser.add_argument("--prompts", default="1,4,16", help="numbers of prompts (1,4,16)")
     parser.add_argument("--threads", type=int, default=num_usable_cpus(), help="(usable CPUs)")
     parser.add_argument("--root", type=Path, default=ROOT / "runs/peers",
@@ -140,12 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         vocabulary = int((directory / "vocabulary").read_text())
         for precision in precisions:
             for count in counts:
-                graph = directory / f"ours_{precision}.onnx"
+                graph = graph_of(directory, args.mode, precision)
                 prompts = models.prompts_of(vocabulary, count, seed=0)
-                starts = models.starts_of(vocabulary)
+                starts = starts_in(args.mode, models.starts_of(vocabulary))
                 feed = feed_of(prompts, starts, models.NEW_TOKENS, vocabulary)
                 ms, rows = profile(graph, feed, args.threads)
-                title = f"{name} {precision}, {count} prompts: {ms:.1f} ms"
+                title = f"{name} {args.mode} {precision}, {count} prompts: {ms:.1f} ms"
                 Console(width=100).print(_table(title, rows))
                 figures.setdefault(name, {}).setdefault(precision, {})[str(count)] = {
                     "ms": round(ms, 3),
@@ -155,7 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         for kind, r in rows.items()
                     },
                 }
-    print(json.dumps({**figures, "threads": args.threads, "onnxruntime": ort.__version__}))
+    print(
+        json.dumps(
+            {**figures, "mode": args.mode, "threads": args.threads, "onnxruntime": ort.__version__}
+        )
+    )
     return 0
 
 

@@ -26,7 +26,7 @@ import transformers
 
 from benchmarks.peers import models
 from benchmarks.peers.machine import Neighbours, cpu_model, features
-from benchmarks.peers.workers.ours import feed_of
+from benchmarks.peers.workers.ours import feed_of, graph_of
 from benchmarks.turns import times_ms
 from engine.execution.cpu import num_usable_cpus
 from engine.formats.vocabulary import NUM_CONTROL_IDS
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoint = models.load(directory)
     sampler, random = Sampler(checkpoint.model), torch.Generator().manual_seed(0)
     prompts = prompts_for(checkpoint.shape.vocabulary, args.prompts)
-    graph = graph_runner(directory / "ours_fp32.onnx", prompts, args.threads)
+    graph = graph_runner(graph_of(directory, "slots", "fp32"), prompts, args.threads)
 
     def sampling(num_lists: int, own: Sampler = sampler, **settings: Any) -> Callable[[], Any]:
         some = prompts[: len(prompts) // num_lists]

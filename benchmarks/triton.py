@@ -42,6 +42,7 @@ from export.triton import write_repository
 CLOCK = MonotonicClock()
 ASKERS = (1, 4, 16)
 AMPLE_S = 60.0
+_CALM_S = 0.05  # threads of the call before spin for a while, on the cores of the next one
 SIDES = ("in_process", "triton")
 
 
@@ -102,7 +103,8 @@ async def call_times(both: dict[str, Pipeline], num_calls: int) -> dict[str, dic
         times: dict[str, list[float]] = {side: [] for side in SIDES}
         for number in range(num_calls + 1):
             row = make_row()
-            for side in SIDES:
+            for side in SIDES if number % 2 == 0 else reversed(SIDES):
+                await asyncio.sleep(_CALM_S)
                 started_s = CLOCK.now_s()
                 await both[side].worker.models.run(work, [row])
                 if number:  # the first run is slow

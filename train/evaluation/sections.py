@@ -37,7 +37,8 @@ def evaluation_page(evaluation: Evaluation) -> str:
             Section(heading="Left out", tables=[Table(header=["part", "why"], rows=rows)])
         )
     note = "Brackets are 95 % intervals. " + (_SIMULATED if evaluation.is_simulated else "")
-    return page(f"Bundle {evaluation.bundle_id}", note, sections)
+    title = f"Bundle {evaluation.bundle_id}"
+    return page(title, note, sections, warnings=evaluation.warnings)
 
 
 def _lists(rows: list[TruthRow]) -> Section:
@@ -63,7 +64,9 @@ def _lists(rows: list[TruthRow]) -> Section:
                 caption=name,
             )
         )  # fmt: skip
-    note = "Lists for held-out queries, which no log has; their worth by the simulated truth."
+    note = (
+        "Lists for held-out queries that the run's log lacks; their worth by the simulated truth."
+    )
     return Section(heading="What lists are worth", note=note, plots=plots, tables=tables)
 
 
@@ -103,7 +106,7 @@ def _completion(report: CompletionReport) -> Section:
     return Section(
         heading="Completion",
         note="Seen queries are drawn as often as they are searched after the cut; unseen ones are "
-        "real queries that no log has.",
+        "held-out queries that the run's log lacks.",
         plots=plots,
         tables=tables,
     )
@@ -130,8 +133,8 @@ def _sessions(report: SessionsReport) -> Section:
               caption="What the assistant's answer changes"),
     ]  # fmt: skip
     note = (
-        f"{report.num_steps} steps of {report.num_sessions} real sessions (TREC Session track): "
-        f"small. The index knows {report.known_share:.0%} of the true next queries."
+        f"{report.num_steps} steps of {report.num_sessions} sessions. The index knows "
+        f"{report.known_share:.0%} of the true next queries."
     )
     return Section(heading="Real sessions", note=note, tables=[t for t in tables if t.rows])
 
@@ -183,8 +186,8 @@ def _real(real: RealClickEvaluation) -> Section:
         *([name, real.rivals[name], real.gains[name]] for name in real.rivals),
     ]
     note = (
-        f"{real.num_panes} panes of {real.num_queries} queries, five folds by query: small. Share "
-        "of pairs of options ordered rightly; one half is chance."
+        f"{real.num_panes} panes of {real.num_queries} queries, five folds by query. Share of "
+        "pairs of options ordered rightly; one half is chance."
     )
     header = ["ranked by", "pairs right", "features and position less this"]
     return Section(heading="Real clicks", note=note, tables=[Table(header=header, rows=rows)])

@@ -17,7 +17,7 @@ from engine.formats.text import normalise, normalise_prefix
 from train import simulator
 from train.evaluation.baselines import MostPopular, NearestNeighbour, SearchLog
 from train.evaluation.clicks import ClickEvaluation, evaluate_clicks
-from train.evaluation.completion import CompletionReport, evaluate_completion
+from train.evaluation.completion import CompletionReport, evaluate_completion, never_searched
 from train.evaluation.files import opened_text, reading
 from train.evaluation.lists import ProducedList, TruthRow, true_ctr
 from train.evaluation.origin import doubts
@@ -25,6 +25,7 @@ from train.evaluation.real_clicks import RealClickEvaluation, evaluate_real_clic
 from train.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from train.evaluation.served import Asked, LeftOut, ServedBundle, distinct_texts
 from train.evaluation.sessions import SessionsReport, evaluate_sessions, read_sessions
+from train.evaluation.traffic import read_traffic
 from train.simulator.tables import SEARCHES_NAME
 
 JSON_NAME, PAGE_NAME = "eval.json", "eval.html"
@@ -169,7 +170,10 @@ def _evaluated(
         left_out["lists"] = left_out["ctr"] = "the logs are real: their truth is not known"
     else:
         every = [q for queries in unseen.values() for q in queries]
-        asked = questions_of(served, every, num_queries, seed)
+        new = never_searched(every, read_traffic(run))
+        if num_known := len(every) - len(new):
+            left_out["lists of some queries"] = f"the log has {num_known} of {len(every)}"
+        asked = questions_of(served, new, num_queries, seed)
         questions = [(name, query) for name, query in asked if name in simulator.SCENARIOS]
         for name in sorted(served.bundle.scenarios.keys() - simulator.SCENARIOS):
             left_out[f"lists of {name}"] = "the simulated truth does not know the scenario"

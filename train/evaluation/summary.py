@@ -11,8 +11,11 @@ from train.evaluation.suite import CtrSummary, Evaluation
 
 
 def describe(evaluation: Evaluation) -> list[str]:
-    """Returns at most five lines, with 95 % intervals in brackets; `eval.json` has the rest."""
-    lines: list[str] = []
+    """Returns warnings and at most five lines, with 95 % intervals in brackets.
+
+    `eval.json` has the rest.
+    """
+    lines = [f"warning: {warning}" for warning in evaluation.warnings]
     if evaluation.completion is not None:
         lines.append(_completion(evaluation.completion))
     if evaluation.retrieval is not None:

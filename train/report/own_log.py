@@ -13,6 +13,7 @@ from engine.formats.prompt import ANSWER, SESSION
 from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge, Judged
 from train.config import read_config
+from train.evaluation.origin import doubts
 from train.evaluation.replay import Floats, Replayed, Shown, compare, read_panels
 from train.evaluation.served import Asked, ServedBundle
 
@@ -27,16 +28,18 @@ class OwnLogReport(msgspec.Struct, frozen=True, kw_only=True):
         is_simulated: whether the log is.
         has_judge: whether another click model was asked.
         scenarios: by name.
+        warnings: what makes figures doubtful.
     """
 
     bundle_id: str
     is_simulated: bool
     has_judge: bool
     scenarios: dict[str, Replayed]
+    warnings: list[str] = []
 
     def describe(self) -> list[str]:
-        """Returns lines for people."""
-        lines: list[str] = []
+        """Returns lines for people, warnings first."""
+        lines = [f"warning: {warning}" for warning in self.warnings]
         for name, r in self.scenarios.items():
             lines.append(
                 f"{name}: {r.num_requests} requests, {r.num_clicks} clicks; {r.coverage:.0%} of "
@@ -92,6 +95,7 @@ def replay(
         else None
     )
     served = ServedBundle(bundle)
+    warnings = doubts(served.bundle.manifest, run)
     try:
         compared: dict[str, Replayed] = {}
         for scenario, shown in panels.items():
@@ -106,6 +110,7 @@ def replay(
             is_simulated=(run / "simulated/world.json").is_file(),
             has_judge=judge is not None,
             scenarios=compared,
+            warnings=warnings,
         )
     finally:
         served.close()

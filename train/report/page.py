@@ -8,11 +8,12 @@ from train.evaluation.page import Cell, Section, Table, page
 from train.evaluation.plots import interval_plot, line_plot
 from train.report.ablation import AblationRow
 from train.report.closed_loop import LoopRound
-from train.report.report import AblationReport, Example
+from train.report.examples import Example
+from train.report.report import AblationReport
 
 _SIMULATED = (
     "Searches, popularity and clicks are simulated on real queries. The truth that scores the "
-    "lists is hidden from all models; the questions are real queries that occur in no log."
+    "lists is hidden from all models; the questions are held-out queries that the run's log lacks."
 )
 _MILLE = 1000
 
@@ -21,14 +22,19 @@ def report_page(report: AblationReport) -> str:
     """Returns the whole page as HTML."""
     sections = [_ablation(report), _scenarios(report.ablation)]
     if report.second_world:
-        note = "The same lists by another truth, with other intents, effects and click model."
-        sections.append(_rows_section("In a second world", note, report.second_world))
+        note = "The same lists by another truth"
+        if report.truths:
+            own, other = report.truths
+            note += f": {other}; that of the run has {own}"
+        sections.append(_rows_section("In a second world", f"{note}.", report.second_world))
     sections.append(_rounds(report.rounds))
     if report.closed_loop:
         sections.append(_closed_loop(report.closed_loop, report.bundle_id))
     sections.append(_examples(report.examples))
     note = f"Bundle {report.bundle_id}. Brackets are 95 % intervals, by queries. {_SIMULATED}"
-    return page("What each step of training adds", note, sections)
+    if report.num_known:
+        note += f" Left out are {report.num_known} that it has."
+    return page("What each step of training adds", note, sections, warnings=report.warnings)
 
 
 def _ablation(report: AblationReport) -> Section:

@@ -4,7 +4,7 @@ Knows nothing of how a page looks.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -13,21 +13,24 @@ import msgspec
 from train import simulator
 from train.alignment.rounds import AlignmentMetrics, align
 from train.config import TrainConfig, read_config
+from train.evaluation.completion import never_searched
 from train.evaluation.intervals import Interval, ratio_interval
 from train.evaluation.lists import ProducedList
+from train.evaluation.origin import doubts
 from train.evaluation.served import ServedBundle
 from train.evaluation.suite import questions_of, read_queries
+from train.evaluation.traffic import read_traffic
 from train.generation.generator import METRICS, read_prompts
 from train.generation.prompting import prompted_texts
+from train.models.checkpoint import read_tokenizer
 from train.report.ablation import AblationRow, ablation_rows, list_ctr, queries_of
 from train.report.closed_loop import LoopRound, read_rounds
+from train.report.examples import Example, examples_of
 from train.report.placebo import PlaceboJudge
 from train.report.policies import PolicyLists, Question
 from train.settings import AlignmentConfig
-from train.simulator.truth import Truth
 
 NUM_LISTED = 5
-NUM_EXAMPLES = 30
 PROMPTED = "prompting, nothing trained"
 SFT, ALIGNED = "SFT, no co-occurrence", "+ alignment, no co-occurrence"
 SFT_WARM, FULL = "SFT + co-occurrence", "+ alignment + co-occurrence"
@@ -39,23 +42,14 @@ _NUM_DRAWN = 8
 Report = Callable[[str], None]
 
 
-class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """What two generators write for one unseen query."""
-
-    scenario: str
-    query: str
-    before: list[str]
-    after: list[str]
-    before_ctr: float  # true
-    after_ctr: float
-
-
 class AblationReport(msgspec.Struct, frozen=True, kw_only=True):
     """The whole report.
 
     Attributes:
         bundle_id: of the bundle whose look-ups were used.
+        warnings: what makes figures doubtful.
         num_questions: held-out queries, each in all scenarios.
+        num_known: held-out queries that were not asked because the run's log has them.
         num_listed: N, texts of a list.
         ablation: a row a system; gains are over SFT without co-occurrence.
         alignment_gain: aligned over SFT, both with co-occurrence.
@@ -64,6 +58,7 @@ class AblationReport(msgspec.Struct, frozen=True, kw_only=True):
             of rounds would say; gain over SFT with co-occurrence. None if it was not asked for.
         ceiling: best lists of what SFT draws, by the truth; gain over SFT with co-occurrence.
         second_world: the same lists by another truth; empty if none was given.
+        truths: which truth scores the lists, and which one the second world's; likewise.
         rounds: how the alignment went.
         placebo_rounds: how that of the placebo went; `num_prompts` says what it learnt from.
         closed_loop: rounds of serving and learning; empty if none were given.
@@ -84,6 +79,9 @@ class AblationReport(msgspec.Struct, frozen=True, kw_only=True):
     placebo_rounds: AlignmentMetrics | None
     closed_loop: list[LoopRound]
     examples: list[Example]
+    warnings: list[str] = []
+    num_known: int = 0
+    truths: list[str] = []
 
 
 def make_report(
@@ -105,7 +103,7 @@ def make_report(
     Args:
         run: run directory.
         bundle: exported from it.
-        heldout: queries that occur in no log.
+        heldout: queries; those that the run's log has are not asked.
         second_world: directory of another simulation, whose truth scores the same lists.
         prompted: checkpoint of a language model that writes lists as it comes; empty: none.
         kept: file for these lists, see `train.generation.prompting.prompted_texts`.
@@ -117,21 +115,33 @@ def make_report(
 
     Raises:
         ValueError: the run is not aligned or its logs are real, or bundle and run do not fit,
-            or there are no rounds in the file of the closed loop.
+            or the second world is the run's own, or the checkpoint cannot be loaded, or there are
+            no rounds in the file of the closed loop, or the log has all held-out queries.
     """
     if not (run / "simulated/world.json").is_file():
         raise ValueError(f"{run}: its logs are real, so the worth of lists is not known")
+    truths = _truths(run / "simulated", second_world)
     aligned_metrics = run / "aligned" / METRICS
     if not aligned_metrics.is_file():
         raise ValueError(
             f"{run}: has no aligned generator; set alignment.num_rounds to 1 or more in its "
             "configuration, run `queryrec-train run` again, and export it"
         )
+    if prompted:
+        read_tokenizer(prompted)
     rounds_of_loop = [] if closed_loop is None else read_rounds(closed_loop)
     config, truth = read_config(run / "config.toml"), simulator.load(run / "simulated")
     with closing(ServedBundle(bundle)) as served:
-        asked = questions_of(served, read_queries(heldout), num_queries, seed)
-        questions = [Question(*q) for q in asked]
+        warnings = doubts(served.bundle.manifest, run)
+        for warning in warnings:
+            report(f"warning: {warning}")
+        given = read_queries(heldout)
+        new = never_searched(given, read_traffic(run))
+        questions = [Question(*q) for q in questions_of(served, new, num_queries, seed)]
+        if not questions:
+            raise ValueError(
+                f"{heldout}: has no query of 4 characters to 200 bytes that {run} lacks"
+            )
         lists = PolicyLists(
             run,
             served,
@@ -207,8 +217,24 @@ def make_report(
             rounds=msgspec.json.decode(aligned_metrics.read_bytes(), type=AlignmentMetrics),
             placebo_rounds=placebo_rounds,
             closed_loop=rounds_of_loop,
-            examples=_examples(warm, full, truth),
+            examples=examples_of(warm, full, truth, NUM_LISTED),
+            warnings=warnings,
+            num_known=len(given) - len(new),
+            truths=truths,
         )
+
+
+def _truths(world: Path, second_world: Path | None) -> list[str]:
+    """Returns what tells the truth of a run from that of a second world, if there is one."""
+    if second_world is None:
+        return []
+    own, other = simulator.read_record(world), simulator.read_record(second_world)
+    if own.fingerprint == other.fingerprint:
+        raise ValueError(
+            f"second world {second_world}: its truth is the run's own; simulate one with another "
+            "seed or simulate.click_model"
+        )
+    return [f"seed {r.seed}, click model {r.click_model}" for r in (own, other)]
 
 
 def _systems(
@@ -250,24 +276,3 @@ def _align_with_placebo(
         is_guarded=False,  # else most rounds are refused, and the row is what it began with
         report=report,
     )
-
-
-def _examples(
-    before: Sequence[ProducedList], after: Sequence[ProducedList], truth: Truth
-) -> list[Example]:
-    """Returns the first questions of every scenario, which are in random order."""
-    ctr = [list_ctr(lists, truth, NUM_LISTED) for lists in (before, after)]
-    scenarios = list(dict.fromkeys(p.scenario for p in before))
-    places_of = {s: [u for u, p in enumerate(before) if p.scenario == s] for s in scenarios}
-    return [
-        Example(
-            scenario=scenario,
-            query=before[u].query,
-            before=list(before[u].texts),
-            after=list(after[u].texts),
-            before_ctr=float(ctr[0][u]),
-            after_ctr=float(ctr[1][u]),
-        )
-        for scenario, places in places_of.items()
-        for u in places[: NUM_EXAMPLES // len(scenarios)]
-    ]

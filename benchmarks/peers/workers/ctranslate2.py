@@ -5,6 +5,7 @@ Options: `precision` is a compute type; `sharing` is how the suggestions of a pr
     alternatives  the prompt's several best first tokens, each continued
     static        a static prompt for each call, continued from several first tokens
     sampling      several hypotheses sampled from each prompt
+    search        one beam search a prompt, as wide as the suggestions
     none          every suggestion reads its prompt anew
 """
 
@@ -53,6 +54,8 @@ class Generator:
             options["return_alternatives"] = True
             # Here, and only here, the limit counts the prompt, less its last token.
             num_new += len(prompts[0]) - 1
+        elif self._sharing == "search":
+            options["beam_size"] = len(starts)
         else:
             options["sampling_topk"] = 50
         results = self._run([_names(p) for p in prompts], num_new, **options)

@@ -1,8 +1,9 @@
 """ONNX Runtime GenAI. Knows nothing of the other peers.
 
 Options: `precision` as its model builder names it; `sharing` none (every suggestion reads its
-prompt anew, all in one batch) or rewind (prompts one by one, each read once; after a suggestion
-the generator is rewound to the end of the prompt).
+prompt anew, all in one batch), rewind (prompts one by one, each read once; after a suggestion
+the generator is rewound to the end of the prompt) or search (one beam search a prompt, as wide as
+the suggestions).
 """
 
 import importlib
@@ -48,7 +49,7 @@ class Generator:
     """A GenAI model; a generator is made for each call, as its API wants."""
 
     def __init__(self, task: Task) -> None:
-        self._is_rewound = task.options["sharing"] == "rewind"
+        self._sharing = task.options["sharing"]
         config = og.Config(str(prepare(task)))
         options = {"intra_op_num_threads": task.num_threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
@@ -56,20 +57,30 @@ class Generator:
         self.settings = {"onnxruntime-genai": og.__version__}
 
     def generate(self, prompts: list[list[int]], starts: list[int], num_new: int) -> Lists:
-        if self._is_rewound:
+        if self._sharing == "search":
+            return self._written(prompts, starts[:1], num_new, num_beams=len(starts))
+        return self.greedy(prompts, starts, num_new)
+
+    def greedy(self, prompts: list[list[int]], starts: list[int], num_new: int) -> Lists:
+        if self._sharing == "rewind":
             return [self._rewound(prompt, starts, num_new) for prompt in prompts]
+        return self._written(prompts, starts, num_new, num_beams=1)
+
+    def _written(
+        self, prompts: list[list[int]], starts: list[int], num_new: int, *, num_beams: int
+    ) -> Lists:
         rows = np.asarray([[*p, s] for p in prompts for s in starts], np.int32)
         flat = list[list[int]]()
-        for start in range(0, len(rows), _MAX_BATCH):
-            batch = rows[start : start + _MAX_BATCH]
-            generator = self._generator(len(batch), batch.shape[1] + num_new)
+        num_rows, num_lists = max(1, _MAX_BATCH // num_beams), len(starts) * num_beams
+        for start in range(0, len(rows), num_rows):
+            batch = rows[start : start + num_rows]
+            generator = self._generator(len(batch), batch.shape[1] + num_new, num_beams)
             generator.append_tokens(batch)
             for _ in range(num_new):
                 generator.generate_next_token()
-            flat += [generator.get_sequence(i)[-num_new:].tolist() for i in range(len(batch))]
-        return [flat[i : i + len(starts)] for i in range(0, len(flat), len(starts))]
-
-    greedy = generate
+            num_sequences = len(batch) * num_beams
+            flat += [generator.get_sequence(i)[-num_new:].tolist() for i in range(num_sequences)]
+        return [flat[i : i + num_lists] for i in range(0, len(flat), num_lists)]
 
     def _rewound(self, prompt: list[int], starts: list[int], num_new: int) -> list[list[int]]:
         generator = self._generator(1, len(prompt) + 1 + num_new)
@@ -83,10 +94,15 @@ class Generator:
             generator.rewind_to(len(prompt))
         return sequences
 
-    def _generator(self, num_rows: int, length: int) -> Any:
+    def _generator(self, num_rows: int, length: int, num_beams: int = 1) -> Any:
         params = og.GeneratorParams(self._model)
         params.set_search_options(
-            batch_size=num_rows, max_length=length, min_length=length, do_sample=False
+            batch_size=num_rows,
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            max_length=length,
+            min_length=length,
+            do_sample=False,
         )
         return og.Generator(self._model, params)
 

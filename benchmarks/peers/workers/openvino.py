@@ -5,6 +5,7 @@ Options: `precision` fp32, int8 or int4 (weights), static (int8 weights and acti
 
     parallel  one request a prompt, several sequences sampled from it
     beams     one request a prompt, one group of beams a suggestion
+    search    one request a prompt, one beam search as wide as the suggestions
     cache     prompts first, then every suggestion as a request that finds its prompt cached
     state     no GenAI: the runtime's state is spread over the suggestions by `beam_idx`
 
@@ -142,6 +143,8 @@ class Paged:
         if self._sharing == "parallel":
             config.do_sample = True
             config.top_k = 50
+        elif self._sharing == "search":
+            config.num_beams = len(starts)
         else:
             config.num_beams = config.num_beam_groups = len(starts)
             config.diversity_penalty = 1.0

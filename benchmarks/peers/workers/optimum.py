@@ -1,8 +1,9 @@
 """Optimum's ORTModelForCausalLM. Knows nothing of the other peers.
 
 Options: `precision` fp32 or int8 (dynamic); `sharing` none (its own `generate`, every suggestion
-reads its prompt anew) or prefill (prompts read once, their keys and values repeated, then a
-greedy loop over its `forward`).
+reads its prompt anew), prefill (prompts read once, their keys and values repeated, then a
+greedy loop over its `forward`) or search (its own `generate`, one beam search a prompt, as wide as
+the suggestions).
 """
 
 from importlib.metadata import version
@@ -62,23 +63,40 @@ class Generate:
         self._model.generation_config.eos_token_id = None
         self._model.generation_config.pad_token_id = 0
         self._is_shared = task.options["sharing"] == "prefill"
+        self._is_search = task.options["sharing"] == "search"
         self.settings = {
             "optimum": version("optimum"),
             "optimum-onnx": version("optimum-onnx"),
             "onnxruntime": ort.__version__,
         }
 
-    @torch.inference_mode()
     def generate(self, prompts: list[list[int]], starts: list[int], num_new: int) -> Lists:
+        if not self._is_search:
+            return self.greedy(prompts, starts, num_new)
+        return self._generated(prompts, starts[:1], num_new, num_beams=len(starts))
+
+    @torch.inference_mode()
+    def _generated(
+        self, prompts: list[list[int]], starts: list[int], num_new: int, *, num_beams: int
+    ) -> Lists:
+        rows = torch.tensor([[*prompt, start] for prompt in prompts for start in starts])
+        out = self._model.generate(
+            rows,
+            attention_mask=torch.ones_like(rows),
+            do_sample=False,
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            max_new_tokens=num_new,
+        )
+        return out[:, rows.shape[1] :].reshape(len(prompts), len(starts) * num_beams, -1).tolist()
+
+    @torch.inference_mode()
+    def greedy(self, prompts: list[list[int]], starts: list[int], num_new: int) -> Lists:
+        if not self._is_shared:
+            return self._generated(prompts, starts, num_new, num_beams=1)
         num_prompts, num_starts = len(prompts), len(starts)
         ids = torch.tensor(prompts)
         tokens = torch.tensor(starts).repeat(num_prompts)[:, None]
-        if not self._is_shared:
-            rows = torch.cat([ids.repeat_interleave(num_starts, 0), tokens], 1)
-            out = self._model.generate(
-                rows, attention_mask=torch.ones_like(rows), do_sample=False, max_new_tokens=num_new
-            )
-            return out[:, rows.shape[1] :].reshape(num_prompts, num_starts, -1).tolist()
         first = self._model(input_ids=ids, attention_mask=torch.ones_like(ids))
         past = tuple(
             tuple(t.repeat_interleave(num_starts, 0) for t in layer)
@@ -96,8 +114,6 @@ class Generate:
             tokens = out.logits[:, -1].argmax(-1, keepdim=True)
             new.append(tokens)
         return torch.cat(new, 1).reshape(num_prompts, num_starts, -1).tolist()
-
-    greedy = generate
 
 
 if __name__ == "__main__":

@@ -52,6 +52,12 @@ def test_texts_are_shown_and_never_become_markup() -> None:
     assert "<script" not in html
 
 
+def test_warnings_are_shown_before_all_else() -> None:
+    html = page("t", "the note", [Section(heading="h", note="n")], warnings=["a<b", "c"])
+    texts = [text for text in _parsed(html).texts if text.strip()]
+    assert texts[texts.index("the note") - 2 :][:2] == ["Warning: a<b", "Warning: c"]
+
+
 def test_interval_is_shown_with_its_bounds() -> None:
     html = page("t", "", [Section(heading="h", tables=[Table(header=["x"], rows=[[FIGURE]])])])
     assert "<td>0.250 <span>[0.200, 0.300]</span></td>" in html

@@ -284,3 +284,13 @@ def test_a_run_without_impressions_says_so(tmp_path):
 def test_a_judge_that_taught_the_bundle_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is the run itself"):
         replay(tmp_path, tmp_path, judge=tmp_path, num_requests=10, seed=0)
+
+
+def test_a_bundle_of_another_run_is_told_first(trained_run, tiny_bundle):
+    found = replay(
+        trained_run, tiny_bundle, judge=None, num_requests=10, seed=0, report=lambda _: None
+    )
+    (warning,) = found.warnings
+    assert "was not exported from" in warning
+    assert found.describe()[0] == f"warning: {warning}"
+    assert found.scenarios["suggestion"].num_requests == 10

@@ -14,6 +14,7 @@ from tests.train.conftest import SimulatedRun, command
 from train.config import read_config
 from train.evaluation.served import ServedBundle
 from train.evaluation.suite import Data, evaluate, questions_of, read_queries
+from train.evaluation.traffic import read_traffic
 from train.mining.mine import mine
 
 DATA = Path(__file__).parents[3] / "examples/data"
@@ -103,12 +104,16 @@ def test_scenarios_may_have_any_name(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_scenarios_that_the_simulated_truth_does_not_know_are_left_out(
+def test_scenarios_that_the_simulated_truth_does_not_know_and_queries_of_the_log_are_left_out(
     simulated_run: SimulatedRun, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = NAMES | {"clarification": "clarification"}
     bundle = bundle_of(tmp_path / "bundle", names, monkeypatch)
-    found = evaluate(bundle, simulated_run.run, data, num_queries=5, report=lambda _: None)
+    known = min(read_traffic(simulated_run.run).before)
+    data.heldout.write_text("\n".join([*QUERIES, f"{known}!"]))
+    found = evaluate(bundle, simulated_run.run, data, num_queries=99, report=lambda _: None)
+    assert found.left_out["lists of some queries"] == "the log has 1 of 41"
+    assert {row.num_queries for row in found.lists} == {40}
     why = "the simulated truth does not know the scenario"
     assert found.left_out["lists of related"] == found.left_out["lists of autocomplete"] == why
     assert {row.scenario for row in found.lists} == {"clarification"}

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from train.cli import app
 from train.evaluation.intervals import Interval
 from train.evaluation.lists import TruthRow
+from train.evaluation.sections import evaluation_page
 from train.evaluation.suite import CtrSummary, Evaluation
 from train.evaluation.summary import describe
 
@@ -44,6 +45,14 @@ def test_the_command_ends_with_the_figures_that_tell_most(
     assert f"; adjacency {adjacency:.3f}, bm25 " in retrieval
     assert left_out == "left out: sessions, lists, ctr, real"
     assert files == f"{out}/eval.json, {out}/eval.html"
+
+
+def test_what_makes_figures_doubtful_is_told_first_in_lines_and_page() -> None:
+    left_out = {"lists": "why not"}
+    found = Evaluation(bundle_id="b", is_simulated=True, left_out=left_out, warnings=["a < b"])
+    assert describe(found) == ["warning: a < b", "left out: lists"]
+    page = evaluation_page(found)
+    assert 0 < page.index("Warning: a &lt; b") < page.index("Brackets are") < page.index("why not")
 
 
 def test_of_simulated_logs_the_truth_is_told_beside_the_better_rival() -> None:

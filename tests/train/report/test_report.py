@@ -1,11 +1,13 @@
 """The report of a run by one command: which figures are there, and whether they fit together."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,13 +18,18 @@ from train.alignment.preferences import ranked_texts
 from train.alignment.rounds import AlignmentMetrics, Round
 from train.evaluation.intervals import Interval
 from train.evaluation.served import ServedBundle
+from train.evaluation.suite import read_queries
+from train.evaluation.traffic import read_traffic
 from train.report import report
 from train.report.ablation import AblationRow
 from train.report.closed_loop import ListWorth, LoopRound, read_rounds, write_rounds
 from train.report.page import report_page
 from train.report.policies import PolicyLists, Question, best_drawn
+from train.simulator.clicks import ClickModel
+from train.simulator.world import WorldRecord
 
-HELDOUT = Path(__file__).parents[3] / "examples/data/heldout.txt.gz"
+ROOT = Path(__file__).parents[3]
+HELDOUT = ROOT / "examples/data/heldout.txt.gz"
 WORTH = ListWorth(true_ctr=Interval(0.02, 0.01, 0.03), gain=Interval(1.25, 1.125, 1.5))
 ROUNDS = [
     LoopRound(
@@ -66,6 +73,59 @@ def test_a_run_that_is_not_aligned_is_told_which_setting_does_it(tmp_path: Path)
             num_queries=1,
             seed=0,
         )
+
+
+def write_world(run: Path, click_model: ClickModel = "pbm") -> Path:
+    """Writes what tells a run's truth from another one's; returns its directory."""
+    record = WorldRecord(
+        is_simulated=True,
+        seed=0,
+        click_model=click_model,
+        num_logged_queries=1,
+        formula_version=1,
+        fingerprint=click_model,
+        definition_sha256="",
+        queries_sha256="",
+        heldout_sha256="",
+        probe=[],
+    )
+    (run / "simulated").mkdir(parents=True)
+    (run / "simulated/world.json").write_text(json.dumps(dataclasses.asdict(record)))
+    return run / "simulated"
+
+
+def refused(
+    run: Path, message: str, *, second_world: Path | None = None, prompted: str = ""
+) -> None:
+    """Checks that a report is refused before anything is done."""
+    with pytest.raises(ValueError, match=message):
+        report.make_report(
+            run,
+            run / "no bundle",
+            HELDOUT,
+            second_world=second_world,
+            prompted=prompted,
+            kept=run / "kept.json",
+            placebo_prompts=0,
+            num_queries=1,
+            seed=0,
+            report=pytest.fail,
+        )
+
+
+def test_a_second_world_with_the_truth_of_the_run_is_refused(tmp_path: Path) -> None:
+    write_world(tmp_path / "run")
+    same, other = write_world(tmp_path / "copy"), write_world(tmp_path / "other", "cascade")
+    refused(tmp_path / "run", "its truth is the run's own; simulate", second_world=same)
+    refused(tmp_path / "run", "no aligned generator", second_world=other)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_told_before_the_work(tmp_path: Path) -> None:
+    write_world(tmp_path)
+    (tmp_path / "aligned").mkdir()
+    (tmp_path / "aligned/metrics.json").touch()
+    nowhere = str(tmp_path / "nowhere")
+    refused(tmp_path, "checkpoint .*nowhere cannot be loaded", prompted=nowhere)
 
 
 class RandomTruth:
@@ -121,7 +181,7 @@ def test_a_search_offers_texts_that_its_generator_is_sure_of_and_no_lists(
     assert [p.texts[0] for p in by_reward] != [p.texts[0] for p in likeliest]
 
 
-def test_the_page_says_what_placebo_and_aligned_generator_have_learnt_from() -> None:
+def test_the_page_says_what_was_compared_and_what_makes_it_doubtful() -> None:
     def one(name: str) -> AblationRow:
         every = {"suggestion": Interval(1, 1, 1)}
         return AblationRow(
@@ -167,15 +227,30 @@ def test_the_page_says_what_placebo_and_aligned_generator_have_learnt_from() -> 
             headroom_closed=Interval(0.12, 0.06, 0.18),
             placebo=one(report.PLACEBO),
             ceiling=one(report.CEILING),
-            second_world=[],
+            second_world=[one(report.SFT)],
             rounds=learnt(12000, 8000),
             placebo_rounds=learnt(300),
             closed_loop=[],
             examples=[],
+            warnings=["it is not the run's"],
+            num_known=7,
+            truths=["seed 0, click model pbm", "seed 1, click model cascade"],
         )
     )
     assert "had one round of 300 prompts, taken whole; the aligned generator 2 of 20000" in page
     assert "closes 12 [6, 18] % of the way" in page
+    assert "another truth: seed 1, click model cascade; that of the run has seed 0," in page
+    assert "lacks. Left out are 7 that it has." in page
+    assert page.index("Warning: it is not the run&#x27;s") < page.index("Brackets are")
+
+
+def test_a_report_of_older_code_can_still_be_read_and_shown() -> None:
+    content = json.loads((ROOT / "examples/bundle/report.json").read_bytes())
+    for name in ("warnings", "num_known", "truths"):
+        content.pop(name, None)
+    page = report_page(msgspec.convert(content, report.AblationReport))
+    assert "by another truth." in page
+    assert "Warning" not in page
 
 
 def test_a_composed_list_keeps_the_order_that_makes_it_diverse() -> None:
@@ -199,10 +274,20 @@ def test_an_aligned_run_is_reported_by_one_command(
 ) -> None:
     run, bundle = simulated_run
     write_rounds(ROUNDS, tmp_path / "rounds.json")
+    config, second = tmp_path / "config.toml", tmp_path / "second"
+    config.write_text(
+        "seed = 1\n[simulate]\nnum_queries = 2000\nnum_searches = 2000\nnum_users = 100\n"
+        'num_requests = 100\nclick_model = "cascade"\n'
+    )
+    made = command("train", "simulate", "--config", str(config), "--run", str(second))
+    assert made.returncode == 0, made.stderr
+    known = sorted(read_traffic(run).before)[:3]
+    heldout = tmp_path / "heldout.txt"
+    heldout.write_text("\n".join([*sorted(read_queries(HELDOUT))[::100], *known]))
     made = command(
         *("train", "report", "--run", str(run), "--bundle", str(bundle)),
-        *("--out", str(tmp_path / "report"), "--heldout", str(HELDOUT)),
-        *("--second-world", str(run / "simulated"), "--queries", "10"),
+        *("--out", str(tmp_path / "report"), "--heldout", str(heldout)),
+        *("--second-world", str(second / "simulated"), "--queries", "10"),
         *("--placebo-prompts", "20", "--closed-loop", str(tmp_path / "rounds.json")),
     )
     assert made.returncode == 0, made.stderr
@@ -221,8 +306,10 @@ def test_an_aligned_run_is_reported_by_one_command(
     assert found["placebo"]["name"] == report.PLACEBO
     (placebo,) = found["placebo_rounds"]["rounds"]
     assert (placebo["num_prompts"], placebo["step"]) == (20, 1.0)
-    # The second world given is the first one.
-    assert [row["true_ctr"] for row in found["second_world"]] == pytest.approx([*ctr.values()])
+    assert [row["name"] for row in found["second_world"]] == [*ctr]
+    assert [row["true_ctr"] for row in found["second_world"]] != [*ctr.values()]
+    assert found["truths"] == ["seed 0, click model pbm", "seed 1, click model cascade"]
+    assert (found["num_known"], found["warnings"]) == (3, [])
     assert [r["num_clicks"] for r in found["closed_loop"]] == [0, 7, 14]
     assert {e["scenario"] for e in found["examples"]} == {
         "suggestion", "completion", "clarification",
