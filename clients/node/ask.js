@@ -8,7 +8,7 @@ const USAGE = `usage: node ask.js [options] QUERY
   --target HOST:PORT   where the service listens (default localhost:50051)
   --scenario NAME      panel to fill (default suggestion)
   --max N              at most this many suggestions (default: the scenario's)
-  --timeout-ms MS      deadline of each call (default 1000)
+  --timeout-ms MS      deadline of the question (default 1000)
   --click POSITION     report all suggestions as seen and this one as clicked
   --json               print one JSON object instead of a table`;
 
@@ -61,8 +61,8 @@ async function main() {
     });
     let receipt;
     if (args.click) {
-      const seen = answer.suggestions.map((s) => feedback(answer, 'IMPRESSION', s.position));
-      receipt = await client.recordFeedback([...seen, feedback(answer, 'CLICK', args.click)]);
+      const seen = answer.suggestions.map((s) => feedback(answer, 'impression', s.position));
+      receipt = await client.recordFeedback([...seen, feedback(answer, 'click', args.click)]);
     }
     if (args.json) {
       console.log(JSON.stringify({ answer, receipt }));

@@ -20,9 +20,13 @@ const PROTO_DIR = fileURLToPath(new URL('../../proto', import.meta.url));
 const DOMAIN = 'queryrec.v1';
 const QUEUE_FULL = 'ERROR_REASON_QUEUE_FULL';
 const MAX_TIMEOUT_MS = 1e12; // gRPC can send no time that is much longer
+const MAX_EVENTS = 256;
+const FEEDBACK_TIMEOUT_MS = 5000; // a disk may take longer than an answer may
 const IS_WHOLE = { TYPE_INT32: (n) => n === (n | 0), TYPE_INT64: Number.isSafeInteger };
 const CHANNEL_OPTIONS = {
-  'grpc.use_local_subchannel_pool': 1, // else clients share a connection
+  'grpc.use_local_subchannel_pool': 1, // else clients share connections
+  // By default the first address that answers gets all calls.
+  'grpc.service_config': JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }),
   // By default a lost server is tried again after 1 s, later after up to 120 s.
   'grpc.initial_reconnect_backoff_ms': 100,
   'grpc.max_reconnect_backoff_ms': 1000,
@@ -88,8 +92,8 @@ export class QueryRecError extends Error {
  */
 
 /**
- * One connection to the service; share it, it carries any number of calls at once. Each client has a
- * connection of its own, also where several have the same target.
+ * The connections to the service; share it, it carries any number of calls at once. Each client has
+ * connections of its own, one to each address of its target, which take turns.
  */
 export class QueryRecClient {
   #definition;
@@ -97,10 +101,12 @@ export class QueryRecClient {
   #timeoutMs;
 
   /**
-   * @param {string} target Address, such as 'localhost:50051' or 'dns:///queryrec:50051'.
+   * @param {string} target Address or addresses, such as 'localhost:50051', 'dns:///queryrec:50051'
+   *   or 'ipv4:10.0.0.1:50051,10.0.0.2:50051'.
    * @param {object} [options]
    * @param {number} [options.timeoutMs] Deadline of each call: the time budget of an answer. With
-   *   Infinity there is none, and the service takes its default budget.
+   *   Infinity there is none, and the service takes its default budget. Feedback gets five seconds
+   *   if this is less.
    * @param {grpc.ChannelCredentials} [options.credentials] For TLS; plain text without.
    * @param {string} [options.protoDir] Folder that holds queryrec/v1, if not this repository's.
    */
@@ -136,12 +142,21 @@ export class QueryRecClient {
 
   /**
    * Stores at most 256 events, made by `feedback`; they may have been JSON in between. Resolves
-   * once all that are not in `refusals` are durable. Send the same events again after any
-   * QueryRecError but INVALID_ARGUMENT and UNIMPLEMENTED, `retryable` or not.
+   * once all that are not in `refusals` are durable. Has at least five seconds unless `timeoutMs` is
+   * given here. Send the same events again after a QueryRecError, `retryable` or not, unless its
+   * status is INVALID_ARGUMENT, UNIMPLEMENTED, UNAUTHENTICATED or PERMISSION_DENIED, or
+   * RESOURCE_EXHAUSTED without the reason ERROR_REASON_QUEUE_FULL: events or metadata are too large,
+   * so send fewer at a time.
    */
-  async recordFeedback(events, options) {
+  async recordFeedback(
+    events,
+    { timeoutMs = Math.max(this.#timeoutMs, FEEDBACK_TIMEOUT_MS), ...options } = {},
+  ) {
+    if (events.length > MAX_EVENTS) {
+      throw new TypeError(`there are ${events.length} events; a call takes at most ${MAX_EVENTS}`);
+    }
     const onWire = events.map((event, i) => ({ ...event, time: timestamp(event?.time, i) }));
-    return this.#call('recordFeedback', { events: onWire }, options);
+    return this.#call('recordFeedback', { events: onWire }, { ...options, timeoutMs });
   }
 
   /** Returns the panels that the service can fill, by name. */
@@ -149,7 +164,7 @@ export class QueryRecClient {
     return (await this.#call('listScenarios', {}, options)).scenarios;
   }
 
-  /** Closes the connection. */
+  /** Closes the connections. */
   close() {
     this.#stub.close();
   }
@@ -182,7 +197,7 @@ export class QueryRecClient {
  * sent twice, it counts once.
  *
  * @param {object} response What `recommend` returned.
- * @param {'IMPRESSION' | 'CLICK' | 'DISMISS'} kind
+ * @param {'impression' | 'click' | 'dismiss'} kind In capitals, too.
  * @param {number} position 1 for the first.
  * @param {object} [options]
  * @param {Date} [options.time]
@@ -192,7 +207,7 @@ export function feedback(response, kind, position, { time = new Date(), userKey 
   return {
     eventId: randomUUID(),
     attributionToken: response.attributionToken,
-    kind: `FEEDBACK_KIND_${kind}`,
+    kind: `FEEDBACK_KIND_${String(kind).toUpperCase()}`,
     position,
     time,
     userKey,
@@ -217,7 +232,7 @@ function checkMessage(definition, name, value, path) {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     throw new TypeError(`${path} must be an object with the fields of ${name}`);
   }
-  const { type } = definition[name] ?? definition[`${DOMAIN}.${name}`];
+  const type = typeOf(definition, name);
   for (const [key, content] of Object.entries(value)) {
     const field = type.field.find((f) => f.name === key);
     if (!field) {
@@ -235,10 +250,18 @@ function checkMessage(definition, name, value, path) {
   }
 }
 
+/** Returns the description of a message or enum, of this package or named in full. */
+function typeOf(definition, name) {
+  return (definition[name] ?? definition[`${DOMAIN}.${name}`]).type;
+}
+
 function checkValue(definition, { type, typeName }, value, path) {
   if (type === 'TYPE_MESSAGE') {
     checkMessage(definition, typeName, value, path);
-  } else if (type === 'TYPE_STRING' || type === 'TYPE_ENUM') {
+  } else if (type === 'TYPE_ENUM') {
+    const names = typeOf(definition, typeName).value.slice(1).map((v) => v.name); // not unspecified
+    if (!names.includes(value)) throw new TypeError(`${path} must be one of ${names.join(', ')}`);
+  } else if (type === 'TYPE_STRING') {
     if (typeof value !== 'string') throw new TypeError(`${path} must be a string`);
   } else if (IS_WHOLE[type]?.(value) === false) {
     throw new TypeError(`${path} must be a whole number (${type.slice(5).toLowerCase()})`);

@@ -46,17 +46,35 @@ let client;
 let target;
 let asked;
 let received;
+let deadline;
 let requestIds;
 const peers = new Set();
 
-before(async () => {
-  const definition = loadSync('queryrec/v1/query_recommender_service.proto', {
-    includeDirs: [`${HERE}../../proto`],
-    longs: Number,
-    enums: String,
+const definition = loadSync('queryrec/v1/query_recommender_service.proto', {
+  includeDirs: [`${HERE}../../proto`],
+  longs: Number,
+  enums: String,
+})['queryrec.v1.QueryRecommenderService'];
+
+const bind = (own) =>
+  promisify(own.bindAsync.bind(own))('127.0.0.1:0', grpc.ServerCredentials.createInsecure());
+
+/** Returns a server without scenarios that counts its calls. */
+async function listening() {
+  const own = { server: new grpc.Server(), calls: 0 };
+  own.server.addService(definition, {
+    ListScenarios(_, reply) {
+      own.calls += 1;
+      reply(null, {});
+    },
   });
+  own.port = await bind(own.server);
+  return own;
+}
+
+before(async () => {
   server = new grpc.Server();
-  server.addService(definition['queryrec.v1.QueryRecommenderService'], {
+  server.addService(definition, {
     Recommend({ request }, reply) {
       asked = request;
       if (request.query === 'never') return;
@@ -87,7 +105,9 @@ before(async () => {
         stageTimings: [{ stage: 'total', durationUs: 1500 }],
       });
     },
-    RecordFeedback({ request }, reply) {
+    RecordFeedback(call, reply) {
+      const { request } = call;
+      deadline = call.getDeadline();
       received = request.events;
       reply(null, { numAccepted: request.events.length });
     },
@@ -97,11 +117,7 @@ before(async () => {
       reply(null, { scenarios: [{ name: 'suggestion', maxNumSuggestions: 16 }] });
     },
   });
-  const port = await promisify(server.bindAsync.bind(server))(
-    '127.0.0.1:0',
-    grpc.ServerCredentials.createInsecure(),
-  );
-  target = `127.0.0.1:${port}`;
+  target = `127.0.0.1:${await bind(server)}`;
   client = new QueryRecClient(target, { timeoutMs: 10_000 });
 });
 
@@ -128,6 +144,49 @@ test('a click carries token, position, time and an id of its own', async () => {
   assert.equal(received[0].attributionToken, 'token');
   assert.deepEqual(received[0].time, { seconds: 1_772_323_200, nanos: 5_000_000 });
   assert.notEqual(received[0].eventId, received[1].eventId);
+});
+
+test('a kind that is none is not sent', async () => {
+  received = undefined;
+  for (const kind of ['clicked', 'unspecified', undefined, 2]) {
+    const event = feedback({ attributionToken: 'token' }, kind, 1);
+    await assert.rejects(client.recordFeedback([event]), (error) => {
+      assert.ok(error instanceof TypeError);
+      assert.match(error.message, /^request\.events\[0\]\.kind must be one of .*_CLICK/);
+      return true;
+    });
+  }
+  assert.equal(received, undefined);
+  await client.recordFeedback([feedback({ attributionToken: 'token' }, 'click', 1)]);
+  assert.equal(received[0].kind, 'FEEDBACK_KIND_CLICK');
+});
+
+test('more events than a call takes are not sent', async () => {
+  received = undefined;
+  const event = feedback({ attributionToken: 'token' }, 'click', 1);
+  await assert.rejects(client.recordFeedback(Array(257).fill(event)), TypeError);
+  assert.equal(received, undefined);
+  assert.equal((await client.recordFeedback(Array(256).fill(event))).numAccepted, 256);
+});
+
+test('feedback has at least five seconds unless its call says otherwise', async () => {
+  const event = feedback({ attributionToken: 'token' }, 'click', 1);
+  const left = [];
+  for (const [timeoutMs, options] of [
+    [100, undefined],
+    [100, { timeoutMs: undefined }],
+    [100, { timeoutMs: 60_000 }],
+    [600_000, {}],
+  ]) {
+    const caller = new QueryRecClient(target, { timeoutMs });
+    await caller.recordFeedback([event], options);
+    left.push(deadline - Date.now());
+    caller.close();
+  }
+  const [short, unset, own, long] = left;
+  assert.ok(100 < short && short < 6_000, left);
+  assert.ok(100 < unset && unset < 6_000, left);
+  assert.ok(6_000 < own && own < 61_000 && 61_000 < long, left);
 });
 
 test('events may have been JSON in between', async () => {
@@ -254,6 +313,22 @@ test('each client has a connection of its own', async () => {
   for (const own of [...clients, ...clients]) await own.listScenarios();
   assert.equal(peers.size, clients.length);
   for (const own of clients) own.close();
+});
+
+test('every address of a target gets calls', { timeout: 60_000 }, async ({ signal }) => {
+  const [one, other] = await Promise.all([listening(), listening()]);
+  const both = `ipv4:127.0.0.1:${one.port},127.0.0.1:${other.port}`;
+  const caller = new QueryRecClient(both, { timeoutMs: 10_000 });
+  // The second connection may take longer.
+  while (!(one.calls && other.calls)) {
+    signal.throwIfAborted();
+    await caller.listScenarios();
+  }
+  const before = [one.calls, other.calls];
+  for (let i = 0; i < 10; i += 1) await caller.listScenarios();
+  assert.deepEqual([one.calls, other.calls], before.map((calls) => calls + 5));
+  caller.close();
+  for (const { server: own } of [one, other]) own.forceShutdown();
 });
 
 test('metadata goes with a call', async () => {

@@ -41,7 +41,7 @@ class Answer:
         suggestions: Best first.
         auxiliary_text: What leads in; empty if nothing does.
         omissions: What was left out, and why.
-        is_public: Whether the caller told nothing but the query and what the bundle's log holds.
+        is_public: Whether the models read nothing but the query and what the bundle's log holds.
     """
 
     suggestions: tuple[Suggestion, ...]

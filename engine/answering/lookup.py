@@ -14,6 +14,7 @@ from engine.execution.bundle import Bundle
 from engine.execution.retrieval import NOTHING, Neighbours, Retrieval, Retrieved
 from engine.execution.runner import Found, LookupRow
 from engine.formats.graph import Floats, Rows
+from engine.formats.prompt import ANSWER
 from engine.scheduling.batcher import TooLate
 from engine.scheduling.planner import ENCODE, Plan, Rung, works_of
 from engine.scheduling.stages import Left, Stage, Why
@@ -38,8 +39,15 @@ class Lookup:
         self._neighbours = neighbours
 
     def is_public(self, question: Question) -> bool:
-        """Returns whether the caller told nothing but the query and what the log holds."""
-        if question.answer or question.side_information:
+        """Returns whether the models read nothing but the query and what the log holds.
+
+        They read no kind of side information that the bundle does not know.
+        """
+        kinds = self._bundle.manifest.prompt.side_information_kinds
+        told = [item.kind for item in question.side_information]
+        if question.answer:
+            told.append(ANSWER)
+        if not set(told).isdisjoint(kinds):
             return False
         index = self._retrieval.index if self._retrieval else None
         return all(index and index.find(t) is not None for t in question.session_queries)

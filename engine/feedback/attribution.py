@@ -123,8 +123,8 @@ class AttributionToken:
         query: The normalised query, at most 256 bytes.
         session_id: The caller's session, at most 128 bytes; empty if unknown.
         auxiliary_text: What led in, at most 256 bytes; empty if nothing did.
-        is_public: Whether the caller told nothing but the query and what the bundle's log holds:
-            then suggestions say nothing of anyone.
+        is_public: Whether models read nothing but the query and what the bundle's log holds: then
+            suggestions say nothing of anyone.
         suggestions: What was returned, position 1 first; at most 32.
     """
 

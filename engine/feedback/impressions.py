@@ -47,8 +47,9 @@ def to_impressions(
     """Writes the events of the segments as a table of impressions (parquet).
 
     One row for each (request_id, position) of every response that has an event, in order of
-    request time: ``shown`` if an impression, a click in time or a dismissal arrived for it,
-    ``clicked`` if a click in time did. ``time`` is that of the response, in UTC; ``source`` is
+    request time: ``clicked`` if a click in time arrived for it, ``shown`` if that did, or else an
+    impression or a dismissal but no click at another time: such a position was neither clicked in
+    time nor passed over. ``time`` is that of the response, in UTC; ``source`` is
     "log", "generated" or "both"; ``session_id`` is null where the caller gave none,
     ``auxiliary_text`` where nothing led in; ``side_information`` is empty where all that the caller
     told was public, and else null: tokens do not carry it. Positions whose text the token had no
@@ -89,17 +90,19 @@ def to_impressions(
 class _Response:
     """What became of one response."""
 
-    __slots__ = ("clicked", "num_late_clicks", "shown", "token", "user_key")
+    __slots__ = ("clicked", "clicked_late", "num_late_clicks", "seen", "token", "user_key")
 
     def __init__(self, token: AttributionToken) -> None:
         self.token = token
         self.user_key: str | None = None
-        self.shown: set[int] = set()
+        self.seen: set[int] = set()
         self.clicked: set[int] = set()
+        self.clicked_late: set[int] = set()
         self.num_late_clicks = 0
 
     def rows(self) -> Iterator[dict[str, object]]:
         token = self.token
+        shown = (self.seen - self.clicked_late) | self.clicked
         for position, suggestion in enumerate(token.suggestions, start=1):
             if suggestion.text is None:
                 continue
@@ -113,7 +116,7 @@ class _Response:
                 "position": position,
                 "text": suggestion.text,
                 "source": _SOURCE_NAMES.get(suggestion.sources),
-                "shown": position in self.shown,
+                "shown": position in shown,
                 "clicked": position in self.clicked,
                 "user_key": self.user_key,
                 "propensity": suggestion.propensity,
@@ -158,10 +161,11 @@ def _responses(path: Path, window_s: float) -> list[_Response]:
         delay_s = (event.time_unix_ms - token.time_unix_ms) / 1000
         if event.kind is Kind.CLICK and not -_CLOCK_SKEW_S <= delay_s <= window_s:
             response.num_late_clicks += 1
-            continue
-        response.shown.add(event.position)
-        if event.kind is Kind.CLICK:
+            response.clicked_late.add(event.position)
+        elif event.kind is Kind.CLICK:
             response.clicked.add(event.position)
+        else:
+            response.seen.add(event.position)
     return sorted(responses.values(), key=lambda r: (r.token.time_unix_ms, r.token.request_id))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine.answering.pipeline import Pipeline
@@ -21,6 +21,7 @@ from engine.scheduling.deadline import Clock, MonotonicClock
 from engine.serving.collector import ShortPauses
 from engine.serving.console import Signals, say, warn_of_ephemeral_keys
 from engine.serving.handlers import SERVICE_NAME, add_service
+from engine.serving.health import Health
 from engine.serving.loading import blocked_phrases, load_pipeline, make_runtime
 from engine.serving.overload import QueueProbe, Shedding
 from engine.serving.places import Places
@@ -36,6 +37,7 @@ from engine.telemetry.tracing import Tracer
 # The largest valid request is feedback: 256 events, each little more than its token. What is twice
 # as long, 1 MiB, is not read to its end.
 _MAX_REQUEST_BYTES = 2 * MAX_EVENTS_PER_CALL * MAX_TOKEN_BYTES
+_MAX_METADATA_BYTES = 16 << 10
 _MAX_CALLS_PER_CONNECTION = 1000  # unread responses count; clients queue what is beyond
 _KEEPALIVE_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
@@ -105,7 +107,7 @@ class Server:
             observer=Observer(self._clock, self._metrics, tracer),
         )
         self._shedding = Shedding(config.server.default_budget_ms / 1000, self._clock)
-        self._health = health.aio.HealthServicer()
+        self._health = Health(_HEALTH_NAMES)
         self._shares_port = shares_port
         self._server: aio.Server | None = None
         self._probing: asyncio.Task[None] | None = None
@@ -132,6 +134,9 @@ class Server:
         server = aio.server(
             options=[
                 ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+                # Alike: between the two limits, gRPC refuses calls at random.
+                ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
                 # Compressed requests are refused, and never inflated: what of that limit they keep
                 # compressed can be a thousand times as long.
                 ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
@@ -154,7 +159,6 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        await self._set_health(is_serving=self.releases.main is not None)
         address = address_of(self._config.server.host, self._config.server.port)
         if not self._shares_port:
             check_free(self._config.server.host, self._config.server.port)  # gRPC says no reason
@@ -181,13 +185,13 @@ class Server:
         for side, release in self.releases.in_use.items():
             extra = {"side": side, "bundle_id": release.manifest.bundle_id}
             _log.info("bundle loaded", extra=extra)
-        await self._set_health(is_serving=True)
+        self._health.serve()
 
     async def drain(self) -> None:
         """Says NOT_SERVING, answers on for a while, then refuses calls and ends those in flight."""
         config = self._config.server
         _log.info("draining")
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         if self._server is not None:
             if self.releases.main is not None:
                 await asyncio.sleep(config.lame_duck_s)
@@ -240,11 +244,6 @@ class Server:
         )
         self._metrics.expect(side, pipeline.bundle.scenarios)
         return pipeline
-
-    async def _set_health(self, *, is_serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse
-        for name in _HEALTH_NAMES:
-            await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
 
 async def serve(places: Places, config: Config, *, started_s: float) -> None:

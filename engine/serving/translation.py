@@ -15,7 +15,7 @@ from engine.answering.candidates import key_of
 from engine.feedback.attribution import AttributionToken, KeyRing, Shown, Source
 from engine.feedback.events import TEXT_RULE, check_id
 from engine.formats.manifest import Manifest, ScenarioSpec
-from engine.formats.prompt import SideInformation
+from engine.formats.prompt import COOCCURRING, SideInformation
 from engine.formats.text import MAX_QUERY_BYTES, has_control_characters, normalise, normalise_prefix
 from engine.scheduling.deadline import Clock, Deadline
 from engine.scheduling.stages import Left, Probe, Why
@@ -174,6 +174,7 @@ def response_of(
 
 def scenarios_of(manifest: Manifest) -> pb.ListScenariosResponse:
     """Returns what a bundle can do."""
+    kinds = sorted(set(manifest.prompt.side_information_kinds) - {COOCCURRING})
     return pb.ListScenariosResponse(
         scenarios=[
             Scenario(
@@ -182,6 +183,7 @@ def scenarios_of(manifest: Manifest) -> pb.ListScenariosResponse:
                 default_num_suggestions=min(s.num_suggestions, MAX_SUGGESTIONS),
                 max_num_suggestions=MAX_SUGGESTIONS,
                 has_auxiliary_text=s.has_auxiliary_text,
+                side_information_kinds=kinds,
             )
             for s in sorted(manifest.scenarios, key=lambda s: s.name)
         ],
@@ -220,6 +222,7 @@ def _side_information(index: int, kind: str, text: str) -> SideInformation:
 
 def _beginning(field: str, text: str, max_bytes: int) -> str:
     """Returns as much of a normalised text as any prompt can use."""
+    text = " ".join(text.split())
     _check_text(field, text, max_bytes)
     return normalise(text[:_USED_CHARACTERS])[:_USED_CHARACTERS].rstrip()
 

@@ -3,136 +3,20 @@
 import asyncio
 import copy
 import pickle
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 from grpc import aio
 from grpc.aio import UsageError
 from grpc_status import rpc_status
 
 from engine import errors
-from queryrec.client import FeedbackEvent, Omission, QueryRecClient, QueryRecError, Suggestion
-from queryrec.v1 import (
-    error_reason_pb2,
-    feedback_pb2,
-    scenario_pb2,
-    stage_pb2,
-    suggestion_pb2,
-)
+from queryrec.client import Omission, QueryRecClient, QueryRecError, Suggestion
 from queryrec.v1 import query_recommender_service_pb2 as service_pb2
-from queryrec.v1.query_recommender_service_pb2_grpc import (
-    QueryRecommenderServiceServicer,
-    QueryRecommenderServiceStub,
-    add_QueryRecommenderServiceServicer_to_server,
-)
-
-FAILURES: dict[str, errors.RequestError] = {
-    "empty": errors.query_empty(),
-    "long": errors.text_too_long("query", size_bytes=300, max_bytes=256),
-    "field": errors.text_too_long("answer", size_bytes=9000, max_bytes=8192),
-    "invalid": errors.text_invalid("session_queries[3]", "no control characters"),
-    "items": errors.too_many_items("exclude", num_items=300, max_items=256),
-    "scenario": errors.ScenarioUnknown(["suggestion", "completion"]),
-    "range": errors.max_suggestions_out_of_range(-1, max_value=32),
-    "budget": errors.latency_budget_invalid(),
-    "full": errors.QueueFull("recommend"),
-    "loading": errors.NotReady("the bundle is loading"),
-    "late": errors.DeadlineUnreachable(),
-    "disk": errors.FeedbackNotStored(),
-    "fault": errors.InternalFault("r1"),
-}
-
-
-class FixedServicer(QueryRecommenderServiceServicer):
-    """Fails as the query says, else echoes."""
-
-    def __init__(self) -> None:
-        self.requests: list[service_pb2.RecommendRequest] = []
-        self.events: list[feedback_pb2.FeedbackEvent] = []
-        self.peers: set[str] = set()
-        self.metadata: list[dict[str, str | bytes]] = []
-
-    async def Recommend(self, request, context):
-        self.requests.append(request)
-        self._note(context)
-        if request.query in FAILURES:
-            await errors.abort(context, FAILURES[request.query])
-        if request.query == "plain":
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "from a proxy")
-        if request.query == "garbled":
-            await context.abort(
-                grpc.StatusCode.INTERNAL, "?", (("grpc-status-details-bin", b"\xff\xff"),)
-            )
-        if request.query == "never":
-            await asyncio.Event().wait()
-        return service_pb2.RecommendResponse(
-            request_id="r1",
-            suggestions=[
-                suggestion_pb2.Suggestion(
-                    text="wireless earbuds",
-                    click_probability=0.25,
-                    sources=["SUGGESTION_SOURCE_LOG", "SUGGESTION_SOURCE_GENERATED"],
-                    position=1,
-                )
-            ],
-            auxiliary_text="Which kind?",
-            attribution_token="token",
-            stage_timings=[stage_pb2.StageTiming(stage="total", duration_us=1500)],
-            omissions=[
-                stage_pb2.Omission(
-                    stage="generate",
-                    kind=stage_pb2.OMISSION_KIND_SKIPPED,
-                    reason=stage_pb2.OMISSION_REASON_BUDGET,
-                )
-            ],
-            bundle_id="b1",
-        )
-
-    async def RecordFeedback(self, request, context):
-        self._note(context)
-        self.events.extend(request.events)
-        return service_pb2.RecordFeedbackResponse(
-            num_accepted=1,
-            refusals=[
-                feedback_pb2.FeedbackRefusal(
-                    event_index=1,
-                    reason=error_reason_pb2.ERROR_REASON_TOKEN_MALFORMED,
-                    message="cut",
-                )
-            ],
-        )
-
-    async def ListScenarios(self, request, context):
-        self._note(context)
-        return service_pb2.ListScenariosResponse(
-            scenarios=[
-                scenario_pb2.Scenario(
-                    name="suggestion",
-                    description="What to search next.",
-                    default_num_suggestions=8,
-                    max_num_suggestions=16,
-                )
-            ]
-        )
-
-    def _note(self, context):
-        self.peers.add(context.peer())
-        self.metadata.append(dict(context.invocation_metadata()))
-
-
-@pytest_asyncio.fixture
-async def served() -> AsyncIterator[tuple[str, FixedServicer]]:
-    server = aio.server()
-    servicer = FixedServicer()
-    add_QueryRecommenderServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield f"127.0.0.1:{port}", servicer
-    await server.stop(grace=None)
+from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
+from tests.clients.conftest import FAILURES, serving
 
 
 async def test_an_answer_becomes_plain_values(served):
@@ -256,36 +140,13 @@ async def test_a_passed_deadline_ends_on_the_client_side(served):
     assert failure.value.reason is None
 
 
-async def test_feedback_carries_every_field_and_returns_refusals(served):
-    target, servicer = served
-    async with QueryRecClient(target, timeout_s=10) as client:
-        answer = await client.recommend("suggestion", "earbuds")
-        click = answer.event("click", 1, user_key="u1")
-        receipt = await client.record_feedback([click, answer.event("impression", 1)])
-
-    first, second = servicer.events
-    assert first.kind == feedback_pb2.FEEDBACK_KIND_CLICK
-    assert first.event_id == click.event_id != second.event_id
-    assert first.time.ToNanoseconds() == click.time_unix_ns
-    assert (first.user_key, second.HasField("user_key")) == ("u1", False)
-    assert (first.attribution_token, first.position) == ("token", 1)
-    assert receipt.num_accepted == 1
-    assert receipt.refusals[0].reason == "ERROR_REASON_TOKEN_MALFORMED"
-
-
 async def test_scenarios_become_plain_values(served):
     async with QueryRecClient(served[0], timeout_s=10) as client:
         (scenario,) = await client.list_scenarios()
 
     assert (scenario.name, scenario.max_num_suggestions) == ("suggestion", 16)
     assert not scenario.has_auxiliary_text
-
-
-def test_events_made_one_after_the_other_have_their_own_ids_and_times():
-    before = time.time_ns()
-    one, two = (FeedbackEvent(attribution_token="t", kind="click", position=1) for _ in range(2))
-    assert one.event_id != two.event_id
-    assert before <= one.time_unix_ns <= two.time_unix_ns
+    assert scenario.side_information_kinds == ("answer", "session")
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e10])
@@ -355,6 +216,21 @@ async def test_each_client_has_a_connection_of_its_own(served):
         await client.close()
 
     assert len(servicer.peers) == len(clients)
+
+
+@pytest.mark.timeout(60)
+async def test_every_address_of_a_target_gets_calls():
+    async with (
+        serving() as (one, first),
+        serving() as (other, second),
+        QueryRecClient(f"ipv4:{one},{other}", timeout_s=10) as client,
+    ):
+        while not (first.peers and second.peers):  # the second connection may take longer
+            await client.list_scenarios()
+        before = len(first.metadata), len(second.metadata)
+        for _ in range(10):
+            await client.list_scenarios()
+    assert (len(first.metadata), len(second.metadata)) == (before[0] + 5, before[1] + 5)
 
 
 async def test_metadata_goes_with_each_call(served):

@@ -126,10 +126,19 @@ def test_a_message_that_no_method_takes_is_not_read_to_its_end(stub):
     assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_deadline_that_has_passed_ends_as_deadline_exceeded(stub):
+@pytest.mark.parametrize("num_bytes", [12_000, 15_000])
+def test_metadata_below_the_limit_always_passes(stub, num_bytes):
+    for i in range(50):
+        metadata = [("x-request-id", f"r{i}"), ("x-of-a-mesh", "a" * num_bytes)]
+        assert stub.ListScenarios(
+            pb.ListScenariosRequest(), timeout=TIMEOUT_S, metadata=metadata
+        ).scenarios
+
+
+def test_metadata_over_the_limit_is_refused(stub):
     with pytest.raises(grpc.RpcError) as failure:
-        stub.Recommend(request(), timeout=-1)
-    assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        stub.Recommend(request(), timeout=TIMEOUT_S, metadata=[("x-of-a-mesh", "a" * 20_000)])
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_a_budget_below_every_answer_ends_as_deadline_exceeded_with_a_reason(stub):

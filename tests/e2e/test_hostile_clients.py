@@ -4,15 +4,18 @@ import asyncio
 import resource
 import socket
 import struct
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import grpc
 import psutil
 import pytest
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from queryrec.v1.query_recommender_service_pb2 import RecommendRequest
 from queryrec.v1.query_recommender_service_pb2_grpc import QueryRecommenderServiceStub
@@ -21,9 +24,11 @@ from tests.blocking import BlockingStub, blocking_stub, status_of
 pytestmark = pytest.mark.slow
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS = 0, 1, 4
-_END_STREAM, _END_HEADERS = 1, 4
+_DATA, _HEADERS, _SETTINGS, _PING = 0, 1, 4, 6
+_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _INITIAL_WINDOW_SIZE = 4
+_RECOMMEND = "/queryrec.v1.QueryRecommenderService/Recommend"
+_WATCH = "/grpc.health.v1.Health/Watch"
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -37,12 +42,12 @@ def opening(window_size: int) -> bytes:
     return _PREFACE + frame(_SETTINGS, 0, 0, setting)
 
 
-def call(stream: int, request: RecommendRequest) -> bytes:
+def call(stream: int, path: str, request: Message) -> bytes:
     """Returns a call without a deadline, its headers as literals."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": "/queryrec.v1.QueryRecommenderService/Recommend",
+        ":path": path,
         ":authority": "test",
         "content-type": "application/grpc",
         "te": "trailers",
@@ -58,6 +63,17 @@ def call(stream: int, request: RecommendRequest) -> bytes:
 def connect(target: str) -> socket.socket:
     host, port = target.split(":")
     return socket.create_connection((host, int(port)), timeout=30)
+
+
+def show_life(connection: socket.socket) -> None:
+    """Answers settings and pings until the connection ends; who does not is hung up on."""
+    connection.settimeout(None)
+    with suppress(ConnectionError), connection.makefile("rb") as frames:
+        while head := frames.read(9):
+            kind, is_answer = head[3], head[4] & _ACK
+            payload = frames.read(int.from_bytes(head[:3]))
+            if kind in (_SETTINGS, _PING) and not is_answer:
+                connection.sendall(frame(kind, _ACK, 0, payload if kind == _PING else b""))
 
 
 @contextmanager
@@ -103,7 +119,7 @@ def test_clients_that_never_read_their_responses_hold_up_nobody_else(engine):
         for _ in range(2):  # as many calls together as are worked on at the same time
             hostile = stack.enter_context(connect(engine.target))
             hostile.sendall(opening(window_size=0))
-            hostile.sendall(b"".join(call(2 * i + 1, request) for i in range(500)))
+            hostile.sendall(b"".join(call(2 * i + 1, _RECOMMEND, request) for i in range(500)))
         assert_answers_again(stub)
 
 
@@ -180,3 +196,17 @@ def test_a_flood_is_refused_with_a_reason_and_leaves_nothing_behind(engine):
     assert psutil.Process(engine.process.pid).memory_info().rss < resident + (100 << 20)
     with asking(engine.target) as stub:
         assert_answers_again(stub)
+
+
+def test_watchers_of_health_that_never_read_do_not_keep_an_engine_from_ending(engine):
+    request = HealthCheckRequest()
+    with connect(engine.target) as hostile:
+        hostile.sendall(opening(window_size=0))
+        hostile.sendall(b"".join(call(2 * i + 1, _WATCH, request) for i in range(100)))
+        answering = threading.Thread(target=show_life, args=(hostile,))
+        answering.start()
+        with asking(engine.target) as stub:
+            assert_answers_again(stub)
+        engine.process.terminate()
+        assert engine.process.wait(120) == 0
+        answering.join()

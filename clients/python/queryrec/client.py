@@ -56,8 +56,12 @@ _Response = TypeVar("_Response")
 _MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration
 _METADATA_KEY = re.compile(r"[a-z0-9_.-]+")
 _MAX_TIMEOUT_S = 1e9  # gRPC takes much longer ones for over already
+_MAX_EVENTS = 256
+_FEEDBACK_TIMEOUT_S = 5.0  # a disk may take longer than an answer may
 _CHANNEL_OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),  # else clients share a connection
+    ("grpc.use_local_subchannel_pool", 1),  # else clients share connections
+    # By default the first address that answers gets all calls.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     # By default a lost server is tried again after 1 s, later after up to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -70,15 +74,18 @@ _CHANNEL_OPTIONS = [
 
 
 class QueryRecClient:
-    """One connection to the service; share it, it carries any number of calls at once.
+    """The connections to the service; share it, it carries any number of calls at once.
 
-    Each client has a connection of its own, also where several have the same target. It belongs to
-    the event loop of the first call; the client itself may be made before there is one.
+    Each client has connections of its own, one to each address of its target, which take turns.
+    They belong to the event loop of the first call; the client itself may be made before there is
+    one.
 
     Args:
-        target: Address, such as "localhost:50051" or "dns:///queryrec:50051".
+        target: Address or addresses, such as "localhost:50051", "dns:///queryrec:50051" or
+            "ipv4:10.0.0.1:50051,10.0.0.2:50051".
         timeout_s: Deadline of each call, in seconds, at most 1e9: the time budget of an answer.
-            None for no deadline: the service takes its default budget.
+            None for no deadline: the service takes its default budget. Feedback gets five seconds
+            if this is less.
         credentials: For TLS, from ``grpc.ssl_channel_credentials``; plain text without.
 
     Raises:
@@ -118,7 +125,7 @@ class QueryRecClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls under way are cancelled."""
+        """Closes the connections; calls under way are cancelled."""
         await self._channel.close()
 
     async def recommend(
@@ -194,13 +201,24 @@ class QueryRecClient:
     ) -> Receipt:
         """Stores at most 256 events; returns once all that were not refused are durable.
 
+        Args:
+            events: Made by ``Recommendation.event``.
+            timeout_s: Deadline of this call, in seconds; by default the client's, and at least 5.
+            metadata: See ``recommend``.
+
         Raises:
-            QueryRecError: The call failed. Send the same events again unless the code is
-                INVALID_ARGUMENT or UNIMPLEMENTED, whether the error ``is_retryable`` or not.
-            ValueError: An event does not fit the request's fields, or timeout or metadata cannot be
-                sent.
+            QueryRecError: The call failed. Send the same events again, whether the error
+                ``is_retryable`` or not, unless the code is INVALID_ARGUMENT, UNIMPLEMENTED,
+                UNAUTHENTICATED or PERMISSION_DENIED, or RESOURCE_EXHAUSTED without the reason
+                ERROR_REASON_QUEUE_FULL: events or metadata are too large, so send fewer at a time.
+            ValueError: There are more than 256 events, one does not fit the request's fields, or
+                timeout or metadata cannot be sent.
         """
         request = service_pb2.RecordFeedbackRequest(events=[e.message() for e in events])
+        if (num := len(request.events)) > _MAX_EVENTS:
+            raise ValueError(f"there are {num} events; a call takes at most {_MAX_EVENTS}")
+        if timeout_s is None and self._timeout_s is not None:
+            timeout_s = max(self._timeout_s, _FEEDBACK_TIMEOUT_S)
         response = await self._call(self._stub.RecordFeedback, request, timeout_s, metadata)
         return Receipt(
             num_accepted=response.num_accepted,

@@ -27,7 +27,9 @@ class Suggestion(NamedTuple):
     """One recommended query."""
 
     text: str
-    click_probability: float  # if shown at this position; where "score" was skipped, a mere prior
+    # If shown at this position. Where "score" was skipped, a guess from the position alone; where
+    # it was degraded, the last ones were not scored and are taken for no better than the worst.
+    click_probability: float
     sources: tuple[str, ...]  # of "log" and "generated"
     position: int  # 1 is the first
 
@@ -70,6 +72,7 @@ class Scenario(NamedTuple):
     default_num_suggestions: int
     max_num_suggestions: int
     has_auxiliary_text: bool
+    side_information_kinds: tuple[str, ...] = ()  # which models read; others are ignored
 
     @classmethod
     def of(cls, message: scenario_pb2.Scenario) -> Self:
@@ -80,6 +83,7 @@ class Scenario(NamedTuple):
             default_num_suggestions=message.default_num_suggestions,
             max_num_suggestions=message.max_num_suggestions,
             has_auxiliary_text=message.has_auxiliary_text,
+            side_information_kinds=tuple(message.side_information_kinds),
         )
 
 

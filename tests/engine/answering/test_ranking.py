@@ -166,6 +166,14 @@ def test_what_was_written_counts_whether_or_not_it_is_scored():
     assert [s.text for s in found[:2]] == ["text0", "text1"]
 
 
+@pytest.mark.parametrize(("p_seen", "of_others"), [([0.04, 0.3], 0.04), ([0.2, 0.3], 0.1)])
+def test_what_is_not_scored_comes_last_and_is_taken_for_no_better_than_the_worst(p_seen, of_others):
+    found = ranked_texts({0: None, 1: None, 2: None}, p_seen)
+    assert [s.text for s in found] == ["text1", "text0", "text2"]
+    expected = [p_seen[1], p_seen[0] / 2, of_others / 4]
+    assert [s.click_probability for s in found] == pytest.approx(expected)
+
+
 def test_what_people_search_turns_near_ties_and_leaves_probabilities_alone():
     places, p_seen = {0: None, 1: None}, [0.2, 0.15]
     found = ranked_texts(places, p_seen, searches={1: 31}, popularity_weight=0.2)

@@ -171,6 +171,20 @@ def test_a_click_joins_only_within_the_attribution_window(tmp_path, delay_s, joi
     assert (counts.num_clicked, counts.num_late_clicks) == (int(joins), int(not joins))
 
 
+@pytest.mark.parametrize("delay_s", [1801, -301])
+@pytest.mark.parametrize("kind", [Kind.IMPRESSION, Kind.DISMISS])
+def test_a_suggestion_clicked_out_of_time_alone_was_neither_clicked_nor_passed_over(
+    tmp_path, kind, delay_s
+):
+    batch = [event(f"seen-{p}", kind, p) for p in (1, 2, 3)]
+    batch += [event(f"late-{p}", Kind.CLICK, p, delay_s=delay_s) for p in (1, 2)]
+    batch.append(event("in time", Kind.CLICK, 2))
+    counts = to_impressions(logged(tmp_path / "log", batch), tmp_path / "out.parquet")
+    assert (counts.num_shown, counts.num_clicked, counts.num_late_clicks) == (2, 1, 2)
+    found = [(r["shown"], r["clicked"]) for r in rows(tmp_path / "out.parquet")]
+    assert found == [(False, False), (True, True), (True, False)]
+
+
 def cut_token() -> AttributionToken:
     """Returns a token whose last texts are cut when it is sealed."""
     texts = [random.Random(i).randbytes(100).hex() for i in range(32)]

@@ -103,6 +103,26 @@ def test_white_space_of_any_length_and_characters_that_shrink_are_no_reason_to_r
     assert translated(bundle, query=" " * 50_000 + "mouse").query == "mouse"
     bold = "\U0001d400" * MAX_QUERY_BYTES  # 4 bytes each, 1 once normalised
     assert translated(bundle, query=bold).query == "a" * MAX_QUERY_BYTES
+    gap = " \n\u2003" * 10_000
+    item = SideInformation(kind="answer", text=f"{gap}a{gap}text{gap}")
+    question = translated(bundle, answer=f"{gap}an{gap}answer{gap}", side_information=[item])
+    assert question.answer == "an answer"
+    assert question.side_information == (Item("answer", "a text"),)
+
+
+def test_long_texts_are_refused_by_what_is_left_of_them_without_white_space(bundle):
+    for field, max_bytes in (("answer", 8192), ("side_information[0].text", 1024)):
+        for size in (max_bytes, max_bytes + 1):
+            text = "  a" * (size // 2) + "a" * (size % 2 + 1)
+            item = [SideInformation(kind="answer", text=text)] if "[" in field else []
+            fields = {"side_information": item} if item else {"answer": text}
+            if size == max_bytes:
+                assert translated(bundle, **fields)
+                continue
+            with pytest.raises(InvalidRequest) as failure:
+                translated(bundle, **fields)
+            assert failure.value.metadata["field"] == field
+            assert failure.value.metadata["size_bytes"] == str(size)
 
 
 def test_texts_that_grow_in_normalisation_are_cut_to_what_a_prompt_can_use(bundle):

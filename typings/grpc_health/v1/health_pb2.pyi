@@ -1,9 +1,13 @@
 from enum import IntEnum
 
-class HealthCheckRequest:
-    def __init__(self, *, service: str = "") -> None: ...
+from google.protobuf.message import Message
 
-class HealthCheckResponse:
+class HealthCheckRequest(Message):
+    def __init__(self, *, service: str = "") -> None: ...
+    service: str
+
+class HealthCheckResponse(Message):
+    def __init__(self, *, status: ServingStatus = ...) -> None: ...
     class ServingStatus(IntEnum):
         UNKNOWN = 0
         SERVING = 1

@@ -70,7 +70,9 @@ class QueryRecommenderServiceServicer(object):
         """Recommend returns suggested queries for one user's query in one panel. It never fails because
         time ran short while some answer could still be sent: it leaves work out and says so in
         RecommendResponse.omissions. Calls do not change anything and may be repeated or hedged; each
-        response has its own request id and attribution token, so send feedback with the one shown.
+        response has its own request id and attribution token, so send feedback with the one shown. A
+        response is for one user and to be shown once: feedback counts within a window after it was
+        made (see FeedbackEvent.time), and what is shown from a cache later, or to others, is lost to it.
 
         Fails with INVALID_ARGUMENT (ERROR_REASON_QUERY_EMPTY, _QUERY_TOO_LONG, _TEXT_INVALID,
         _FIELD_TOO_LONG, _TOO_MANY_ITEMS, _MAX_SUGGESTIONS_OUT_OF_RANGE, _LATENCY_BUDGET_INVALID),
@@ -84,9 +86,12 @@ class QueryRecommenderServiceServicer(object):
     def RecordFeedback(self, request, context):
         """RecordFeedback stores what users did with suggestions. OK means that every event not listed in
         RecordFeedbackResponse.refusals is on disk. Delivery is at least once: send a batch again after
-        any error but INVALID_ARGUMENT and UNIMPLEMENTED (DEADLINE_EXCEEDED, CANCELLED and INTERNAL
-        among them: it may not be stored), with back-off and the same event ids; events are counted
-        once. Any server that holds the signing keys can take the feedback for any response.
+        an error (DEADLINE_EXCEEDED, CANCELLED and INTERNAL among them: it may not be stored), with
+        back-off and the same event ids; events are counted once. Any server that holds the signing keys
+        can take the feedback for any response. It helps nothing to send it again unchanged after
+        INVALID_ARGUMENT, UNIMPLEMENTED, UNAUTHENTICATED and PERMISSION_DENIED: mend the call. Nor after
+        RESOURCE_EXHAUSTED without ERROR_REASON_QUEUE_FULL: message or metadata are too large, so send
+        fewer events at a time.
 
         Single events are refused with ERROR_REASON_TOKEN_MALFORMED, _TOKEN_SIGNATURE_INVALID,
         _TOKEN_KEY_UNKNOWN, _EVENT_INVALID, _TEXT_INVALID or _FIELD_TOO_LONG while the others are

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aqueryrec/v1/scenario.proto\x12\x0bqueryrec.v1\"\x87\x01\n\x08Scenario\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1f\n\x17\x64\x65\x66\x61ult_num_suggestions\x18\x03 \x01(\x05\x12\x1b\n\x13max_num_suggestions\x18\x04 \x01(\x05\x12\x1a\n\x12has_auxiliary_text\x18\x05 \x01(\x08\x42\'\n\x0bqueryrec.v1P\x01Z\x16queryrec/v1;queryrecv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aqueryrec/v1/scenario.proto\x12\x0bqueryrec.v1\"\xa7\x01\n\x08Scenario\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1f\n\x17\x64\x65\x66\x61ult_num_suggestions\x18\x03 \x01(\x05\x12\x1b\n\x13max_num_suggestions\x18\x04 \x01(\x05\x12\x1a\n\x12has_auxiliary_text\x18\x05 \x01(\x08\x12\x1e\n\x16side_information_kinds\x18\x06 \x03(\tB\'\n\x0bqueryrec.v1P\x01Z\x16queryrec/v1;queryrecv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013queryrec.v1P\001Z\026queryrec/v1;queryrecv1'
   _globals['_SCENARIO']._serialized_start=44
-  _globals['_SCENARIO']._serialized_end=179
+  _globals['_SCENARIO']._serialized_end=211
 # @@protoc_insertion_point(module_scope)
