@@ -101,7 +101,7 @@ def ask(
         list[str] | None, typer.Option(help="Earlier query of the session; oldest first.")
     ] = None,
     max_suggestions: Annotated[int, typer.Option(help="0: the scenario's default.")] = 0,
-    timeout_ms: Annotated[float, typer.Option(help="Deadline of the call.")] = 1000.0,
+    timeout_ms: Annotated[float, typer.Option(help="Deadline of the question.")] = 1000.0,
     clicks: Annotated[
         list[int] | None, typer.Option(help="Report a click on the suggestion at this position.")
     ] = None,

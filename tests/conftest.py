@@ -99,6 +99,9 @@ def _start_engine(
             process.stdout.close()
             stderr = (directory / "stderr.txt").read_text()
             pytest.fail(f"the engine did not start: {lines} {stderr}")
+    except BaseException:
+        process.kill()
+        raise
     finally:
         watchdog.cancel()
     listening = "queryrec-engine: listening on "

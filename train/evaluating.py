@@ -15,7 +15,7 @@ HELDOUT = Path("examples/data/heldout.txt.gz")
 Run = Annotated[Path, typer.Option("--run", help="Run directory that queryrec-train wrote.")]
 Bundle = Annotated[Path, typer.Option(help="Bundle that was exported from the run.")]
 Heldout = Annotated[
-    Path, typer.Option(help="Queries that occur in no log, one a line, plain or gzip.")
+    Path, typer.Option(help="Queries that the log lacks, one a line, plain or gzip.")
 ]
 
 
@@ -151,6 +151,6 @@ def _check_files(given: dict[str, Path | None]) -> None:
 def _check_heldout(path: Path) -> None:
     if not path.is_file():
         raise ValueError(
-            f"--heldout {path}: there is no such file; give queries that occur in no log, one a "
+            f"--heldout {path}: there is no such file; give queries that the log lacks, one a "
             "line, plain or gzip"
         )

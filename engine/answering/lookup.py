@@ -14,7 +14,7 @@ from engine.execution.bundle import Bundle
 from engine.execution.retrieval import NOTHING, Neighbours, Retrieval, Retrieved
 from engine.execution.runner import Found, LookupRow
 from engine.formats.graph import Floats, Rows
-from engine.formats.prompt import ANSWER
+from engine.formats.prompt import ANSWER, SESSION
 from engine.scheduling.batcher import TooLate
 from engine.scheduling.planner import ENCODE, Plan, Rung, works_of
 from engine.scheduling.stages import Left, Stage, Why
@@ -49,6 +49,8 @@ class Lookup:
             told.append(ANSWER)
         if not set(told).isdisjoint(kinds):
             return False
+        if SESSION not in kinds:
+            return True
         index = self._retrieval.index if self._retrieval else None
         return all(index and index.find(t) is not None for t in question.session_queries)
 

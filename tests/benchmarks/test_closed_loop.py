@@ -41,7 +41,6 @@ def users(simulated) -> Users:
     return Users(simulated, SETTINGS, seed=0)
 
 
-@pytest.mark.slow
 def test_a_second_loop_is_told_how_to_name_its_directory(tmp_path, capsys):
     made_by_make = ["--run", "run", "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
@@ -52,6 +51,7 @@ def test_a_second_loop_is_told_how_to_name_its_directory(tmp_path, capsys):
     assert parse([*made_by_make, "--out", str(tmp_path / "new")]).out == tmp_path / "new"
 
 
+@pytest.mark.slow
 def test_users_of_another_world_than_the_logs_are_refused(simulated):
     with pytest.raises(ValueError, match="is not the world"):
         Users(simulated, SETTINGS, seed=1)

@@ -87,4 +87,4 @@ def least_gain(asked: Asked, before_U: Floats, after_U: Floats) -> float | None:
 
 def _ratio(now: ArrayLike, then: ArrayLike) -> Floats:
     """Returns now / then; 1 where both are 0, as of a scenario whose lists are worth nothing."""
-    return np.where(np.equal(now, then), 1.0, now / np.maximum(then, 1e-12))
+    return np.where(np.equal(now, then), 1.0, now / np.maximum(then, np.finfo(np.float64).tiny))

@@ -121,7 +121,8 @@ def _preference(
     """Returns what is kept of lists, best first; None where fewer than two differ."""
     if not listings:
         return None
-    kept = _apart(listings, num_kept, min_gap * max(listings[0].reward, 1e-9))
+    best = max(listings[0].reward, np.finfo(np.float64).tiny)
+    kept = _apart(listings, num_kept, min_gap * best)
     if len(kept) < 2:
         return None
     num_sequences, num_new = len(prompt.drawn.slots), drawn.ids_KSN.shape[2]

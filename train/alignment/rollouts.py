@@ -20,7 +20,7 @@ from engine.execution.models import cut_sequences
 from engine.formats.features import trigrams
 from engine.formats.vocabulary import Vocabulary
 from train.alignment.prompts import AlignmentPrompt
-from train.clicks.judge import Judge, Judged
+from train.clicks.judge import Judge, Judged, Judgement, prefers_nothing
 from train.generation.sampler import Lists, Sampler
 
 Floats = NDArray[np.float64]
@@ -172,6 +172,8 @@ def judge_lists(
 ) -> list[Worth]:
     """Returns what the texts of each prompt are worth.
 
+    Where the click model prefers nothing in a scenario, its texts are worth nothing.
+
     Args:
         judge: the click model.
         drawn: lists.
@@ -195,7 +197,9 @@ def judge_lists(
         for d, texts in zip(drawn, texts_of, strict=True)
         if texts
     ]
-    judgements = iter(judge(asked, level=level or 0.5))
+    found_U = judge(asked, level=level or 0.5)
+    idle = _without_preference(asked, found_U)
+    judgements = iter(found_U)
     worth: list[Worth] = []
     for d, texts in zip(drawn, texts_of, strict=True):
         if not texts:
@@ -209,6 +213,7 @@ def judge_lists(
         )
         p_C = found.p_seen_C * counts_C
         reward_C = (found.lower_C if level else found.p_seen_C) * counts_C * fits_C
+        reward_C *= d.prompt.scenario.name not in idle
         worth.append(
             Worth(
                 dict(zip(texts, p_C.tolist(), strict=True)),
@@ -217,6 +222,21 @@ def judge_lists(
             )
         )
     return worth
+
+
+def _without_preference(asked: Sequence[Judged], found: Sequence[Judgement]) -> set[str]:
+    """Returns the scenarios in which all texts are worth the same."""
+    own: dict[str, list[Judgement]] = {}
+    for question, judgement in zip(asked, found, strict=True):
+        own.setdefault(question.scenario, []).append(judgement)
+    return {
+        name
+        for name, judgements in own.items()
+        if prefers_nothing(
+            np.concatenate([j.p_seen_C for j in judgements]),
+            np.concatenate([j.is_known_C for j in judgements]),
+        )
+    }
 
 
 def shared_trigrams(text: str, context: Sequence[str]) -> float:

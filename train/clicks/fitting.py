@@ -133,10 +133,16 @@ def fit_click_model(
     )
 
 
-def half(requests: ClickRequests) -> Ids:
-    """Returns 0 or 1 (R) by the context, so that requests that are alike are in the same half."""
-    digests = (hashlib.md5(array("i", context).tobytes()).digest() for context in requests.contexts)
-    return np.array([digest[0] % 2 for digest in digests], np.int64)
+def half(requests: ClickRequests, chosen: Ids) -> Ids:
+    """Returns 0 or 1 of each row of the chosen requests, int64 (N).
+
+    By the context, so that requests that are alike are in the same half.
+    """
+    half_R = np.zeros(len(requests.contexts), np.int64)
+    for request in chosen:
+        context = array("i", requests.contexts[request]).tobytes()
+        half_R[request] = hashlib.md5(context).digest()[0] % 2
+    return half_R[requests.request_N[requests.rows(chosen)]]
 
 
 def check_logits(scenario: str, logits_N: Floats, *, may_be_equal: bool = False) -> None:
@@ -242,7 +248,7 @@ def _half_calibrations(
     starts: Sequence[dict[str, Platt] | None] = (None, None),
 ) -> list[dict[str, Platt]]:
     """Returns for each half the `_calibrations` by the other."""
-    half_N = half(requests)[requests.request_N[requests.rows(chosen)]]
+    half_N = half(requests, chosen)
     among_N = np.ones(len(half_N), np.bool_) if among_N is None else among_N
     return [
         _calibrations(requests, chosen, logits, examinations, among_N & (half_N != own), start)

@@ -129,7 +129,7 @@ class ClickJudge:
                     f"the click model's {name} probabilities are not all numbers: its weights or "
                     "calibration are broken; train it again"
                 )
-            if rows.sum() > 1 and np.ptp(p_N[rows]) == 0:
+            if prefers_nothing(p_N[rows], is_known_N[rows]):
                 constant.append(name)
         if constant == names:
             raise ValueError(
@@ -138,6 +138,12 @@ class ClickJudge:
             )
         parts = zip(requests.offsets[:-1].tolist(), requests.offsets[1:].tolist(), strict=True)
         return [Judgement(p_N[a:b], lower_N[a:b], is_known_N[a:b]) for a, b in parts]
+
+
+def prefers_nothing(p_N: NDArray[np.float64], is_known_N: NDArray[np.bool_]) -> bool:
+    """Returns whether texts, those that the log knows and those that it does not, are all alike."""
+    groups = [p_N[is_known_N], p_N[~is_known_N]]
+    return max(map(len, groups)) > 1 and all(np.ptp(p) == 0 for p in groups if len(p))
 
 
 def table_of(questions: Sequence[Judged]) -> pa.Table:

@@ -4,13 +4,13 @@ Knows nothing of the model.
 """
 
 # R requests, N impressions (rows), P positions
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.formats.features import FEATURE_NAMES
-from train.clicks.calibration import Quality, auc, gauc, quality
+from train.clicks.calibration import Examination, Platt, Quality, auc, gauc, quality
 from train.clicks.data import ClickRequests
 from train.clicks.fitting import ClickFit, half, is_known, scenario_rows, seen_probability
 
@@ -56,24 +56,25 @@ def click_reports(
         train: those trained on.
         valid: those held out.
         logits: of the rows of the held-out ones, in their order.
-        fit: what was fitted to them. Each half is measured with what was fitted to the other.
+        fit: what was fitted to them. Entropy and calibration error of each half are measured with
+            what was fitted to the other.
     """
     rows = requests.rows(valid)
-    half_N = half(requests)[requests.request_N[rows]]
-    probability_N, baseline_N = np.zeros(len(rows)), np.zeros(len(rows))
+    half_N = half(requests, valid)
+    served_N, crossed_N, baseline_N = (np.zeros(len(rows)) for _ in range(3))
     masks = scenario_rows(requests, rows)
     for name, mask in masks.items():
         rates_P = _position_rates(requests, train, name)
         baseline_N[mask] = rates_P[requests.position_N[rows[mask]]]
-        for number, fitted in enumerate(fit.halves):
+        examination = fit.examinations.get(name)
+        fitted = fit.calibrations[name], fit.unknown_calibrations[name]
+        served_N[mask] = _probability(requests, rows[mask], logits[mask], examination, *fitted)
+        for number, own in enumerate(fit.halves):
             own_N = mask & (half_N == number)
-            known, unknown = fitted.calibrations[name], fitted.unknown_calibrations[name]
-            is_known_N = is_known(requests, rows[own_N])
-            slope_N = np.where(is_known_N, known.slope, unknown.slope)
-            level_N = slope_N * logits[own_N].astype(np.float64)
-            level_N += np.where(is_known_N, known.intercept, unknown.intercept)
-            seen_N = seen_probability(fit.examinations.get(name), requests.position_N[rows[own_N]])
-            probability_N[own_N] = seen_N / (1 + np.exp(-level_N))
+            fitted = own.calibrations[name], own.unknown_calibrations[name]
+            crossed_N[own_N] = _probability(
+                requests, rows[own_N], logits[own_N], examination, *fitted
+            )
     masks["all"] = np.ones(len(rows), np.bool_)
     result: dict[str, ClickReport] = {}
     for name, mask in masks.items():
@@ -84,7 +85,10 @@ def click_reports(
             num_requests=len(np.unique(request_N)),
             num_impressions=len(own),
             click_rate=float(clicked_N.mean()),
-            model=quality(probability_N[mask], clicked_N, request_N),
+            # Two halves have an order of their own each, which together is none.
+            model=replace(
+                quality(crossed_N[mask], clicked_N, request_N), auc=auc(served_N[mask], clicked_N)
+            ),
             position_only=quality(baseline_N[mask], clicked_N, request_N),
             popularity_auc=auc(popularity_N, clicked_N),
             popularity_gauc=gauc(popularity_N, clicked_N, request_N),
@@ -92,6 +96,22 @@ def click_reports(
             num_swapped=int((requests.rank_N[own] != requests.position_N[own]).sum()),
         )
     return result
+
+
+def _probability(
+    requests: ClickRequests,
+    rows: Ids,
+    logits: Floats,
+    examination: Examination | None,
+    known: Platt,
+    unknown: Platt,
+) -> NDArray[np.float64]:
+    """Returns p(click) at their positions of rows (N), float64."""
+    is_known_N = is_known(requests, rows)
+    level_N = np.where(is_known_N, known.slope, unknown.slope) * logits.astype(np.float64)
+    level_N += np.where(is_known_N, known.intercept, unknown.intercept)
+    seen_N = seen_probability(examination, requests.position_N[rows])
+    return seen_N / (1 + np.exp(-level_N))
 
 
 def _position_rates(requests: ClickRequests, train: Ids, scenario: str) -> NDArray[np.float64]:

@@ -38,7 +38,7 @@ T = TypeVar("T")
 class Data(NamedTuple):
     """Real data that figures are computed on; None where there is none."""
 
-    heldout: Path  # queries that occur in no log, one a line, plain or gzip
+    heldout: Path  # queries; those that the log has are not asked. One a line, plain or gzip
     web: Path | None = None  # those of them that are web queries
     sessions: Path | None = None  # see `train.evaluation.sessions`
     minilm: Path | None = None  # directory of a sentence encoder

@@ -127,7 +127,7 @@ def make_report(
             f"{run}: has no aligned generator; set alignment.num_rounds to 1 or more in its "
             "configuration, run `queryrec-train run` again, and export it"
         )
-    if prompted:
+    if prompted and not kept.is_file():  # else it may have written all, and be needed no more
         read_tokenizer(prompted)
     rounds_of_loop = [] if closed_loop is None else read_rounds(closed_loop)
     config, truth = read_config(run / "config.toml"), simulator.load(run / "simulated")
@@ -229,10 +229,10 @@ def _truths(world: Path, second_world: Path | None) -> list[str]:
     if second_world is None:
         return []
     own, other = simulator.read_record(world), simulator.read_record(second_world)
-    if own.fingerprint == other.fingerprint:
+    if (own.seed, own.click_model) == (other.seed, other.click_model):
         raise ValueError(
-            f"second world {second_world}: its truth is the run's own; simulate one with another "
-            "seed or simulate.click_model"
+            f"second world {second_world}: has the run's own seed and click model; simulate one "
+            "with another seed or simulate.click_model"
         )
     return [f"seed {r.seed}, click model {r.click_model}" for r in (own, other)]
 

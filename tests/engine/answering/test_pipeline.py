@@ -270,13 +270,19 @@ async def test_an_answer_is_public_if_all_that_models_read_is(bundle, runtime, c
 async def test_kinds_that_the_bundle_does_not_know_change_nothing_and_leave_an_answer_public(
     bundle, runtime
 ):
-    prompt = msgspec.structs.replace(bundle.manifest.prompt, side_information_kinds=["session"])
+    prompt = msgspec.structs.replace(bundle.manifest.prompt, side_information_kinds=["cooccurring"])
     manifest = msgspec.structs.replace(bundle.manifest, prompt=prompt)
     renderer = PromptRenderer(bundle.vocabulary, prompt, manifest.scenarios)
     pipeline = make(dataclasses.replace(bundle, manifest=manifest, renderer=renderer), runtime)
     bare = await ask(pipeline, "never searched before")
     title = SideInformation("title", "a text")
-    told = await ask(pipeline, "never searched before", answer="a text", side_information=(title,))
+    told = await ask(
+        pipeline,
+        "never searched before",
+        session_queries=("my own words",),
+        answer="a text",
+        side_information=(title,),
+    )
     assert told.is_public
     assert texts(told) == texts(bare)
     [omission] = told.omissions  # the very same input

@@ -144,10 +144,12 @@ def test_a_scenario_whose_lists_are_worth_nothing_stands_in_nobodys_way(num_wort
     asked = asked_of(60, num_worthless)
     worthless = np.repeat([1.0, 0.0], [60, num_worthless])
     before_U = worthless * np.random.default_rng(0).uniform(0.2, 0.4, len(worthless))
-    before = measured(before_U, asked=asked)
-    assert refusal(asked, before, measured(1.3 * before_U, asked=asked), max_kl=40) == ""
-    why_not = refusal(asked, before, measured(0.9 * before_U, asked=asked), max_kl=40)
-    assert "suggestion x 0.900, completion x 1.000" in why_not
+    for scale in (1.0, 1e-20):  # lower bounds may be tiny
+        scaled_U = scale * before_U
+        before = measured(scaled_U, asked=asked)
+        assert refusal(asked, before, measured(1.3 * scaled_U, asked=asked), max_kl=40) == ""
+        why_not = refusal(asked, before, measured(0.9 * scaled_U, asked=asked), max_kl=40)
+        assert "suggestion x 0.900, completion x 1.000" in why_not
 
 
 def test_a_scenario_whose_worth_is_lost_is_refused() -> None:

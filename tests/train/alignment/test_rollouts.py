@@ -4,6 +4,7 @@ import shutil
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -86,10 +87,8 @@ class Opinion:
 
     def __call__(self, questions, *, level):
         self.asked += questions
-        of = [len(q.texts) for q in questions]
-        full = torch.ones
-        return [Judgement(*(0.4 * full(n).numpy(), 0.2 * full(n).numpy(), full(n).bool().numpy()))
-                for n in of]  # fmt: skip
+        p_of = [0.4 + 0.1 * np.arange(len(q.texts)) for q in questions]
+        return [Judgement(p_C, p_C / 2, np.ones(len(p_C), np.bool_)) for p_C in p_of]
 
 
 def test_texts_are_judged_once_and_the_query_itself_is_worth_nothing(prompts) -> None:
@@ -98,15 +97,43 @@ def test_texts_are_judged_once_and_the_query_itself_is_worth_nothing(prompts) ->
     (worth,) = judge_lists(judge, [drawn], level=0, relevance_floor=0)
     assert judge.asked[0].texts == ["bimaba", "fugira"]
     assert judge.asked[0].is_cold
-    assert worth.p_seen == pytest.approx({"bimaba": 0.0, "fugira": 0.4})
+    assert worth.p_seen == pytest.approx({"bimaba": 0.0, "fugira": 0.5})
     assert worth.reward == worth.p_seen
 
 
 def test_a_pessimist_is_paid_by_the_lower_bound_and_irrelevant_texts_not_at_all(prompts) -> None:
     drawn = read(prompts, "suggestion", "bimaba", ["bimaba fugira", "gugira"])
     (worth,) = judge_lists(Opinion(), [drawn], level=0.8, relevance_floor=0.3)
-    assert worth.p_seen == pytest.approx({"bimaba fugira": 0.4, "gugira": 0.4})
+    assert worth.p_seen == pytest.approx({"bimaba fugira": 0.4, "gugira": 0.5})
     assert worth.reward == pytest.approx({"bimaba fugira": 0.2, "gugira": 0.0})
+
+
+class Slopeless:
+    """Prefers later texts in suggestions; in options only what the log knows to the rest."""
+
+    def __call__(self, questions, *, level):
+        judgements = []
+        for asked in questions:
+            is_known_C = np.arange(len(asked.texts)) < 2
+            is_dull = asked.scenario == "clarification"
+            p_C = np.where(is_known_C, 0.3, 0.1) + (0 if is_dull else 0.01) * np.arange(
+                len(asked.texts)
+            )
+            judgements.append(Judgement(p_C, p_C / 2, is_known_C))
+        return judgements
+
+
+def test_where_the_click_model_prefers_nothing_texts_are_worth_nothing(prompts) -> None:
+    drawn = [
+        read(prompts, "suggestion", "bimaba", ["dugira", "fugira", "gugira", None]),
+        read(prompts, "clarification", "bimaba", [None, "dugira", "fugira", "gugira"]),
+    ]
+    judged, dull = judge_lists(Slopeless(), drawn, level=0, relevance_floor=0)
+    assert len(judged.reward) > 2
+    assert judged.reward == judged.p_seen
+    assert len(dull.reward) > 2
+    assert set(dull.reward.values()) == {0.0}
+    assert set(dull.p_seen.values()) == {0.3, 0.1}
 
 
 def test_shared_trigrams_by_hand() -> None:

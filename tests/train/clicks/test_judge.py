@@ -137,7 +137,7 @@ def test_a_scenario_that_it_cannot_judge_leaves_the_others(
 ) -> None:
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     uncertainty = load_uncertainty(run / "click_model")
-    uncertainty.calibration["completion"] = (Platt(0.0, -2.0), Platt(0.0, -2.0))
+    uncertainty.calibration["completion"] = (Platt(0.0, -2.0), Platt(0.0, -3.0))
     (run / "click_model/uncertainty.safetensors").unlink()
     save_uncertainty(uncertainty, run / "click_model")
     judge = ClickJudge(run, max_edges=32)

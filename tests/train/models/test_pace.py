@@ -118,7 +118,7 @@ def test_each_training_of_a_process_has_the_precision_that_it_asks_for(
         )
         made = Trainer(model=nn.Linear(2, 2), args=arguments)
         output = made.accelerator.prepare_model(nn.Sequential(nn.Linear(2, 2), Precision()))
-        assert bool(output(torch.ones(1, 2)).item()) == bf16
+        assert bool(output(torch.ones(1, 2, device=arguments.device)).item()) == bf16
 
 
 def test_a_slow_training_says_each_minute_how_far_it_is(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def refused(
 def test_a_second_world_with_the_truth_of_the_run_is_refused(tmp_path: Path) -> None:
     write_world(tmp_path / "run")
     same, other = write_world(tmp_path / "copy"), write_world(tmp_path / "other", "cascade")
-    refused(tmp_path / "run", "its truth is the run's own; simulate", second_world=same)
+    refused(tmp_path / "run", "has the run's own seed and click model", second_world=same)
     refused(tmp_path / "run", "no aligned generator", second_world=other)
 
 
