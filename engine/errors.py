@@ -33,14 +33,17 @@ from grpc import aio
 
 from queryrec.v1.error_reason_pb2 import ErrorReason
 
-DOMAIN = "queryrec.v1"
-"""``ErrorInfo.domain`` of every error of this service."""
+DOMAIN = "queryrec.v1"  # ``ErrorInfo.domain`` of every error of this service
 
 _DETAILS_KEY = "grpc-status-details-bin"  # where gRPC libraries look for a google.rpc.Status
 
 
 class EngineError(Exception):
     """Root of what the engine raises on purpose."""
+
+
+class NotFinite(ValueError):
+    """A model's output has a number that is not finite. No caller's doing, so no EngineError."""
 
 
 class RequestError(EngineError):
@@ -274,12 +277,9 @@ def event_invalid(field: str, rule: str) -> InvalidRequest:
 
 def as_status(error: RequestError) -> status_pb2.Status:
     """Returns the error as the ``google.rpc.Status`` that goes on the wire, ErrorInfo included."""
-    detail = any_pb2.Any()
-    detail.Pack(
-        error_details_pb2.ErrorInfo(
-            reason=error.reason_name, domain=DOMAIN, metadata=error.metadata
-        )
-    )
+    detail, metadata = any_pb2.Any(), error.metadata
+    info = error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN, metadata=metadata)
+    detail.Pack(info)
     number: int = error.code.value[0]
     return status_pb2.Status(code=number, message=error.message, details=[detail])
 
@@ -290,10 +290,7 @@ def trailing_metadata(error: RequestError) -> tuple[tuple[str, bytes], ...]:
 
 
 async def abort(context: aio.ServicerContext[Any, Any], error: RequestError) -> NoReturn:
-    """Ends the call that ``context`` belongs to with the error's status and ErrorInfo.
-
-    Trailing metadata that is already set is sent along.
-    """
+    """Ends a call with the error's status and ErrorInfo, and trailing metadata already set."""
     trailing = (*(context.trailing_metadata() or ()), *trailing_metadata(error))
     await context.abort(error.code, error.message, trailing)
     raise AssertionError("abort always raises")

@@ -13,6 +13,7 @@ The context is read once, and all candidates attend to it.
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 
 from export.attention import above_prefix, by_group, mask_where
@@ -40,11 +41,12 @@ def build_click_model(
             "out" (1, 2 E), "mean" and "scale" (F). With s = silu, and f the features less their
             mean over their scale, cut at `MAX_DEVIATIONS`,
             logit = out([s(mixed(s(features(f)))), s(hidden([last hidden state, f]))]). It is
-            never int8: it is small.
+            always float32: it is small, and nothing looks whether fp16 would hold its numbers.
         shape: sizes of the backbone.
         cos_sin: rotary tables.
         activation_scales: see `Decoder`.
-        real_type: of weights and activations, float32 or float16; int8 goes with float32.
+        real_type: of the backbone's weights and activations, float32 or float16; int8 goes with
+            float32.
     """
     scope = Scope(Weights(real_type))
     weights = scope.weights
@@ -73,11 +75,11 @@ def build_click_model(
             mixed = scope.op("GatherND", mixed, tokens.last, batch_dims=1)
             x = scope.op("GatherND", x, tokens.last, batch_dims=1)
         stream = decoder.after_attention(scope, layer, x, mixed)
-    hidden = decoder.final_norm(scope, stream)  # (B, C, D)
+    hidden = scope.cast(decoder.final_norm(scope, stream), "float32")  # (B, C, D)
 
     def linear(name: str, x: str) -> str:
-        weight = weights.add_real(f"head.{name}.weight", head[f"{name}.weight"].T)
-        bias = weights.add_real(f"head.{name}.bias", head[f"{name}.bias"])
+        weight = weights.add(f"head.{name}.weight", np.asarray(head[f"{name}.weight"].T, "float32"))
+        bias = weights.add(f"head.{name}.bias", np.asarray(head[f"{name}.bias"], "float32"))
         return scope.op("Add", scope.op("MatMul", x, weight), bias)
 
     def silu(x: str) -> str:
@@ -86,11 +88,11 @@ def build_click_model(
     features = scope.op("Sub", "features", scope.constant(head["mean"], "float32"))
     features = scope.op("Div", features, scope.constant(head["scale"], "float32"))
     limits = [scope.constant(bound, "float32") for bound in (-MAX_DEVIATIONS, MAX_DEVIATIONS)]
-    features = scope.cast(scope.op("Clip", features, *limits), real_type)
+    features = scope.op("Clip", features, *limits)
     of_features = silu(linear("mixed", silu(linear("features", features))))
     of_text = silu(linear("hidden", scope.op("Concat", hidden, features, axis=2)))
     logit = linear("out", scope.op("Concat", of_features, of_text, axis=2))
-    logit = scope.op("Squeeze", scope.cast(logit, "float32"), scope.constant([2]))
+    logit = scope.op("Squeeze", logit, scope.constant([2]))
     scope.nodes.append(onnx.helper.make_node("Identity", [logit], ["click_logit"]))
     num_features = head["hidden.weight"].shape[1] - shape.hidden
     inputs = [

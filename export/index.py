@@ -101,6 +101,7 @@ def refresh_index(
                 embeddings_QD,
                 embed(encoder, probes, report),
                 min_recall=old.index.min_recall,
+                otherwise=old.index.ef_search,
                 report=report,
             )
         index = msgspec.structs.replace(

@@ -143,7 +143,8 @@ def model_config(
         accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
         if device == "tensorrt":
             accelerators.add(name="tensorrt").parameters["precision_mode"] = "FP32"
-        # Also beside TensorRT, which leaves it what it does not know.
+        # Also beside TensorRT, which leaves it what it does not know, and whose own TF32 only
+        # NVIDIA_TF32_OVERRIDE=0 in the server's environment ends.
         accelerators.add(name="cuda").parameters["use_tf32"] = "0"
     for key, text in sorted(parameters.items()):
         config.parameters[key].string_value = text

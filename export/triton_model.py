@@ -34,7 +34,8 @@ _PROVIDERS = {
         "CPUExecutionProvider",
     ],
 }
-# As in `engine.execution.device`: TF32 would round fp32 products to 10 bits.
+# As in `engine.execution.device`: TF32 would round fp32 products to 10 bits. TensorRT has no option
+# for it: there NVIDIA_TF32_OVERRIDE=0 in the server's environment ends it.
 _OPTIONS = {
     "CUDAExecutionProvider": {"use_tf32": 0, "arena_extend_strategy": "kSameAsRequested"},
     "TensorrtExecutionProvider": {"trt_fp16_enable": False},

@@ -89,11 +89,19 @@ def open_session(
             comes as it is.
     """
     # With its own fallback, a session whose device fails would go on with another one.
-    session = ort.InferenceSession(model, options, providers=providers(device), enable_fallback=0)
     wanted = PROVIDERS[device.kind]
-    if wanted not in session.get_providers():  # left out in silence
-        raise ValueError(
-            f"{wanted} could not start, see ONNX Runtime's messages above: install the CUDA (and "
-            "TensorRT) libraries it asks for, or set models.device to 'cpu'"
+    failure = ValueError(
+        f"{wanted} could not start, see ONNX Runtime's messages above: install the CUDA (and "
+        "TensorRT) libraries it asks for, or set models.device to 'cpu'"
+    )
+    try:
+        session = ort.InferenceSession(
+            model, options, providers=providers(device), enable_fallback=0
         )
+    except RuntimeError as error:  # of the device: what is said of graphs has types of its own
+        if device.kind == "cpu":
+            raise
+        raise failure from error
+    if wanted not in session.get_providers():  # left out in silence
+        raise failure
     return session

@@ -1,8 +1,9 @@
 """The three models as functions of token ids: padding in, cutting out. Knows nothing of texts.
 
 Each `run` takes a batch of rows and returns one result per row; a row's result does not depend
-on its neighbours or on padding. It raises ValueError if a number is not finite, as of a model
-that overflows. To be called from one thread.
+on its neighbours or on padding. It raises NotFinite if a number is not finite, as of a model
+that overflows; where a generator gives ids alone, it takes a row of which no sequence begins as
+asked for one. To be called from one thread.
 
 # B batch, P prompt tokens, S slots, N new tokens, C candidates, T tokens, F features, D dim
 """
@@ -14,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from engine.errors import NotFinite
 from engine.formats.vocabulary import EOS_ID
 from engine.scheduling.planner import Rung
 
@@ -89,6 +91,8 @@ class Generator:
         outputs = self._session.run(self._outputs, feed)
         for name, array in zip(self._outputs, outputs, strict=True):
             checked(name, array)
+        for sequences_SN, row in zip(outputs[0], rows, strict=True):
+            check_begin(sequences_SN, row)
         return [
             cut_sequences(*parts, limits=row.rung.max_new_tokens)
             for *parts, row in zip(*(o.tolist() for o in outputs), rows, strict=True)
@@ -144,14 +148,33 @@ def checked(name: str, array: A) -> A:
     """Returns a model's output.
 
     Raises:
-        ValueError: a number in it is not finite.
+        NotFinite: a number in it is not finite.
     """
     if not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} is not finite: the model overflows, or the device fails; fp16 graphs overflow "
-            "where fp32 ones do not"
-        )
+        raise _not_finite(name)
     return array
+
+
+def check_begin(sequences_SN: Ids, row: GenerateRow) -> None:
+    """Checks that of a row's sequences some begin in the range that was asked for.
+
+    Ids outside it have lower logits than any in it, unless these are not numbers. Not of each
+    sequence: beams for which nothing is left end at once.
+
+    Raises:
+        NotFinite: none does, though the range is not empty.
+    """
+    first, end = row.first_token_range
+    begin_S = sequences_SN[:, 0]
+    if first < end and not ((begin_S >= first) & (begin_S < end)).any():
+        raise _not_finite("what the generator chooses from")
+
+
+def _not_finite(name: str) -> NotFinite:
+    return NotFinite(
+        f"{name} is not finite: the model overflows, or the device fails; fp16 graphs overflow "
+        "where fp32 ones do not"
+    )
 
 
 def encoder_ids(ids: Sequence[int], max_tokens: int) -> Sequence[int]:

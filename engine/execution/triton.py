@@ -26,6 +26,7 @@ from engine.execution.models import (
     GenerateRow,
     ScoreRow,
     Sequences,
+    check_begin,
     checked,
     cut_sequences,
 )
@@ -126,6 +127,7 @@ class TritonModels:
         Raises:
             TooLate: `finish_by_s` came first.
             TritonFailure: the server failed.
+            NotFinite: what it gave is not finite.
         """
         row = encoder_row(ids, MAX_ENCODER_TOKENS)
         (embedding_D,) = await self._infer("encoder", row, ["embedding"], finish_by_s)
@@ -135,6 +137,7 @@ class TritonModels:
         """Returns what was generated for a prompt; raises as `encode` does."""
         arrays = generator_row(row)
         parts = await self._infer("generator", arrays, self._generator_outputs, finish_by_s)
+        check_begin(parts[0].astype(np.int64), row)
         return cut_sequences(*(p.tolist() for p in parts), limits=row.rung.max_new_tokens)
 
     async def score(self, row: ScoreRow, num_candidates: int, finish_by_s: float) -> Floats:

@@ -62,7 +62,7 @@ async def warm_up(
             only single rows are run. What more rows cost is then learnt from requests.
         is_compiled: Whether the device compiles a graph for the range of shapes that it has seen:
             the smallest and the largest there are come first, so that no request finds its shape
-            new.
+            new. Also beside another bundle, whose answers this may hold up for as long.
         report: Called with each kind of work, batch size and seconds that it should take.
     """
     most = worker.max_rows

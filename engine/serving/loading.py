@@ -71,7 +71,8 @@ async def load_pipeline(
         clock: Time of deadlines.
         report: See `warm_up`.
         phrases: What no answer may hold; None: what the blocklist holds now.
-        others: Pipelines of the same runtime. If one has the same models, they are warm here.
+        others: Pipelines of the same runtime. If one has the same models, they are warm here; on
+            Triton only if it is of the same bundle.
         metrics: Where its work is counted.
 
     Raises:
@@ -105,15 +106,19 @@ async def load_pipeline(
         blocklist=blocklist,
         metrics=metrics,
     )
-    same = next((o for o in others if bundle.manifest.has_models_of(o.bundle.manifest)), None)
+    bundle_id = bundle.manifest.bundle_id
+    alike = [o for o in others if bundle.manifest.has_models_of(o.bundle.manifest)]
+    same = max(alike, key=lambda o: o.bundle.manifest.bundle_id == bundle_id, default=None)
+    is_warm = False
     if same is not None:
+        # A Triton server has each bundle's models by themselves.
+        is_warm = remote is None or same.bundle.manifest.bundle_id == bundle_id
         pipeline.worker.models.adopt(same.worker.models)
     try:
         await warm_up(
             bundle,
             pipeline.worker,
-            # A server has each bundle's models by themselves, so there none is warm.
-            is_index_only=same is not None and remote is None,
+            is_index_only=is_warm,
             is_beside_others=bool(others),
             is_compiled=runtime.device.kind == "tensorrt" and remote is None,
             report=report,

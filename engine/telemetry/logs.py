@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from engine.errors import EngineError
+from engine.errors import EngineError, NotFinite
 from engine.telemetry.writing import Writer, writer_of
 
 LogFormat = Literal["json", "text"]
@@ -25,7 +25,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # What gRPC logs as an error if a caller's deadline or disconnection comes while it answers.
 _CALL_GIVEN_UP = "ExecuteBatchError raised in core by servicer method"
-_SAFE = (EngineError, OSError)  # they name fields, sizes, files and addresses
+_SAFE = (EngineError, NotFinite, OSError)  # they name fields, outputs, sizes, files, addresses
 
 
 def set_up(

@@ -52,3 +52,19 @@ def test_logits_that_are_not_those_of_torch_are_refused(wrong: float) -> None:
     got_N[7] += wrong
     with pytest.raises(parity.ParityError, match=r"difference to torch is .*at most 0\.001"):
         click_parity.check_exact(got_N, expected_N)
+
+
+def test_the_head_of_an_fp16_graph_may_have_numbers_too_large_for_fp16(run: Run) -> None:
+    checkpoint, head = run.click_backbone(), dict(run.click_head())
+    head["mixed.weight"] = head["mixed.weight"] * np.float32(1e7)
+    head["mixed.bias"] = head["mixed.bias"] * np.float32(1e7)
+    out = head["out.weight"].copy()
+    out[:, : len(head["mixed.bias"])] *= 1e-7
+    head["out.weight"] = out
+    requests = sample_requests(run, 6, seed=1)
+    features = click_parity.sample_features(head, requests, seed=0)
+    tables = checkpoint.cos_sin(400)
+    graph = build_click_model(checkpoint.state, head, checkpoint.shape, tables, real_type="float16")
+    got = click_parity.click_graph(parity.session_of(graph), run, requests, features)
+    expected = click_parity.click_reference(checkpoint, head, run, requests, features)
+    np.testing.assert_allclose(got, expected, atol=0.01)

@@ -87,21 +87,26 @@ def test_effort_is_chosen_anew_if_it_was_chosen(bundle: Path, newer: Path, tmp_p
     assert fresh.index.ef_search < 500  # few queries are found with the least there is
 
 
-def test_an_index_of_one_query_is_searched_with_the_least_effort(
-    bundle: Path, newer: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("texts", "effort"),
+    [(["mouse"], 16), ([f"{a} {b}" for a in "abcdef" for b in "abcdef"], 77)],
+    ids=["small: the least", "large: as before"],
+)
+def test_effort_where_no_probes_can_be_made(
+    bundle: Path, newer: Path, tmp_path: Path, texts: list[str], effort: int
 ) -> None:
     chosen = shutil.copytree(bundle, tmp_path / "chosen")
     manifest = read_manifest(chosen)
     assert manifest.index is not None
-    index = msgspec.structs.replace(manifest.index, min_recall=0.9)
+    index = msgspec.structs.replace(manifest.index, ef_search=77, min_recall=0.9)
     write_manifest(chosen, msgspec.structs.replace(manifest, index=index))
-    queries = newer / "mined/queries.parquet"
-    pq.write_table(pq.read_table(queries)[:1], queries)
-    pairs = newer / "mined/pairs.parquet"
+    queries, pairs = newer / "mined/queries.parquet", newer / "mined/pairs.parquet"
+    row = pq.read_table(queries).to_pylist()[0]
+    pq.write_table(pa.Table.from_pylist([row | {"text": t} for t in texts]), queries)
     pq.write_table(pq.read_table(pairs)[:0], pairs)
     fresh = refresh_index(chosen, newer, tmp_path / "fresh")
     assert fresh.index is not None
-    assert (fresh.index.num_queries, fresh.index.ef_search) == (1, 16)
+    assert (fresh.index.num_queries, fresh.index.ef_search) == (len(texts), effort)
 
 
 def test_old_bundle_is_untouched(bundle: Path, newer: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A bundle's vectors on their way into a real Milvus (milvus-lite)."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,3 +70,23 @@ def test_a_collection_has_no_index_before_it_is_full(server, tiny_bundle):
     assert found == [[]]
     assert client.list_indexes(name) == [VECTOR_FIELD]
     client.close()
+
+
+def test_a_server_that_hangs_is_asked_to_remove_for_the_time_of_one_call(
+    server, tiny_bundle, monkeypatch
+):
+    drop, asked = MilvusClient.drop_collection, list[float]()
+
+    def noted(client: MilvusClient, name: str, timeout: float, **options: Any) -> None:
+        asked.append(timeout)
+        drop(client, name, timeout=timeout, **options)
+
+    def hang(line: str) -> None:
+        monkeypatch.setattr(milvus, "_CALL_TIMEOUT_S", 1.0)
+        server.signal(signal.SIGSTOP)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MilvusClient, "drop_collection", noted)
+    with pytest.raises(KeyboardInterrupt):
+        milvus.load_vectors(tiny_bundle, server.access, report=hang)
+    assert sum(asked) < 2  # the first takes all of it, and leaves the others next to nothing

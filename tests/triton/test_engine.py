@@ -166,6 +166,20 @@ async def test_an_index_only_release_runs_its_models_before_it_answers(
         server.kill()
 
 
+async def test_the_same_release_again_runs_nothing_but_look_ups(
+    own_triton, bundle_directory, runtime
+):
+    manifest, config = read_manifest(bundle_directory), remote(own_triton.url)
+    names = [model_name(role, manifest) for role in ("generator", "click_model")]
+    async with loaded(bundle_directory, runtime, config) as before:
+        expected = [own_triton.executions(name) for name in names]
+        pipeline = await load_pipeline(
+            bundle_directory, runtime, config, CLOCK, phrases=["mouse"], others=[before]
+        )
+        await pipeline.worker.close()
+        assert [own_triton.executions(name) for name in names] == expected
+
+
 async def test_a_server_that_is_too_slow_to_warm_up_is_named(
     triton, bundle_directory, runtime, monkeypatch
 ):

@@ -24,10 +24,11 @@ import torch
 from transformers import AutoModelForCausalLM, set_seed
 
 from train.alignment.guard import STEPS, Asked, refusal
+from train.alignment.history import AlignmentMetrics, Round, last_round, rounds_of, save
 from train.alignment.policy import update
 from train.alignment.preferences import Preference, prefer, prefer_texts
 from train.alignment.prompts import PromptSource
-from train.alignment.quality import HeldOut, Measured, PolicyQuality, by_scenario, list_rewards
+from train.alignment.quality import HeldOut, Measured, by_scenario, list_rewards
 from train.alignment.rollouts import Drawer, Drawn, Worth, judge_lists
 from train.clicks.calibration import read_examination
 from train.clicks.judge import ClickJudge, Judge
@@ -36,46 +37,7 @@ from train.models.trained import load_trained
 from train.settings import AlignmentConfig
 
 T = TypeVar("T")
-_FINISHED = "finished_"  # and the number of rounds: a checkpoint
 Report = Callable[[str], None]
-
-
-class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """How a round went; qualities by scenario."""
-
-    num_prompts: int
-    num_equal: int  # prompts without lists that differ in reward: left out
-    num_lists: int
-    draw_s: float
-    judge_s: float
-    update_s: float
-    num_steps: int
-    mean_reward: dict[str, float]  # of drawn lists
-    gap: dict[str, float]  # between the best and the worst list that was learnt from
-    before: dict[str, PolicyQuality]
-    after: dict[str, PolicyQuality]
-    step: float  # part of the way to the new weights that was taken; 0: the round was refused
-
-    def describe(self) -> str:
-        """Returns one line for people."""
-        return "expected clicks on held-out prompts' lists: " + _gains(self.before, self.after)
-
-
-class AlignmentMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """How an alignment went; the first field is that of the generator it started from."""
-
-    mode: str
-    objective: str
-    rounds: list[Round]
-
-    def describe(self) -> str:
-        """Returns one line for people."""
-        first, last = self.rounds[0], self.rounds[-1]
-        refused = sum(r.step == 0 for r in self.rounds)
-        return (
-            f"{len(self.rounds)} rounds, {refused} refused; by the click model, expected clicks on "
-            f"held-out prompts' lists: {_gains(first.before, last.after)}"
-        )
 
 
 class Aligner:
@@ -308,17 +270,17 @@ def align(
         report=report,
     )
     checkpoints = output / "checkpoints"
-    last = aligner.agreed(_last_round(checkpoints))
-    done = _rounds_of(last) if last else []
+    last = aligner.agreed(last_round(checkpoints))
+    done = rounds_of(last) if last else []
     model = _load(last or run / "generator", prompts.renderer.vocabulary.size)
     model.to(aligner.device)
     for number in range(len(done), config.num_rounds):
         done.append(aligner.round(model, number, checkpoints))
         metrics = AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
         if aligner.is_first_process:
-            _save(model, metrics, checkpoints / f"{_FINISHED}{len(done)}")
+            save(model, metrics, checkpoints)
         report(f"round {number + 1}: {done[-1].describe()}")
-    if aligner.is_first_process and (last := _last_round(checkpoints)):
+    if aligner.is_first_process and (last := last_round(checkpoints)):
         shutil.copytree(last, output, dirs_exist_ok=True)
     return AlignmentMetrics(mode=taught, objective=config.objective, rounds=done)
 
@@ -333,32 +295,3 @@ def _load(directory: Path, vocab_size: int) -> Any:
     if not torch.cuda.is_available():
         model.set_attn_implementation("eager")  # faster backward, see train.generation.generator
     return model
-
-
-def _save(model: Any, metrics: AlignmentMetrics, directory: Path) -> None:
-    """Writes what a round came to, whole or not at all, and removes what the one before did."""
-    before = _last_round(directory.parent)
-    partial = directory.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    (partial / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)))
-    partial.rename(directory)
-    if before is not None:
-        shutil.rmtree(before)
-
-
-def _last_round(checkpoints: Path) -> Path | None:
-    """Returns where the last round is that was finished, also by an interrupted call."""
-    finished = [p for p in checkpoints.glob(f"{_FINISHED}*") if not p.suffix]
-    return max(finished, key=lambda p: int(p.name.removeprefix(_FINISHED)), default=None)
-
-
-def _rounds_of(directory: Path) -> list[Round]:
-    return msgspec.json.decode((directory / METRICS).read_bytes(), type=AlignmentMetrics).rounds
-
-
-def _gains(before: dict[str, PolicyQuality], after: dict[str, PolicyQuality]) -> str:
-    return ", ".join(
-        f"{name} {quality.reward:.4f} to {after[name].reward:.4f}"
-        for name, quality in before.items()
-    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from train.alignment.rounds import AlignmentMetrics
+from train.alignment.history import AlignmentMetrics
 from train.evaluation.intervals import Interval
 from train.evaluation.page import Cell, Section, Table, page
 from train.evaluation.plots import interval_plot, line_plot

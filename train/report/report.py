@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from train import simulator
-from train.alignment.rounds import AlignmentMetrics, align
+from train.alignment.history import AlignmentMetrics
+from train.alignment.rounds import align
 from train.config import TrainConfig, read_config
 from train.evaluation.completion import never_searched
 from train.evaluation.intervals import Interval, ratio_interval

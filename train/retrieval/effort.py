@@ -42,6 +42,7 @@ def least_effort(
     probes_HD: Floats,
     *,
     min_recall: float,
+    otherwise: int = _EFFORTS[-1],
     report: Report = lambda _: None,
 ) -> int:
     """Returns the least `ef_search` with which the graph finds the share of the ten nearest.
@@ -49,16 +50,18 @@ def least_effort(
     Args:
         graph_file: graph over the embeddings.
         embeddings_QD: float32, of unit norm.
-        probes_HD: embeddings to search with; if none could be made, the index is so small that the
-            least there is will do.
+        probes_HD: embeddings to search with.
         min_recall: share of the ten nearest by exact search that has to be found, of all probes
             together. Queries as near as the tenth count as found.
+        otherwise: what is returned if there are no probes and more queries than the least effort
+            looks at.
         report: called with a line that says what was found, and with a warning if even the most
             effort, which is returned then, finds less.
     """
     if not len(probes_HD):
-        report(f"index: ef_search {_EFFORTS[0]}: the queries are too few to make probes of")
-        return _EFFORTS[0]
+        effort = _EFFORTS[0] if len(embeddings_QD) <= _EFFORTS[0] else otherwise
+        report(f"index: ef_search {effort}: no probes could be made of the queries")
+        return effort
     k = min(_K, len(embeddings_QD))
     exact_HK = exact_similarities(embeddings_QD, probes_HD, k)
     effort, recall = 0, 0.0

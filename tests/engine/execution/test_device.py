@@ -10,7 +10,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from engine.config import Config, DeviceKind, ModelsConfig
 from engine.execution.bundle import load_bundle
-from engine.execution.device import CPU, Device, check_available, providers
+from engine.execution.device import CPU, Device, check_available, open_session, providers
 from engine.execution.runtime import Runtime
 from engine.formats.manifest import BundleError
 from engine.serving.loading import make_runtime
@@ -72,3 +72,17 @@ def test_a_provider_that_does_not_start_is_no_silent_fallback(
     monkeypatch.setattr("engine.execution.device.providers", lambda _: providers(CPU))
     with pytest.raises(BundleError, match=r"CUDAExecutionProvider could not start"):
         runtime.open(tiny_bundle / "encoder.onnx", sha256="0" * 64)
+
+
+def test_a_provider_that_fails_to_start_is_told_with_the_way_out(tiny_bundle, monkeypatch):
+    # As ONNX Runtime's wrapper passes it on where there is no GPU.
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    path, options = str(tiny_bundle / "encoder.onnx"), ort.SessionOptions()
+    with pytest.raises(ValueError, match=r"CUDAExecutionProvider could not start.*'cpu'") as told:
+        open_session(path, options, Device("cuda"))
+    assert "failure 100" in str(told.value.__cause__)
+    with pytest.raises(RuntimeError, match="failure 100"):
+        open_session(path, options, CPU)

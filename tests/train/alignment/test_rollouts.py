@@ -87,7 +87,7 @@ class Opinion:
 
     def __call__(self, questions, *, level):
         self.asked += questions
-        p_of = [0.4 + 0.1 * np.arange(len(q.texts)) for q in questions]
+        p_of = [np.linspace(0.4, 0.5, len(q.texts), dtype=np.float64) for q in questions]
         return [Judgement(p_C, p_C / 2, np.ones(len(p_C), np.bool_)) for p_C in p_of]
 
 
@@ -116,9 +116,9 @@ class Slopeless:
         for asked in questions:
             is_known_C = np.arange(len(asked.texts)) < 2
             is_dull = asked.scenario == "clarification"
-            p_C = np.where(is_known_C, 0.3, 0.1) + (0 if is_dull else 0.01) * np.arange(
-                len(asked.texts)
-            )
+            p_C = np.array(np.where(is_known_C, 0.3, 0.1), np.float64)
+            if not is_dull:
+                p_C += 0.01 * np.arange(len(p_C))
             judgements.append(Judgement(p_C, p_C / 2, is_known_C))
         return judgements
 

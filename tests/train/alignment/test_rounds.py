@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.train.conftest import ATTRACTION, word
+from train.alignment.history import AlignmentMetrics
 from train.alignment.prompts import PromptSource
 from train.alignment.rollouts import read_lists
-from train.alignment.rounds import AlignmentMetrics, align
+from train.alignment.rounds import align
 from train.clicks.judge import Judge, Judgement
 from train.clicks.uncertainty import load_uncertainty, save_uncertainty
 from train.generation.generator import read_prompts, train_generator

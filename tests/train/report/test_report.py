@@ -14,8 +14,8 @@ import pytest
 from export.sample import write_sample_bundle
 from tests.train.alignment.test_preferences import drawn, worth
 from tests.train.conftest import SimulatedRun, command, topic_queries
+from train.alignment.history import AlignmentMetrics, Round
 from train.alignment.preferences import ranked_texts
-from train.alignment.rounds import AlignmentMetrics, Round
 from train.evaluation.intervals import Interval
 from train.evaluation.served import ServedBundle
 from train.evaluation.suite import read_queries

@@ -75,13 +75,20 @@ def test_an_index_of_fewer_than_ten_queries(embeddings_QD, probes_HD, tmp_path):
     assert least_effort(path, embeddings_QD[:3], probes_HD, min_recall=1.0) == 16
 
 
-def test_an_index_without_probes_is_searched_with_the_least_effort(embeddings_QD, tmp_path):
+def test_a_small_index_without_probes_is_searched_with_the_least_effort(embeddings_QD, tmp_path):
     path, lines = saved(embeddings_QD[:1], tmp_path / "graph"), list[str]()
     assert probe_texts(["wireless mouse"], seed=0) == []
     none = np.empty((0, DIM), np.float32)
     effort = least_effort(path, embeddings_QD[:1], none, min_recall=0.9, report=lines.append)
     assert effort == 16
-    assert lines == ["index: ef_search 16: the queries are too few to make probes of"]
+    assert lines == ["index: ef_search 16: no probes could be made of the queries"]
+
+
+def test_a_large_index_without_probes_is_searched_with_the_most_effort(graph_file, embeddings_QD):
+    none = np.empty((0, DIM), np.float32)
+    assert probe_texts([f"{a} {b}" for a in "abcdef" for b in "abcdef"], seed=0) == []
+    assert least_effort(graph_file, embeddings_QD, none, min_recall=0.9) == 512
+    assert least_effort(graph_file, embeddings_QD, none, min_recall=0.9, otherwise=96) == 96
 
 
 def test_probes_are_made_of_the_words_of_two_queries():
