@@ -210,12 +210,12 @@ def test_dashboard_and_alerts_name_only_what_is_exported(told, name):
         for family in text_string_to_metric_families(told.metrics)
         for sample in family.samples
     ]
-    exported = {s.name for s in samples}
+    exported = {s.name for s in samples} | {"up"}  # Prometheus' own
     labels = {label for s in samples for label in s.labels} | {"job", "instance"}
     found = expressions(DEPLOY / name)
     assert found
     for expression in found:
-        named = set(re.findall(r"\b(?:queryrec|process|python)_\w+", expression))
+        named = set(re.findall(r"\b(?:(?:queryrec|process|python)_\w+|up\b)", expression))
         assert named, expression
         assert named <= exported, expression
         grouped = re.findall(r"\bby \(([^)]*)\)", expression)
