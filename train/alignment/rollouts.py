@@ -4,6 +4,7 @@ Knows nothing of losses.
 """
 
 # K lists of a prompt, S sequences of a list, N new tokens
+import atexit
 from collections.abc import Sequence
 from random import Random
 from typing import Any, NamedTuple, TypeVar
@@ -70,6 +71,12 @@ def read_lists(
 T = TypeVar("T")
 
 
+def _leave_group() -> None:
+    """Ends the group of processes: threads of gloo that outlive the interpreter abort it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Drawer:
     """Draws lists from models; under torchrun each process draws its share, and gets all."""
 
@@ -77,6 +84,8 @@ class Drawer:
         """Takes how lists are drawn; see `draw_lists`. `seed` is that of all draws."""
         self._vocabulary, self._mode, self._bf16, self._seed = vocabulary, mode, bf16, seed
         self._processes = PartialState(cpu=not torch.cuda.is_available())
+        if self._processes.num_processes > 1:
+            atexit.register(_leave_group)
 
     @property
     def is_first_process(self) -> bool:

@@ -193,7 +193,7 @@ def by_two(script: Path, *arguments: object) -> None:
 def test_two_processes_go_on_from_what_they_left(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys\n"
+        "import os, sys, torch\n"
         "from contextlib import suppress\n"
         "from pathlib import Path\n"
         "from tests.train.models.test_pace import CHECKPOINT_S, trainer\n"
@@ -205,6 +205,7 @@ def test_two_processes_go_on_from_what_they_left(tmp_path: Path) -> None:
         "if os.environ['RANK'] == '0':\n"
         "    with directory.with_suffix('.txt').open('a') as told:\n"
         "        print(made.state.global_step, lines[0], file=told)\n"
+        "torch.distributed.destroy_process_group()\n"
     )
     by_two(script, tmp_path / "checkpoints", 36)
     by_two(script, tmp_path / "checkpoints", 99)
@@ -219,7 +220,7 @@ def test_processes_with_clocks_of_their_own_write_checkpoints_at_the_same_steps(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys\n"
+        "import os, sys, torch\n"
         "from pathlib import Path\n"
         "from tests.train.models.test_pace import trainer\n"
         "rank = int(os.environ['RANK'])\n"
@@ -231,6 +232,7 @@ def test_processes_with_clocks_of_their_own_write_checkpoints_at_the_same_steps(
         "    save(*arguments)\n"
         "made._save_checkpoint = saving\n"
         "made.train_resumable()\n"
+        "torch.distributed.destroy_process_group()\n"
     )
     # What one process left is of other batches, and is not what two go on from.
     with pytest.raises(InterruptedError):
