@@ -65,8 +65,8 @@ def test_queries_that_are_found_in_the_repository_alone_are_asked_for_elsewhere(
     monkeypatch.chdir(tmp_path)
     assert_refused(
         called("evaluate", **given),
-        "--heldout examples/data/heldout.txt.gz: there is no such file; give queries that occur "
-        "in no log",
+        "--heldout examples/data/heldout.txt.gz: there is no such file; give queries that the log "
+        "lacks",
     )
 
 
