@@ -6,19 +6,23 @@ from typing import Any
 
 import pytest
 from pymilvus import MilvusClient, MilvusException
+from typer.testing import CliRunner
 
 from engine.execution.milvus import VECTOR_FIELD, collection_name
 from engine.formats.manifest import read_manifest
 from export import milvus
+from export.cli import app
 from tests.engine.execution.test_milvus import MilvusServer
 
 
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
     server = MilvusServer(tmp_path_factory.mktemp("milvus"))
-    server.start()
-    yield server
-    server.stop()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def test_a_server_that_does_not_load_in_time_is_named_and_keeps_nothing(
@@ -30,6 +34,20 @@ def test_a_server_that_does_not_load_in_time_is_named_and_keeps_nothing(
     client = server.access.client()
     assert not client.has_collection(collection_name(read_manifest(tiny_bundle)))
     client.close()
+
+
+def test_the_command_loads_once_and_again_only_if_told_to(server, tiny_bundle):
+    name = collection_name(read_manifest(tiny_bundle))
+    command = ["milvus", f"--bundle={tiny_bundle}", f"--uri={server.uri}"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "already" in done.output
+    assert "--replace" in done.output
+    done = CliRunner().invoke(app, [*command, "--replace"])
+    assert done.exit_code == 0, done.output
+    assert name in done.output
 
 
 def test_an_interrupted_load_keeps_nothing(server, tiny_bundle):

@@ -28,7 +28,6 @@ from pymilvus.grpc_gen.milvus_pb2_grpc import (
     MilvusServiceServicer,  # pyright: ignore[reportAttributeAccessIssue]
     add_MilvusServiceServicer_to_server,  # pyright: ignore[reportAttributeAccessIssue]
 )
-from typer.testing import CliRunner
 
 from engine.answering.answer import Answer, Question
 from engine.answering.pipeline import Pipeline
@@ -39,7 +38,6 @@ from engine.formats.manifest import read_manifest
 from engine.scheduling.deadline import Deadline, MonotonicClock
 from engine.scheduling.stages import Left, Omission, Probe, Stage, Why
 from engine.serving.loading import load_pipeline
-from export.cli import app
 from export.milvus import load_vectors
 from tests.ipv6 import needs_ipv6
 
@@ -100,10 +98,12 @@ class MilvusServer:
 def milvus(tmp_path_factory, tiny_bundle) -> Iterator[MilvusServer]:
     """A server that holds the tiny bundle's vectors."""
     server = MilvusServer(tmp_path_factory.mktemp("milvus"))
-    server.start()
-    load_vectors(tiny_bundle, server.access)
-    yield server
-    server.stop()
+    try:
+        server.start()
+        load_vectors(tiny_bundle, server.access)
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -392,18 +392,6 @@ async def test_a_token_file_that_is_not_there_is_named(milvus, tiny_bundle, runt
         await load_pipeline(
             tiny_bundle, runtime, remote(milvus.uri, token_file="nowhere.txt"), CLOCK
         )
-
-
-def test_the_command_loads_once_and_again_only_if_told_to(milvus, tiny_bundle):
-    name = collection_name(read_manifest(tiny_bundle))
-    command = ["milvus", f"--bundle={tiny_bundle}", f"--uri={milvus.uri}"]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 2
-    assert "already" in done.output
-    assert "--replace" in done.output
-    done = CliRunner().invoke(app, [*command, "--replace"])
-    assert done.exit_code == 0, done.output
-    assert name in done.output
 
 
 def test_a_bundle_without_an_index_has_nothing_to_load(milvus, tiny_bundle, changed_bundle):

@@ -14,7 +14,6 @@ from engine.answering.answer import Question
 from engine.config import Config, ModelsConfig
 from engine.errors import NotFinite
 from engine.execution.models import GenerateRow, Generator
-from engine.execution.runtime import Runtime
 from engine.formats.manifest import sha256_of
 from engine.formats.vocabulary import FIRST_TEXT_ID
 from engine.scheduling.deadline import Deadline, MonotonicClock
@@ -29,13 +28,6 @@ from export.options import Mode
 from export.sample import write_sample_run
 
 CONFIG = Config(models=ModelsConfig(num_threads=1, shared_thread_pool=False, max_batch_size=2))
-
-
-@pytest.fixture(scope="module")
-def runtime():
-    runtime = Runtime(num_threads=1, shared_thread_pool=False)
-    yield runtime
-    runtime.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,10 @@ import pytest
 from engine.answering.pipeline import Pipeline
 from engine.config import Config, ModelsConfig
 from engine.execution.bundle import load_bundle
-from engine.execution.runtime import Runtime
 from engine.execution.warmup import warm_up
 from engine.scheduling.deadline import MonotonicClock
 
 CONFIG = Config(models=ModelsConfig(num_threads=1, shared_thread_pool=False, max_batch_size=2))
-
-
-@pytest.fixture(scope="module")
-def runtime():
-    runtime = Runtime(num_threads=1, shared_thread_pool=False)
-    yield runtime
-    runtime.close()
 
 
 @pytest.mark.parametrize("is_beside_others", [False, True])
